@@ -1,0 +1,2 @@
+//! The bewick daemon.
+fn main() {}

@@ -1,0 +1,23 @@
+//! IKEv2 (RFC 7296) without IO.
+//!
+//! The crate holds the wire format, the cryptography and the state machines of both roles. It opens
+//! no socket, reads no clock and asks no operating system for randomness: [`Time`] comes in as an
+//! argument, [`Random`] is handed in at the start, and what is to be sent or programmed comes out as
+//! values. A run replays byte for byte from its seed.
+#![forbid(unsafe_code)]
+
+pub mod child;
+pub mod crypto;
+pub mod path;
+pub mod random;
+pub mod secret;
+pub mod selector;
+pub mod time;
+pub mod wire;
+
+pub use child::{ChildId, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2};
+pub use path::Path;
+pub use random::Random;
+pub use secret::Secret;
+pub use selector::TrafficSelector;
+pub use time::Time;

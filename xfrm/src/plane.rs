@@ -1,0 +1,164 @@
+//! The trait that the data planes share.
+
+use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
+
+use bewick_ike::{ChildId, ChildMove, ChildSa, Path};
+use tokio::sync::mpsc;
+
+/// What an operation of a plane resolves to. Boxed, so that the daemon can hold any plane.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, PlaneError>> + Send + 'a>>;
+
+/// Which kind of plane carries the traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// XFRM in the kernel
+    Kernel,
+    /// ESP in UDP in this process, over a TUN device
+    Userspace,
+    /// no traffic at all: for tests
+    Fake,
+}
+
+impl Kind {
+    /// The word that the configuration and `bewick status` use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Kernel => "kernel",
+            Kind::Userspace => "userspace",
+            Kind::Fake => "fake",
+        }
+    }
+}
+
+/// What a plane says of itself to the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// which kind it is
+    pub kind: Kind,
+    /// why this one was taken, in one sentence
+    pub reason: String,
+    /// how a move is done, for instance `migrate`, `delete-add`, `swap`
+    pub move_method: &'static str,
+}
+
+/// Traffic of one CHILD_SA since it was installed; a move keeps the counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// inner octets received and delivered
+    pub octets_in: u64,
+    /// inner octets sent
+    pub octets_out: u64,
+    /// packets received and delivered
+    pub packets_in: u64,
+    /// packets sent
+    pub packets_out: u64,
+    /// packets that failed the integrity check, the replay window or the selectors
+    pub rejected: u64,
+    /// valid packets that came on another path than the CHILD_SA's (RFC 4555 §3.12)
+    pub wrong_path: u64,
+}
+
+/// What one move cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MoveReport {
+    /// netlink requests sent, 0 in userspace
+    pub requests: u32,
+    /// from the first request to the last answer
+    pub took: Duration,
+}
+
+/// What a plane reports by itself. All are hints to the machines above: none moves an SA.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlaneEvent {
+    /// a lifetime ended: `hard` means that the kernel has removed the state
+    Expire {
+        /// which CHILD_SA
+        id: ChildId,
+        /// false for the warning before the end
+        hard: bool,
+    },
+    /// a valid ESP packet came from another address or port than the path's remote
+    Mapping {
+        /// which CHILD_SA
+        id: ChildId,
+        /// where the packet came from
+        seen: SocketAddr,
+    },
+    /// a packet matched a trap policy and wants a CHILD_SA
+    Acquire {
+        /// the reqid of the trap policy
+        reqid: u32,
+    },
+    /// the kernel dropped events: compare desired with actual state
+    EventsLost,
+}
+
+/// Why a plane could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaneError {
+    /// the kernel refused
+    #[error("{operation}: {message} (errno {errno})")]
+    Kernel {
+        /// what was being done, in the operator's words, never with a key
+        operation: String,
+        /// the positive error number
+        errno: i32,
+        /// the kernel's own text (extended ack) or the errno's
+        message: String,
+    },
+    /// the kernel did not answer in time
+    #[error("{0}: the kernel did not answer")]
+    Timeout(String),
+    /// no CHILD_SA of that name is installed
+    #[error("no CHILD_SA {0:?} is installed")]
+    UnknownChild(ChildId),
+    /// the SPI is in use already
+    #[error("the SPI is in use already")]
+    SpiInUse,
+    /// the plane can't carry this CHILD_SA
+    #[error("{0}")]
+    Unsupported(String),
+    /// a system call failed
+    #[error("{operation}: {source}")]
+    Io {
+        /// what was being done
+        operation: String,
+        /// the system's error
+        source: std::io::Error,
+    },
+}
+
+/// A data plane: installs, moves and removes CHILD_SAs and counts their traffic.
+///
+/// Every operation is all or nothing: after an error the plane is as it was before.
+pub trait DataPlane: Send {
+    /// Which plane this is and why it was taken.
+    fn describe(&self) -> Description;
+
+    /// The name of the device that holds the virtual addresses and the inner routes.
+    fn device(&self) -> &str;
+
+    /// Makes both directions of `sa` work, with the policies that choose its traffic.
+    fn install<'a>(&'a mut self, sa: &'a ChildSa) -> Answer<'a, ()>;
+
+    /// Moves all of `moves` to their new paths, or none (RFC 4555 §3.5).
+    ///
+    /// Sequence numbers go on where they were. Packets still in flight on the old path are accepted
+    /// for a while.
+    fn move_children<'a>(&'a mut self, moves: &'a [ChildMove]) -> Answer<'a, MoveReport>;
+
+    /// Removes `id` in both directions; no error if it is gone already.
+    fn remove(&mut self, id: ChildId) -> Answer<'_, ()>;
+
+    /// The traffic of `id` so far.
+    fn counters(&mut self, id: ChildId) -> Answer<'_, Counters>;
+
+    /// The stream of events; `None` the second time.
+    fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>>;
+
+    /// The outer path that `id` uses now.
+    fn path(&self, id: ChildId) -> Option<Path>;
+
+    /// Removes all that this plane has made. Called once, before the daemon ends.
+    fn shutdown(&mut self) -> Answer<'_, ()>;
+}
