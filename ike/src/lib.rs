@@ -15,7 +15,7 @@ pub mod selector;
 pub mod time;
 pub mod wire;
 
-pub use child::{ChildId, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2};
+pub use child::{ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2};
 pub use path::Path;
 pub use random::Random;
 pub use secret::Secret;

@@ -116,12 +116,8 @@ impl TrafficSelector {
     pub fn nets(&self) -> Vec<IpNet> {
         use ipnet::{IpSubnets, Ipv4Subnets, Ipv6Subnets};
         match (self.first, self.last) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                IpSubnets::from(Ipv4Subnets::new(a, b, 0)).collect()
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => {
-                IpSubnets::from(Ipv6Subnets::new(a, b, 0)).collect()
-            }
+            (IpAddr::V4(a), IpAddr::V4(b)) => IpSubnets::from(Ipv4Subnets::new(a, b, 0)).collect(),
+            (IpAddr::V6(a), IpAddr::V6(b)) => IpSubnets::from(Ipv6Subnets::new(a, b, 0)).collect(),
             _ => Vec::new(),
         }
     }

@@ -6,4 +6,6 @@
 
 pub mod plane;
 
-pub use plane::{Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent};
+pub use plane::{
+    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+};
