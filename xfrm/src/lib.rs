@@ -5,6 +5,7 @@
 //! [`bewick_ike::ChildMove`]); it knows nothing of IKE messages.
 
 pub mod plane;
+pub mod udp;
 
 pub use plane::{
     Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,

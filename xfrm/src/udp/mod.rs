@@ -1,0 +1,356 @@
+//! The UDP sockets on ports 500 and 4500 that IKE and ESP in UDP share (RFC 7296 §2.23, RFC 3948).
+//!
+//! The non-ESP marker (RFC 3948 §2.2) begins and ends here: callers see IKE messages without it.
+//! One thread per socket receives; IKE goes to a bounded channel, ESP to an [`EspSink`] within the
+//! receiving thread. Sends name the source address and, where known, the interface, so that any
+//! uplink can be used whatever the routing metrics say.
+
+mod control;
+mod receive;
+mod socket;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+};
+
+use bewick_ike::Path;
+use tokio::sync::mpsc;
+
+use socket::Socket;
+
+/// The port of IKE without NAT (RFC 7296 §2).
+pub const IKE_PORT: u16 = 500;
+/// The port of IKE and ESP in UDP (RFC 3948 §2.1).
+pub const NAT_PORT: u16 = 4500;
+
+/// Four zero octets where an ESP packet would have its SPI (RFC 3948 §2.2).
+const NON_ESP_MARKER: [u8; 4] = [0; 4];
+/// The one octet that keeps a NAT's mapping (RFC 3948 §2.3).
+const KEEPALIVE: [u8; 1] = [0xff];
+
+/// How to open the sockets.
+#[derive(Clone, Debug)]
+pub struct UdpConfig {
+    /// the port of IKE alone, [`IKE_PORT`]; 0 for any that is free
+    pub ike_port: u16,
+    /// the port of IKE and ESP, [`NAT_PORT`]; 0 for any that is free
+    pub nat_port: u16,
+    /// the IPv4 address to bind to, unspecified for all
+    pub bind_v4: Ipv4Addr,
+    /// the IPv6 address to bind to, unspecified for all; `None` for no IPv6
+    pub bind_v6: Option<Ipv6Addr>,
+    /// SO_MARK of all that is sent
+    pub mark: Option<u32>,
+    /// size of the receive and send buffers to ask for, in octets
+    pub buffer: usize,
+    /// IKE messages that wait for the daemon at most; further ones are dropped and counted
+    pub queue: usize,
+}
+
+impl Default for UdpConfig {
+    fn default() -> Self {
+        UdpConfig {
+            ike_port: IKE_PORT,
+            nat_port: NAT_PORT,
+            bind_v4: Ipv4Addr::UNSPECIFIED,
+            bind_v6: Some(Ipv6Addr::UNSPECIFIED),
+            mark: None,
+            buffer: 4 << 20,
+            queue: 1024,
+        }
+    }
+}
+
+/// Why the sockets could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum UdpError {
+    /// another program has the port
+    #[error(
+        "UDP port {port} is in use by another program ({family}); `ss -lunp 'sport = :{port}'` \
+         shows which: stop it and start again"
+    )]
+    InUse {
+        /// the port
+        port: u16,
+        /// `IPv4` or `IPv6`
+        family: &'static str,
+    },
+    /// not allowed to bind a port below 1024
+    #[error("no permission to use UDP port {port}: run as root or with CAP_NET_BIND_SERVICE")]
+    Denied {
+        /// the port
+        port: u16,
+    },
+    /// a system call failed
+    #[error("{operation}: {source}")]
+    Io {
+        /// what was being done
+        operation: String,
+        /// the system's error
+        source: io::Error,
+    },
+}
+
+/// An IKE message from the network, without the non-ESP marker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IkeDatagram {
+    /// local: the address it was sent to and the socket's port; remote: where it came from
+    pub path: Path,
+    /// the message
+    pub bytes: Vec<u8>,
+    /// the interface that it came in on, 0 if not known
+    pub ifindex: u32,
+}
+
+/// Takes the ESP packets that come in on the NAT port.
+pub trait EspSink: Send + Sync {
+    /// One packet, from its SPI on. Called in a receiving thread: must not wait for long.
+    fn esp(&self, path: Path, packet: &mut [u8]);
+}
+
+/// What the sockets did since they were opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UdpCounters {
+    /// IKE messages handed to the daemon
+    pub ike_in: u64,
+    /// IKE messages dropped because the daemon was not quick enough
+    pub ike_dropped: u64,
+    /// ESP packets handed to the sink
+    pub esp_in: u64,
+    /// ESP packets dropped because there is no sink
+    pub esp_dropped: u64,
+    /// NAT keepalives (RFC 3948 §2.3)
+    pub keepalives_in: u64,
+    /// datagrams that are none of these: too short, or without a destination address
+    pub malformed: u64,
+    /// errors of receiving system calls
+    pub receive_errors: u64,
+    /// sends that the system refused
+    pub send_errors: u64,
+}
+
+#[derive(Default)]
+struct AtomicCounters {
+    ike_in: AtomicU64,
+    ike_dropped: AtomicU64,
+    esp_in: AtomicU64,
+    esp_dropped: AtomicU64,
+    keepalives_in: AtomicU64,
+    malformed: AtomicU64,
+    receive_errors: AtomicU64,
+    send_errors: AtomicU64,
+}
+
+/// What the receiving threads and the owner share.
+struct Shared {
+    stop: AtomicBool,
+    sink: RwLock<Option<Arc<dyn EspSink>>>,
+    counters: AtomicCounters,
+}
+
+/// The open sockets and their receiving threads; dropping it ends both.
+pub struct UdpSockets {
+    sockets: Vec<Arc<Socket>>,
+    ike_port: u16,
+    nat_port: u16,
+    interfaces: RwLock<BTreeMap<IpAddr, u32>>,
+    notes: Vec<String>,
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl UdpSockets {
+    /// Opens the sockets of both ports for IPv4 and IPv6 and starts to receive.
+    ///
+    /// Does without IPv6 where the machine has none; [`UdpSockets::notes`] says so then.
+    pub fn open(
+        config: &UdpConfig,
+    ) -> Result<(Arc<UdpSockets>, mpsc::Receiver<IkeDatagram>), UdpError> {
+        let mut notes = Vec::new();
+        let (ike_port, mut sockets) = open_pair(config, config.ike_port, false, &mut notes)?;
+        let (nat_port, nat_sockets) = open_pair(config, config.nat_port, true, &mut notes)?;
+        sockets.extend(nat_sockets);
+        notes.dedup();
+
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            sink: RwLock::new(None),
+            counters: AtomicCounters::default(),
+        });
+        let (ike, receiver) = mpsc::channel(config.queue.max(1));
+        let mut udp = UdpSockets {
+            sockets,
+            ike_port,
+            nat_port,
+            interfaces: RwLock::default(),
+            notes,
+            shared,
+            threads: Mutex::default(),
+        };
+        for socket in &udp.sockets {
+            let thread = receive::spawn(socket.clone(), udp.shared.clone(), ike.clone())
+                .map_err(|source| UdpError::Io { operation: "starting a thread".into(), source })?;
+            udp.threads.get_mut().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+        Ok((Arc::new(udp), receiver))
+    }
+
+    /// The port of the sockets for IKE alone.
+    pub fn ike_port(&self) -> u16 {
+        self.ike_port
+    }
+
+    /// The port of the sockets for IKE and ESP.
+    pub fn nat_port(&self) -> u16 {
+        self.nat_port
+    }
+
+    /// What had to be done without, one sentence each, for the operator.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Whether addresses of IPv6 can be used.
+    pub fn has_ipv6(&self) -> bool {
+        self.sockets.iter().any(|socket| !socket.ipv4)
+    }
+
+    /// Sets which interface owns which local address; what is sent from an address that is not in
+    /// the map (or with index 0) goes where routing sends it.
+    pub fn set_interfaces(&self, interfaces: BTreeMap<IpAddr, u32>) {
+        *self.interfaces.write().unwrap_or_else(PoisonError::into_inner) = interfaces;
+    }
+
+    /// Sets who takes ESP packets from the NAT port; without a sink they are dropped and counted.
+    pub fn set_esp_sink(&self, sink: Option<Arc<dyn EspSink>>) {
+        *self.shared.sink.write().unwrap_or_else(PoisonError::into_inner) = sink;
+    }
+
+    /// Has the kernel take ESP from the NAT port into its own data plane (UDP_ENCAP), or stop it.
+    ///
+    /// An error is the system's, from the first socket that refused.
+    pub fn set_kernel_encap(&self, on: bool) -> io::Result<()> {
+        self.sockets.iter().filter(|socket| socket.nat).try_for_each(|s| s.set_encap(on))
+    }
+
+    /// Sends the IKE message `bytes` along `path`, with the non-ESP marker if it leaves from the NAT
+    /// port. Never waits; errors are the system's (address gone: EINVAL, no route: ENETUNREACH …).
+    pub fn send_ike(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let marker: &[u8] = if self.is_nat(path) { &NON_ESP_MARKER } else { &[] };
+        self.send(path, [marker, bytes])
+    }
+
+    /// Sends an ESP packet in UDP along `path` (RFC 3948 §2.1), without allocating or waiting.
+    pub fn send_esp(&self, path: &Path, packet: &[u8]) -> io::Result<()> {
+        self.send(path, [packet, &[]])
+    }
+
+    /// Sends a NAT keepalive along `path` (RFC 3948 §2.3).
+    pub fn send_keepalive(&self, path: &Path) -> io::Result<()> {
+        self.send(path, [&KEEPALIVE, &[]])
+    }
+
+    /// What the sockets did so far.
+    pub fn counters(&self) -> UdpCounters {
+        let c = &self.shared.counters;
+        UdpCounters {
+            ike_in: c.ike_in.load(Relaxed),
+            ike_dropped: c.ike_dropped.load(Relaxed),
+            esp_in: c.esp_in.load(Relaxed),
+            esp_dropped: c.esp_dropped.load(Relaxed),
+            keepalives_in: c.keepalives_in.load(Relaxed),
+            malformed: c.malformed.load(Relaxed),
+            receive_errors: c.receive_errors.load(Relaxed),
+            send_errors: c.send_errors.load(Relaxed),
+        }
+    }
+
+    /// Ends the receiving threads and waits for them; the channel of IKE messages closes.
+    pub fn shutdown(&self) {
+        self.shared.stop.store(true, Relaxed);
+        self.set_esp_sink(None);
+        for socket in &self.sockets {
+            socket.wake_receiver();
+        }
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            // The last owner may be a sink in one of these threads: it can't wait for itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+
+    fn is_nat(&self, path: &Path) -> bool {
+        path.local.port() == self.nat_port
+    }
+
+    fn send(&self, path: &Path, parts: [&[u8]; 2]) -> io::Result<()> {
+        let nat = self.is_nat(path);
+        let ipv4 = path.local.is_ipv4();
+        let result = if !nat && path.local.port() != self.ike_port {
+            Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no socket has this local port"))
+        } else if path.remote.is_ipv4() != ipv4 {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "the path's ends differ in family"))
+        } else if let Some(socket) = self.sockets.iter().find(|s| s.nat == nat && s.ipv4 == ipv4) {
+            socket.send(path, self.interface(path.local.ip()), parts)
+        } else {
+            Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "this machine has no IPv6"))
+        };
+        if result.is_err() {
+            self.shared.counters.send_errors.fetch_add(1, Relaxed);
+        }
+        result
+    }
+
+    fn interface(&self, local: IpAddr) -> u32 {
+        let interfaces = self.interfaces.read().unwrap_or_else(PoisonError::into_inner);
+        interfaces.get(&local).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for UdpSockets {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Opens `port` for IPv4 and, if the machine can, the same port for IPv6.
+fn open_pair(
+    config: &UdpConfig,
+    port: u16,
+    nat: bool,
+    notes: &mut Vec<String>,
+) -> Result<(u16, Vec<Arc<Socket>>), UdpError> {
+    let v4 = Socket::open(SocketAddr::new(config.bind_v4.into(), port), nat, config, notes)?;
+    let port = v4.port;
+    let mut sockets = vec![Arc::new(v4)];
+    if let Some(bind_v6) = config.bind_v6 {
+        match Socket::open(SocketAddr::new(bind_v6.into(), port), nat, config, notes) {
+            Ok(v6) => sockets.push(Arc::new(v6)),
+            Err(UdpError::Io { source, .. }) if no_ipv6(&source) => {
+                notes.push(format!("IPv6 is not available on this machine ({source}): IPv4 only"));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((port, sockets))
+}
+
+/// Whether `error` means that there is no IPv6 at all: compiled out, or disabled by sysctl.
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! The receiving threads: batches of datagrams, told apart as RFC 3948 §2 and §3 say.
+
+use std::{
+    io, mem,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use bewick_ike::Path;
+use socket2::{SockAddr, SockAddrStorage};
+use tokio::sync::mpsc::{self, error::TrySendError};
+
+use super::{EspSink, IkeDatagram, KEEPALIVE, NON_ESP_MARKER, Shared, control, socket::Socket};
+
+/// Datagrams per system call at most.
+const BATCH: usize = 32;
+/// Room for one datagram: more than UDP can carry, so that none is ever cut.
+const ROOM: usize = 1 << 16;
+/// An IKE header (RFC 7296 §3.1).
+const MIN_IKE: usize = 28;
+/// SPI, sequence number and an integrity check value of 96 bits.
+const MIN_ESP: usize = 20;
+
+/// Starts the thread that receives from `socket` until `shared.stop`.
+pub(super) fn spawn(
+    socket: Arc<Socket>,
+    shared: Arc<Shared>,
+    ike: mpsc::Sender<IkeDatagram>,
+) -> io::Result<JoinHandle<()>> {
+    let family = if socket.ipv4 { 4 } else { 6 };
+    let name = format!("udp{family}-{}", socket.port);
+    thread::Builder::new().name(name).spawn(move || {
+        let mut batch = Batch::new();
+        let receiver = Receiver { socket: &socket, shared: &shared, ike };
+        while !shared.stop.load(Relaxed) {
+            receiver.turn(&mut batch);
+        }
+    })
+}
+
+struct Receiver<'a> {
+    socket: &'a Socket,
+    shared: &'a Shared,
+    ike: mpsc::Sender<IkeDatagram>,
+}
+
+impl Receiver<'_> {
+    /// Waits for datagrams and handles all that are there.
+    fn turn(&self, batch: &mut Batch) {
+        let count = match batch.receive(self.socket) {
+            Ok(count) => count,
+            Err(error) => {
+                match error.raw_os_error() {
+                    // An ICMP error for something sent before says nothing about receiving.
+                    Some(libc::EINTR | libc::EAGAIN | libc::ECONNREFUSED) => {}
+                    _ => {
+                        self.shared.counters.receive_errors.fetch_add(1, Relaxed);
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                }
+                return;
+            }
+        };
+        // One reference per batch, so that no packet waits for who changes the sink.
+        let sink = self.shared.sink.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for index in 0..count {
+            match batch.datagram(index, self.socket.port) {
+                Some((path, ifindex, octets)) => {
+                    self.datagram(path, ifindex, octets, sink.as_deref());
+                }
+                None => self.malformed(),
+            }
+        }
+    }
+
+    fn datagram(&self, path: Path, ifindex: u32, octets: &mut [u8], sink: Option<&dyn EspSink>) {
+        if !self.socket.nat {
+            return self.ike(path, ifindex, octets);
+        }
+        if *octets == KEEPALIVE {
+            // RFC 3948 §4: a keepalive proves nothing about the peer; it ends here.
+            self.shared.counters.keepalives_in.fetch_add(1, Relaxed);
+        } else if let Some(message) = octets.strip_prefix(&NON_ESP_MARKER) {
+            self.ike(path, ifindex, message);
+        } else if octets.len() < MIN_ESP {
+            self.malformed();
+        } else if let Some(sink) = sink {
+            self.shared.counters.esp_in.fetch_add(1, Relaxed);
+            sink.esp(path, octets);
+        } else {
+            self.shared.counters.esp_dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn ike(&self, path: Path, ifindex: u32, message: &[u8]) {
+        if message.len() < MIN_IKE {
+            return self.malformed();
+        }
+        let counters = &self.shared.counters;
+        match self.ike.try_reserve() {
+            Ok(permit) => {
+                counters.ike_in.fetch_add(1, Relaxed);
+                permit.send(IkeDatagram { path, bytes: message.to_vec(), ifindex });
+            }
+            Err(TrySendError::Full(()) | TrySendError::Closed(())) => {
+                counters.ike_dropped.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    fn malformed(&self) {
+        self.shared.counters.malformed.fetch_add(1, Relaxed);
+    }
+}
+
+/// Buffers for one `recvmmsg`.
+struct Batch {
+    octets: Vec<u8>,
+    names: Vec<SockAddrStorage>,
+    controls: Vec<control::Control>,
+    vectors: Vec<libc::iovec>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+impl Batch {
+    fn new() -> Self {
+        // SAFETY: both are plain data for which all zero octets are valid.
+        let (vector, header): (libc::iovec, libc::mmsghdr) =
+            unsafe { (mem::zeroed(), mem::zeroed()) };
+        Batch {
+            octets: vec![0; BATCH * ROOM],
+            names: (0..BATCH).map(|_| SockAddrStorage::zeroed()).collect(),
+            controls: vec![control::Control::new(); BATCH],
+            vectors: vec![vector; BATCH],
+            headers: vec![header; BATCH],
+        }
+    }
+
+    /// Waits for at least one datagram; how many there are.
+    fn receive(&mut self, socket: &Socket) -> io::Result<usize> {
+        let rooms = self.octets.chunks_exact_mut(ROOM);
+        let addresses = self.names.iter_mut().zip(&mut self.controls);
+        for (((header, vector), room), (name, control)) in
+            self.headers.iter_mut().zip(&mut self.vectors).zip(rooms).zip(addresses)
+        {
+            vector.iov_base = room.as_mut_ptr().cast();
+            vector.iov_len = room.len();
+            header.msg_len = 0;
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_namelen = name.size_of();
+            header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
+            header.msg_hdr.msg_control = control.as_mut_ptr();
+            header.msg_hdr.msg_controllen = control::Control::capacity() as _;
+            header.msg_hdr.msg_flags = 0;
+        }
+        // SAFETY: every header points into buffers of this batch, which stay in place and unused
+        // by others during the call.
+        let count = unsafe {
+            libc::recvmmsg(
+                socket.fd(),
+                self.headers.as_mut_ptr(),
+                BATCH as libc::c_uint,
+                libc::MSG_WAITFORONE as _,
+                std::ptr::null_mut(),
+            )
+        };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Datagram `index` of the last receive; `None` if it is cut or lacks an address.
+    fn datagram(&mut self, index: usize, port: u16) -> Option<(Path, u32, &mut [u8])> {
+        let header = self.headers.get(index)?;
+        let len = usize::try_from(header.msg_len).ok()?;
+        if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
+            return None;
+        }
+        // SAFETY: the header was filled by `receive` and its control buffer is ours.
+        let (local, ifindex) = unsafe { control::destination(&header.msg_hdr)? };
+        let name = self.names.get(index)?;
+        // SAFETY: recvmmsg wrote an address of msg_namelen octets into the storage.
+        let remote =
+            unsafe { SockAddr::new(copy(name), header.msg_hdr.msg_namelen) }.as_socket()?;
+        let start = index.checked_mul(ROOM)?;
+        let octets = self.octets.get_mut(start..start.checked_add(len)?)?;
+        Some((Path::new(SocketAddr::new(local, port), remote), ifindex, octets))
+    }
+}
+
+fn copy(name: &SockAddrStorage) -> SockAddrStorage {
+    // SAFETY: the storage is plain octets without a destructor.
+    unsafe { std::ptr::read(name) }
+}

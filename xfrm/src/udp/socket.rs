@@ -1,0 +1,151 @@
+//! One UDP socket: its options, its port, and sends with a chosen source.
+
+use std::{
+    io, mem,
+    net::SocketAddr,
+    os::fd::{AsRawFd, RawFd},
+};
+
+use bewick_ike::Path;
+use socket2::{Domain, Protocol, SockAddr, Type};
+
+use super::{UdpConfig, UdpError, control};
+
+/// `include/uapi/linux/udp.h`: ESP in UDP as RFC 3948 has it.
+const UDP_ENCAP: libc::c_int = 100;
+const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
+
+/// A bound socket of one family.
+pub(super) struct Socket {
+    inner: socket2::Socket,
+    pub(super) ipv4: bool,
+    /// ESP and keepalives may come in, IKE carries the non-ESP marker
+    pub(super) nat: bool,
+    pub(super) port: u16,
+}
+
+impl Socket {
+    pub(super) fn open(
+        addr: SocketAddr,
+        nat: bool,
+        config: &UdpConfig,
+        notes: &mut Vec<String>,
+    ) -> Result<Socket, UdpError> {
+        let family = if addr.is_ipv4() { "IPv4" } else { "IPv6" };
+        let failed = |what: &'static str| {
+            move |source| UdpError::Io {
+                operation: format!("{what} of the UDP socket on port {} ({family})", addr.port()),
+                source,
+            }
+        };
+        let inner =
+            socket2::Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))
+                .map_err(failed("creation"))?;
+        let fd = inner.as_raw_fd();
+        if addr.is_ipv4() {
+            let (level, off) = (libc::IPPROTO_IP, libc::IP_PMTUDISC_DONT);
+            set(fd, level, libc::IP_PKTINFO, 1).map_err(failed("IP_PKTINFO"))?;
+            // RFC 7296 §2: IKE messages that exceed the path's MTU rely on IP fragmentation.
+            set(fd, level, libc::IP_MTU_DISCOVER, off).map_err(failed("IP_MTU_DISCOVER"))?;
+        } else {
+            let (level, off) = (libc::IPPROTO_IPV6, libc::IPV6_PMTUDISC_DONT);
+            inner.set_only_v6(true).map_err(failed("IPV6_V6ONLY"))?;
+            set(fd, level, libc::IPV6_RECVPKTINFO, 1).map_err(failed("IPV6_RECVPKTINFO"))?;
+            set(fd, level, libc::IPV6_MTU_DISCOVER, off).map_err(failed("IPV6_MTU_DISCOVER"))?;
+        }
+        let size = libc::c_int::try_from(config.buffer).unwrap_or(libc::c_int::MAX);
+        for (force, plain) in
+            [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
+        {
+            // Without CAP_NET_ADMIN the system's limit applies: less room for bursts, no failure.
+            if set(fd, libc::SOL_SOCKET, force, size).is_err() {
+                set(fd, libc::SOL_SOCKET, plain, size).map_err(failed("buffer size"))?;
+            }
+        }
+        if let Some(mark) = config.mark
+            && let Err(error) = set(fd, libc::SOL_SOCKET, libc::SO_MARK, mark as libc::c_int)
+        {
+            notes.push(format!(
+                "packets can't be marked ({error}): routing rules that look at the mark won't see \
+                 ours; CAP_NET_ADMIN allows it"
+            ));
+        }
+        inner.bind(&SockAddr::from(addr)).map_err(|source| match source.raw_os_error() {
+            Some(libc::EADDRINUSE) => UdpError::InUse { port: addr.port(), family },
+            Some(libc::EACCES) => UdpError::Denied { port: addr.port() },
+            _ => failed("binding")(source),
+        })?;
+        let bound = inner.local_addr().map_err(failed("address"))?;
+        let port = bound.as_socket().map_or(addr.port(), |bound| bound.port());
+        Ok(Socket { inner, ipv4: addr.is_ipv4(), nat, port })
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.inner.as_raw_fd()
+    }
+
+    /// Has the kernel take ESP from this socket, or leave it to us.
+    pub(super) fn set_encap(&self, on: bool) -> io::Result<()> {
+        let kind = if on { UDP_ENCAP_ESPINUDP } else { 0 };
+        set(self.fd(), libc::IPPROTO_UDP, UDP_ENCAP, kind)
+    }
+
+    /// Makes a receive that waits return, now and from now on.
+    pub(super) fn wake_receiver(&self) {
+        // An unconnected socket answers ENOTCONN, but Linux wakes its readers all the same.
+        let _ = self.inner.shutdown(std::net::Shutdown::Read);
+    }
+
+    /// Sends `parts` as one datagram from `path.local`'s address, out of `ifindex` if it isn't 0.
+    ///
+    /// Never waits: an uplink that has stopped taking packets must not stop its users, who may be
+    /// about to leave it.
+    pub(super) fn send(&self, path: &Path, ifindex: u32, parts: [&[u8]; 2]) -> io::Result<()> {
+        let remote = SockAddr::from(path.remote);
+        let mut iov = parts.map(|part| libc::iovec {
+            iov_base: part.as_ptr().cast_mut().cast(),
+            iov_len: part.len(),
+        });
+        let mut buffer = control::Control::new();
+        // SAFETY: msghdr is plain data for which all zero octets are valid.
+        let mut header: libc::msghdr = unsafe { mem::zeroed() };
+        header.msg_name = remote.as_ptr().cast_mut().cast();
+        header.msg_namelen = remote.len();
+        header.msg_iov = iov.as_mut_ptr();
+        header.msg_iovlen = if parts[1].is_empty() { 1 } else { 2 };
+        if !path.local.ip().is_unspecified() {
+            header.msg_control = buffer.as_mut_ptr();
+            // SAFETY: msg_control is `buffer`, which nothing else uses.
+            unsafe { control::set_source(&mut header, path.local.ip(), ifindex) };
+        }
+        loop {
+            // SAFETY: name, vectors and control live until after the call; sendmsg only reads them.
+            let sent = unsafe {
+                libc::sendmsg(self.fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+            };
+            if sent >= 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => continue,
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+/// Sets an integer option.
+fn set(fd: RawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the value outlives the call and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            fd,
+            level,
+            name,
+            (&raw const value).cast(),
+            mem::size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,164 @@
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
+use super::*;
+
+fn local_config() -> UdpConfig {
+    UdpConfig {
+        ike_port: 0,
+        nat_port: 0,
+        bind_v4: Ipv4Addr::LOCALHOST,
+        bind_v6: None,
+        ..UdpConfig::default()
+    }
+}
+
+fn on(port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)
+}
+
+fn wait_for<T>(mut ready: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "nothing came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+struct Collect(Mutex<Vec<(Path, Vec<u8>)>>);
+
+impl EspSink for Collect {
+    fn esp(&self, path: Path, packet: &mut [u8]) {
+        self.0.lock().unwrap().push((path, packet.to_vec()));
+    }
+}
+
+#[test]
+fn u_2_2_ike_on_the_nat_port_has_the_marker_on_the_wire_only() {
+    let (a, _) = UdpSockets::open(&local_config()).unwrap();
+    let (b, mut ike) = UdpSockets::open(&local_config()).unwrap();
+    let message: Vec<u8> = (1..=40).collect();
+
+    for (from, to) in [(a.ike_port(), b.ike_port()), (a.nat_port(), b.nat_port())] {
+        let path = Path::new(on(from), on(to));
+        a.send_ike(&path, &message).unwrap();
+        let got = wait_for(|| ike.try_recv().ok());
+        assert_eq!(got.bytes, message);
+        assert_eq!(got.path, Path::new(on(to), on(from)));
+        assert_ne!(got.ifindex, 0);
+    }
+
+    let plain = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let path = Path::new(on(a.nat_port()), plain.local_addr().unwrap());
+    a.send_ike(&path, &message).unwrap();
+    let mut buffer = [1; 100];
+    let (len, _) = plain.recv_from(&mut buffer).unwrap();
+    assert_eq!(buffer[..len], [&[0; 4], &message[..]].concat());
+}
+
+#[test]
+fn u_2_esp_keepalives_and_rubbish_are_told_apart() {
+    let (a, _) = UdpSockets::open(&local_config()).unwrap();
+    let (b, mut ike) = UdpSockets::open(&local_config()).unwrap();
+    let path = Path::new(on(a.nat_port()), on(b.nat_port()));
+
+    a.send_esp(&path, &[7; 60]).unwrap();
+    wait_for(|| (b.counters().esp_dropped == 1).then_some(()));
+
+    let sink = Arc::new(Collect(Mutex::default()));
+    b.set_esp_sink(Some(sink.clone()));
+    a.send_esp(&path, &[8; 60]).unwrap();
+    let got = wait_for(|| sink.0.lock().unwrap().pop());
+    assert_eq!(got, (Path::new(path.remote, path.local), vec![8; 60]));
+
+    a.send_keepalive(&path).unwrap();
+    a.send_esp(&path, &[]).unwrap();
+    a.send_esp(&path, &[9; 19]).unwrap();
+    a.send_ike(&path, &[1; 27]).unwrap();
+    wait_for(|| (b.counters().malformed == 3).then_some(()));
+    assert_eq!(b.counters().keepalives_in, 1);
+    assert!(ike.try_recv().is_err());
+}
+
+#[test]
+fn a_full_queue_drops_and_counts() {
+    let (a, _) = UdpSockets::open(&local_config()).unwrap();
+    let (b, mut ike) = UdpSockets::open(&UdpConfig { queue: 2, ..local_config() }).unwrap();
+    for _ in 0..5 {
+        a.send_ike(&Path::new(on(a.ike_port()), on(b.ike_port())), &[1; 28]).unwrap();
+    }
+    wait_for(|| (b.counters().ike_dropped == 3).then_some(()));
+    assert!(ike.try_recv().is_ok() && ike.try_recv().is_ok() && ike.try_recv().is_err());
+}
+
+#[test]
+fn the_threads_end_at_once() {
+    for bind_v6 in [None, Some(Ipv6Addr::UNSPECIFIED)] {
+        let config = UdpConfig { bind_v6, ..local_config() };
+        let (udp, mut ike) = UdpSockets::open(&config).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        let start = Instant::now();
+        drop(udp);
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert_eq!(ike.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let (a, _ike) = UdpSockets::open(&local_config()).unwrap();
+    let config = UdpConfig { ike_port: a.ike_port(), ..local_config() };
+    let error = UdpSockets::open(&config).err().unwrap();
+    assert!(matches!(error, UdpError::InUse { port, .. } if port == a.ike_port()));
+    assert!(error.to_string().contains(&a.ike_port().to_string()));
+}
+
+#[test]
+fn bad_paths_are_errors() {
+    let (a, _ike) = UdpSockets::open(&local_config()).unwrap();
+    let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), a.ike_port());
+    let not_ours: SocketAddr = "192.0.2.77:0".parse().unwrap();
+    let gone = SocketAddr::new(not_ours.ip(), a.ike_port());
+    for path in [
+        Path::new(on(1), on(2)),
+        Path::new(v6, v6),
+        Path::new(on(a.ike_port()), v6),
+        Path::new(gone, on(a.ike_port())),
+    ] {
+        assert!(a.send_ike(&path, &[1; 28]).is_err(), "{path}");
+    }
+    assert_eq!(a.counters().send_errors, 4);
+}
+
+#[test]
+fn an_interface_index_is_used() {
+    let (a, _) = UdpSockets::open(&local_config()).unwrap();
+    let (b, mut ike) = UdpSockets::open(&local_config()).unwrap();
+    let path = Path::new(on(a.ike_port()), on(b.ike_port()));
+    a.send_ike(&path, &[1; 28]).unwrap();
+    let lo = wait_for(|| ike.try_recv().ok()).ifindex;
+    a.set_interfaces(BTreeMap::from([(path.local.ip(), lo)]));
+    a.send_ike(&path, &[1; 28]).unwrap();
+    wait_for(|| ike.try_recv().ok());
+    a.set_interfaces(BTreeMap::from([(path.local.ip(), 0x7fff_ffff)]));
+    assert!(a.send_ike(&path, &[1; 28]).is_err());
+}
+
+#[test]
+fn ipv6_uses_the_same_port() {
+    let config = UdpConfig { bind_v6: Some(Ipv6Addr::LOCALHOST), ..local_config() };
+    let (a, mut ike) = UdpSockets::open(&config).unwrap();
+    if !a.has_ipv6() {
+        assert!(a.notes().iter().any(|note| note.contains("IPv6")));
+        return;
+    }
+    let end = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), a.nat_port());
+    a.send_ike(&Path::new(end, end), &[5; 28]).unwrap();
+    let got = wait_for(|| ike.try_recv().ok());
+    assert_eq!((got.path, got.bytes), (Path::new(end, end), vec![5; 28]));
+}
