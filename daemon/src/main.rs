@@ -1,2 +1,7 @@
-//! The bewick daemon.
-fn main() {}
+//! The `bewick` binary: see the library of the same package.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bewick::cli::main()
+}
