@@ -1,1 +1,23 @@
-//! tests
+//! The simulator: a network of hosts, links and NATs on a virtual clock, driven by one seed.
+//!
+//! Nothing here opens a socket or reads a clock. The same seed and the same calls give the same
+//! octets at the same virtual times, so that any failure replays. The rooms:
+//!
+//! - [`clock`]: the queue of future events; [`seed`]: randomness, one stream per user;
+//! - [`net`]: hosts, uplinks, addresses and the way of a datagram; [`link`]: delay, loss and the like;
+//! - [`nat`]: mapping, filtering and expiry (RFC 4787's words);
+//! - [`capture`]: what was seen where, and a pcap file of it.
+#![forbid(unsafe_code)]
+
+pub mod capture;
+pub mod clock;
+pub mod link;
+pub mod nat;
+pub mod net;
+pub mod seed;
+
+pub use capture::{Capture, Hop, Loss, Record};
+pub use clock::Timeline;
+pub use link::{Chance, Link};
+pub use nat::{Behaviour, NatConfig};
+pub use net::{Datagram, Delivery, HostId, NatId, Net, Protocol, Realm, Tally, UplinkId, Verdict};
