@@ -6,6 +6,7 @@
 //! - [`clock`]: the queue of future events; [`seed`]: randomness, one stream per user;
 //! - [`net`]: hosts, uplinks, addresses and the way of a datagram; [`link`]: delay, loss and the like;
 //! - [`nat`]: mapping, filtering and expiry (RFC 4787's words);
+//! - [`plane`]: a toy data plane that follows the machines, and the measure of its traffic;
 //! - [`capture`]: what was seen where, and a pcap file of it.
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ pub mod clock;
 pub mod link;
 pub mod nat;
 pub mod net;
+pub mod plane;
 pub mod seed;
 
 pub use capture::{Capture, Hop, Loss, Record};
@@ -21,3 +23,4 @@ pub use clock::Timeline;
 pub use link::{Chance, Link};
 pub use nat::{Behaviour, NatConfig};
 pub use net::{Datagram, Delivery, HostId, NatId, Net, Protocol, Realm, Tally, UplinkId, Verdict};
+pub use plane::{Flow, Plane};
