@@ -7,6 +7,7 @@
 //! - [`net`]: hosts, uplinks, addresses and the way of a datagram; [`link`]: delay, loss and the like;
 //! - [`nat`]: mapping, filtering and expiry (RFC 4787's words);
 //! - [`plane`]: a toy data plane that follows the machines, and the measure of its traffic;
+//! - [`pair`]: machines on the network, and the loop that drives them;
 //! - [`capture`]: what was seen where, and a pcap file of it.
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ pub mod clock;
 pub mod link;
 pub mod nat;
 pub mod net;
+pub mod pair;
 pub mod plane;
 pub mod seed;
 
