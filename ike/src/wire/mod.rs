@@ -35,3 +35,6 @@ pub use notify::{Notify, NotifyType};
 pub use payload::{AuthMethod, Payload, PayloadKind, emit_chain, parse_chain};
 pub use proposal::{Proposal, Protocol, Transform, TransformAttribute, TransformType};
 pub use reader::Reader;
+
+#[cfg(test)]
+mod tests;
