@@ -1,6 +1,6 @@
-//! Key exchange: Curve25519 (RFC 8031, RFC 7748) and the ECP groups (RFC 5903), with the tests of the
-//! peer's value that RFC 6989 asks for. Private values are drawn from [`Random`], so a run can be
-//! replayed.
+//! Key exchange: Curve25519 (RFC 8031, RFC 7748) and the ECP groups (RFC 5903), with the tests of
+//! the peer's value that RFC 6989 asks for. Private values are drawn from [`Random`], so a run can
+//! be replayed.
 
 use p256::elliptic_curve::sec1::ToSec1Point;
 use x25519_dalek::StaticSecret;
@@ -9,8 +9,8 @@ use zeroize::Zeroizing;
 use super::{CryptoError, suite::KeyExchangeMethod};
 use crate::{random::Random, secret::Secret};
 
-/// Our private value of one key exchange and the public value that belongs to it. Both are wiped when
-/// it is dropped. Never used for a second exchange (RFC 7296 §2.12 would allow it).
+/// Our private value of one key exchange, wiped when it is dropped, and the public value that belongs
+/// to it. Never used for a second exchange (RFC 7296 §2.12 would allow it).
 pub struct KeyExchange {
     method: KeyExchangeMethod,
     private: Private,
@@ -28,8 +28,8 @@ impl KeyExchange {
         loop {
             let mut scalar = Zeroizing::new([0; 32]);
             random.fill(scalar.as_mut());
-            // An ECP scalar of 0 or of the group's order and above is drawn again, so that those that
-            // stay are uniform.
+            // An ECP scalar of 0 or of the group's order and above is drawn again, so that those
+            // that stay are uniform.
             if let Some(exchange) = Self::from_scalar(method, &scalar) {
                 return exchange;
             }
@@ -71,8 +71,8 @@ impl KeyExchange {
     /// answer may still come (RFC 6989 §2.5, RFC 7296 §2.4).
     ///
     /// # Errors
-    /// [`CryptoError::InvalidPublicValue`] if `peer_public` has not the exact length, is no point of
-    /// the curve, or gives an all-zero secret.
+    /// [`CryptoError::InvalidPublicValue`] if `peer_public` has not the exact length, is no point
+    /// of the curve, or gives an all-zero secret.
     pub fn agree(&self, peer_public: &[u8]) -> Result<Secret, CryptoError> {
         // RFC 5903 §7, RFC 8031 §3.1: the length is fixed.
         if peer_public.len() != self.method.public_len() {
@@ -83,8 +83,8 @@ impl KeyExchange {
                 let peer: [u8; 32] =
                     peer_public.try_into().map_err(|_| CryptoError::InvalidPublicValue)?;
                 let shared = private.diffie_hellman(&x25519_dalek::PublicKey::from(peer));
-                // RFC 7748 §6.1: a secret of all zeros, which a point of small order gives, would be
-                // one that the peer chose alone. Values that are not canonical are accepted
+                // RFC 7748 §6.1: a secret of all zeros, which a point of small order gives, would
+                // be one that the peer chose alone. Values that are not canonical are accepted
                 // (RFC 8031 §3.2).
                 if !shared.was_contributory() {
                     return Err(CryptoError::InvalidPublicValue);

@@ -93,9 +93,10 @@ fn expand_ike(
     })
 }
 
-/// The keys of a CHILD_SA: first those of what the exchange's initiator sends, then those of what its
-/// responder sends. KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 §2.17); the nonces are those
-/// of IKE_SA_INIT for the CHILD_SA that IKE_AUTH makes, else those of the CREATE_CHILD_SA exchange.
+/// The keys of a CHILD_SA: first those of what the exchange's initiator sends, then those of what
+/// its responder sends. KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 §2.17); the nonces
+/// are those of IKE_SA_INIT for the CHILD_SA that IKE_AUTH makes, else those of the CREATE_CHILD_SA
+/// exchange.
 ///
 /// # Errors
 /// [`CryptoError::PrfPlusExhausted`], which no suite of ours can reach.

@@ -2,8 +2,8 @@
 //! small hashes of NAT detection and cookies.
 //!
 //! Primitives come from `ring`, `x25519-dalek`, `p256`, `aes-gcm` and `cbc`; this module holds what
-//! RFC 7296 and its companions say about how to use them. Nothing here asks the operating system for
-//! randomness: whatever is random is drawn from [`Random`](crate::Random).
+//! RFC 7296 and its companions say about how to use them. Nothing here asks the operating system
+//! for randomness: whatever is random is drawn from [`Random`](crate::Random).
 
 pub mod auth_psk;
 pub mod exchange;
@@ -44,8 +44,8 @@ pub enum CryptoError {
     /// The AUTH value does not match the pre-shared key.
     #[error("the pre-shared key authentication failed")]
     AuthenticationFailed,
-    /// A key's length does not fit the algorithm, or the algorithm has no such key size: a misuse on
-    /// our side.
+    /// A key's length does not fit the algorithm, or the algorithm has no such key size: a misuse
+    /// on our side.
     #[error("the key length does not fit the algorithm")]
     KeyLength,
     /// More octets were asked of prf+ than its 255 blocks hold (RFC 7296 §2.13).

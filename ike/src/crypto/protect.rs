@@ -1,6 +1,6 @@
 //! The protection of the SK payload: AES-CBC with HMAC (RFC 7296 §3.14), AES-GCM (RFC 5282) and
-//! ChaCha20-Poly1305 (RFC 7634). The body is what follows the payload's generic header (in a fragment
-//! of RFC 7383, what follows Total Fragments): IV, ciphertext, ICV.
+//! ChaCha20-Poly1305 (RFC 7634). The body is what follows the payload's generic header (in a
+//! fragment of RFC 7383, what follows Total Fragments): IV, ciphertext, ICV.
 
 use aes_gcm::{
     AeadInOut, KeyInit,
@@ -17,8 +17,8 @@ const BLOCK: usize = 16;
 const AEAD_IV: usize = 8;
 const AEAD_TAG: usize = 16;
 
-/// Seals what one side of one IKE_SA sends. Made once per IKE_SA and never again from the same keys:
-/// the IVs of an AEAD are counted in it.
+/// Seals what one side of one IKE_SA sends. Made once per IKE_SA and never again from the same
+/// keys: the IVs of an AEAD are counted in it.
 pub struct Sealer {
     cipher: Cipher,
     sealed: u64,
@@ -43,8 +43,9 @@ impl Sealer {
         self.cipher.sealed_len(plain_len)
     }
 
-    /// The body for the chain of payloads `plain`. `prefix` is all that stands in front of the body,
-    /// from the IKE header on, with the lengths that [`Sealer::sealed_len`] leads to already in it.
+    /// The body for the chain of payloads `plain`. `prefix` is all that stands in front of the
+    /// body, from the IKE header on, with the lengths that [`Sealer::sealed_len`] leads to already
+    /// in it.
     ///
     /// # Errors
     /// [`CryptoError::IvExhausted`] after 2^64 - 1 messages.
@@ -97,8 +98,8 @@ impl Opener {
     /// else that looks at the content.
     ///
     /// # Errors
-    /// [`CryptoError::MalformedCiphertext`] and [`CryptoError::IntegrityFailed`] for what anyone could
-    /// have sent; [`CryptoError::InvalidPadding`] for what only the peer can have sent.
+    /// [`CryptoError::MalformedCiphertext`] and [`CryptoError::IntegrityFailed`] for what anyone
+    /// could have sent; [`CryptoError::InvalidPadding`] for what only the peer can have sent.
     pub fn open(&self, prefix: &[u8], body: &[u8]) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
         let mut plain = match &self.0 {
             Cipher::Aead(cipher) => cipher.open(prefix, body)?,
@@ -359,5 +360,25 @@ impl Cbc {
             }
         }
         Ok(plain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k_3_14_a_key_without_an_unused_iv_seals_no_more() {
+        let mut random = Random::from_seed([1; 32]);
+        let encryption = IkeEncryption::AesGcm16 { key_bits: 256 };
+        let key = Secret::new(vec![1; 36]);
+        let mut sealer = Sealer::new(encryption, &key, &Secret::default()).unwrap();
+        sealer.sealed = u64::MAX - 1;
+        let body = sealer.seal(&mut random, b"prefix", b"plain").unwrap();
+        assert_eq!(body[..8], [0xff; 8]);
+        for _ in 0..2 {
+            let refused = sealer.seal(&mut random, b"prefix", b"plain");
+            assert_eq!(refused, Err(CryptoError::IvExhausted));
+        }
     }
 }

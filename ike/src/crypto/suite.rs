@@ -42,8 +42,8 @@ impl Prf {
         }
     }
 
-    /// Octets of the preferred key: of SK_d, SK_pi and SK_pr (RFC 7296 §2.14). An HMAC takes keys of
-    /// any length and prefers its output's.
+    /// Octets of the preferred key: of SK_d, SK_pi and SK_pr (RFC 7296 §2.14). An HMAC takes keys
+    /// of any length and prefers its output's.
     pub fn key_len(self) -> usize {
         self.out_len()
     }
