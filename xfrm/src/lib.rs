@@ -4,8 +4,10 @@
 //! A plane is told what CHILD_SAs are to exist and where they go ([`bewick_ike::ChildSa`],
 //! [`bewick_ike::ChildMove`]); it knows nothing of IKE messages.
 
+pub mod fake;
 pub mod plane;
 pub mod udp;
+pub mod userspace;
 
 pub use plane::{
     Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,

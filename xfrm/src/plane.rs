@@ -138,6 +138,12 @@ pub trait DataPlane: Send {
     /// The name of the device that holds the virtual addresses and the inner routes.
     fn device(&self) -> &str;
 
+    /// Whether the plane carries ESP in UDP only, so that every CHILD_SA has to ask for it
+    /// (RFC 7296 §2.23 lets either side do so).
+    fn needs_encap(&self) -> bool {
+        false
+    }
+
     /// Makes both directions of `sa` work, with the policies that choose its traffic.
     fn install<'a>(&'a mut self, sa: &'a ChildSa) -> Answer<'a, ()>;
 

@@ -1,0 +1,21 @@
+//! The userspace plane: ESP in UDP (RFC 4303, RFC 3948) in this process, over a TUN device.
+//!
+//! For kernels and containers without ESP. Outbound, one thread reads inner packets from the device,
+//! chooses the SA by its selectors, seals in place and sends; inbound, the UDP receiving threads find
+//! the SA by SPI alone, check, open in place and write to the device. A move changes a path and
+//! nothing else, so it loses nothing (RFC 4555 §3.5, §3.12).
+
+mod cipher;
+mod esp;
+mod flow;
+mod plane;
+mod replay;
+mod selector;
+mod table;
+mod tun;
+
+pub use flow::Drops;
+pub use plane::{DEFAULT_MTU, UserspaceConfig, UserspacePlane};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! The [`DataPlane`] of the userspace plane: owns the device, the outbound thread and the table.
+
+use std::{
+    future::ready,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+use bewick_ike::{ChildId, ChildMove, ChildSa, Path};
+use tokio::sync::mpsc;
+
+use super::{
+    flow::{Drops, Flow},
+    tun::{Device, Tun},
+};
+use crate::{
+    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+    udp::UdpSockets,
+};
+
+/// Fits into 1500 octets with any suite over IPv4 and IPv6.
+pub const DEFAULT_MTU: u32 = 1400;
+
+/// Events that wait for the daemon at most.
+const EVENTS: usize = 256;
+
+/// How to set up the userspace plane.
+#[derive(Clone, Debug)]
+pub struct UserspaceConfig {
+    /// the name of the TUN device
+    pub device: String,
+    /// the MTU of the device, in octets
+    pub mtu: u32,
+    /// why this plane was taken, in one sentence
+    pub reason: String,
+}
+
+/// ESP in UDP in this process, over a TUN device.
+///
+/// It knows nothing of ESP without UDP: CHILD_SAs need `encap` and the NAT port on our side.
+/// Addresses and routes on the device are the daemon's to set.
+pub struct UserspacePlane {
+    config: UserspaceConfig,
+    udp: Arc<UdpSockets>,
+    flow: Arc<Flow>,
+    outbound: Option<JoinHandle<()>>,
+    events: Option<mpsc::Receiver<PlaneEvent>>,
+}
+
+impl UserspacePlane {
+    /// Creates the device and takes over ESP from `udp`; errors name what the system refused and a
+    /// remedy.
+    pub fn new(config: UserspaceConfig, udp: Arc<UdpSockets>) -> Result<Self, PlaneError> {
+        let device = Arc::new(Tun::create(&config.device, config.mtu)?);
+        UserspacePlane::with_device(config, udp, device)
+    }
+
+    pub(super) fn with_device(
+        config: UserspaceConfig,
+        udp: Arc<UdpSockets>,
+        device: Arc<dyn Device>,
+    ) -> Result<Self, PlaneError> {
+        let (sender, events) = mpsc::channel(EVENTS);
+        let flow = Arc::new(Flow::new(device, sender));
+        let outbound = {
+            let (flow, udp) = (flow.clone(), udp.clone());
+            thread::Builder::new()
+                .name("esp-out".into())
+                .spawn(move || flow.run_outbound(&udp))
+                .map_err(|source| PlaneError::Io {
+                    operation: "starting a thread".into(),
+                    source,
+                })?
+        };
+        udp.set_esp_sink(Some(flow.clone()));
+        Ok(UserspacePlane { config, udp, flow, outbound: Some(outbound), events: Some(events) })
+    }
+
+    /// Packets dropped that no CHILD_SA's counters show.
+    pub fn drops(&self) -> Drops {
+        self.flow.drops()
+    }
+
+    #[cfg(test)]
+    pub(super) fn sink(&self) -> &dyn crate::udp::EspSink {
+        &*self.flow
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_sequence(&self, id: ChildId, sequence: u64) {
+        self.flow.table.load().child(id).unwrap().sa.set_sequence(sequence);
+    }
+
+    fn check(&self, path: &Path, encap: bool) -> Result<(), PlaneError> {
+        let nat_port = self.udp.nat_port();
+        if !encap {
+            return Err(PlaneError::Unsupported(
+                "the userspace data plane carries ESP in UDP only: the CHILD_SA has to use UDP \
+                 encapsulation"
+                    .into(),
+            ));
+        }
+        if path.local.port() != nat_port {
+            return Err(PlaneError::Unsupported(format!(
+                "the userspace data plane sends ESP from port {nat_port}, not from port {}",
+                path.local.port()
+            )));
+        }
+        Ok(())
+    }
+
+    fn install_now(&self, sa: &ChildSa) -> Result<(), PlaneError> {
+        self.check(&sa.path, sa.encap)?;
+        self.flow.table.store(self.flow.table.load().with(sa)?);
+        Ok(())
+    }
+
+    fn move_now(&self, moves: &[ChildMove]) -> Result<MoveReport, PlaneError> {
+        let start = Instant::now();
+        for step in moves {
+            self.check(&step.path, step.encap)?;
+        }
+        self.flow.table.store(self.flow.table.load().moved(moves)?);
+        Ok(MoveReport { requests: 0, took: start.elapsed() })
+    }
+
+    fn stop(&mut self) {
+        self.udp.set_esp_sink(None);
+        self.flow.device.stop();
+        if let Some(thread) = self.outbound.take() {
+            let _ = thread.join();
+        }
+        self.flow.table.store(Default::default());
+    }
+}
+
+impl DataPlane for UserspacePlane {
+    fn describe(&self) -> Description {
+        Description {
+            kind: Kind::Userspace,
+            reason: self.config.reason.clone(),
+            move_method: "swap",
+        }
+    }
+
+    fn device(&self) -> &str {
+        &self.config.device
+    }
+
+    fn needs_encap(&self) -> bool {
+        true
+    }
+
+    fn install<'a>(&'a mut self, sa: &'a ChildSa) -> Answer<'a, ()> {
+        Box::pin(ready(self.install_now(sa)))
+    }
+
+    fn move_children<'a>(&'a mut self, moves: &'a [ChildMove]) -> Answer<'a, MoveReport> {
+        Box::pin(ready(self.move_now(moves)))
+    }
+
+    fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
+        self.flow.table.store(self.flow.table.load().without(id));
+        Box::pin(ready(Ok(())))
+    }
+
+    fn counters(&mut self, id: ChildId) -> Answer<'_, Counters> {
+        let table = self.flow.table.load();
+        let slot = table.child(id).ok_or(PlaneError::UnknownChild(id));
+        Box::pin(ready(slot.map(|slot| slot.sa.counters())))
+    }
+
+    fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>> {
+        self.events.take()
+    }
+
+    fn path(&self, id: ChildId) -> Option<Path> {
+        self.flow.table.load().child(id).map(|slot| slot.path)
+    }
+
+    fn shutdown(&mut self) -> Answer<'_, ()> {
+        self.stop();
+        Box::pin(ready(Ok(())))
+    }
+}
+
+impl Drop for UserspacePlane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

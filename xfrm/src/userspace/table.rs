@@ -1,0 +1,362 @@
+//! The SAs of the userspace plane and how packets find theirs.
+//!
+//! Readers take a snapshot and never wait for a change in the making; every change builds a new table
+//! and swaps it in, so that a move of any number of SAs happens between two packets (RFC 4555 §3.5).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+};
+
+use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, Path, TrafficSelector};
+
+use super::{
+    esp::Transform,
+    replay::{DEFAULT_WINDOW, ReplayWindow},
+    selector::Inner,
+};
+use crate::{Counters, PlaneError};
+
+/// One CHILD_SA: what stays the same over moves, and its running state.
+pub(super) struct Sa {
+    pub(super) id: ChildId,
+    pub(super) spi_in: EspSpi,
+    pub(super) outbound: Transform,
+    pub(super) inbound: Transform,
+    pub(super) ts_local: Vec<TrafficSelector>,
+    pub(super) ts_remote: Vec<TrafficSelector>,
+    /// the sequence number of the last packet sent
+    sequence: AtomicU64,
+    last_sequence: u64,
+    pub(super) replay: Mutex<ReplayWindow>,
+    pub(super) traffic: Traffic,
+    /// when the last mapping event was given, in milliseconds of the plane's clock, plus 1
+    pub(super) last_mapping: AtomicU64,
+}
+
+/// [`Counters`] as they run.
+#[derive(Default)]
+pub(super) struct Traffic {
+    pub(super) octets_in: AtomicU64,
+    pub(super) octets_out: AtomicU64,
+    pub(super) packets_in: AtomicU64,
+    pub(super) packets_out: AtomicU64,
+    pub(super) rejected: AtomicU64,
+    pub(super) wrong_path: AtomicU64,
+}
+
+/// The next sequence number to send with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sequence {
+    /// use this one
+    Next(u64),
+    /// use this one, and warn that few are left
+    Soon(u64),
+    /// there are no more; true when it is time to say so
+    Exhausted(bool),
+}
+
+impl Sa {
+    fn new(sa: &ChildSa) -> Result<Sa, PlaneError> {
+        let outbound = Transform::new(sa.spi_out, sa.suite, sa.esn, &sa.keys_out)?;
+        let inbound = Transform::new(sa.spi_in, sa.suite, sa.esn, &sa.keys_in)?;
+        Ok(Sa {
+            id: sa.id,
+            spi_in: sa.spi_in,
+            outbound,
+            inbound,
+            ts_local: sa.ts_local.clone(),
+            ts_remote: sa.ts_remote.clone(),
+            sequence: AtomicU64::new(0),
+            last_sequence: if sa.esn { u64::MAX - u64::from(u32::MAX) } else { u32::MAX.into() },
+            replay: Mutex::new(ReplayWindow::new(DEFAULT_WINDOW, sa.esn)),
+            traffic: Traffic::default(),
+            last_mapping: AtomicU64::new(0),
+        })
+    }
+
+    /// Draws a sequence number; each is given once, and they never wrap (RFC 4303 §3.3.3).
+    pub(super) fn next_sequence(&self) -> Sequence {
+        let next = self.sequence.fetch_add(1, SeqCst).wrapping_add(1);
+        if next > self.last_sequence {
+            // Again and again, as an event may have been lost.
+            return Sequence::Exhausted((next - self.last_sequence) % 1024 == 1);
+        }
+        // A sixteenth of the shorter space: at 10 Gbit/s with full packets, five minutes.
+        if next == self.last_sequence - (u64::from(u32::MAX) >> 4) {
+            return Sequence::Soon(next);
+        }
+        Sequence::Next(next)
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        let t = &self.traffic;
+        Counters {
+            octets_in: t.octets_in.load(Relaxed),
+            octets_out: t.octets_out.load(Relaxed),
+            packets_in: t.packets_in.load(Relaxed),
+            packets_out: t.packets_out.load(Relaxed),
+            rejected: t.rejected.load(Relaxed),
+            wrong_path: t.wrong_path.load(Relaxed),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_sequence(&self, sequence: u64) {
+        self.sequence.store(sequence, SeqCst);
+    }
+}
+
+/// An SA and where it goes now.
+#[derive(Clone)]
+pub(super) struct Slot {
+    pub(super) sa: Arc<Sa>,
+    pub(super) path: Path,
+}
+
+/// A pair of selectors that leads outbound packets to an SA.
+#[derive(Clone)]
+struct Entry {
+    local: TrafficSelector,
+    remote: TrafficSelector,
+    id: ChildId,
+    slot: Slot,
+}
+
+impl Entry {
+    /// Sorts the most specific first: few remote addresses, then few local ones, then one protocol,
+    /// then few ports; among equals the newest, which is the successor of a rekey.
+    fn rank(&self) -> impl Ord + use<> {
+        (
+            span(&self.remote),
+            span(&self.local),
+            self.remote.protocol() == 0,
+            ports(&self.remote) + ports(&self.local),
+            std::cmp::Reverse(self.id),
+        )
+    }
+}
+
+fn span(selector: &TrafficSelector) -> u128 {
+    match (selector.first(), selector.last()) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => (u32::from(last) - u32::from(first)).into(),
+        (IpAddr::V6(first), IpAddr::V6(last)) => u128::from(last) - u128::from(first),
+        _ => u128::MAX,
+    }
+}
+
+fn ports(selector: &TrafficSelector) -> u32 {
+    let (first, last) = selector.ports();
+    u32::from(last.saturating_sub(first))
+}
+
+/// All SAs at one moment.
+#[derive(Clone, Default)]
+pub(super) struct Table {
+    by_id: BTreeMap<ChildId, Slot>,
+    by_spi: HashMap<EspSpi, Slot>,
+    /// selectors with one remote address: a gateway has one per client
+    hosts: HashMap<IpAddr, Vec<Entry>>,
+    nets: Vec<Entry>,
+}
+
+impl Table {
+    /// The table with `sa` in it.
+    pub(super) fn with(&self, sa: &ChildSa) -> Result<Table, PlaneError> {
+        if self.by_id.contains_key(&sa.id) {
+            return Err(PlaneError::Unsupported(format!("{:?} is installed already", sa.id)));
+        }
+        if self.by_spi.contains_key(&sa.spi_in) {
+            return Err(PlaneError::SpiInUse);
+        }
+        let mut slots = self.by_id.clone();
+        slots.insert(sa.id, Slot { sa: Arc::new(Sa::new(sa)?), path: sa.path });
+        Ok(Table::of(slots))
+    }
+
+    /// The table without `id`.
+    pub(super) fn without(&self, id: ChildId) -> Table {
+        let mut slots = self.by_id.clone();
+        slots.remove(&id);
+        Table::of(slots)
+    }
+
+    /// The table with all of `moves` done; an error if one can't be.
+    pub(super) fn moved(&self, moves: &[ChildMove]) -> Result<Table, PlaneError> {
+        let mut slots = self.by_id.clone();
+        for ChildMove { id, path, .. } in moves {
+            slots.get_mut(id).ok_or(PlaneError::UnknownChild(*id))?.path = *path;
+        }
+        Ok(Table::of(slots))
+    }
+
+    fn of(by_id: BTreeMap<ChildId, Slot>) -> Table {
+        let by_spi = by_id.values().map(|slot| (slot.sa.spi_in, slot.clone())).collect();
+        let mut hosts: HashMap<IpAddr, Vec<Entry>> = HashMap::new();
+        let mut nets = Vec::new();
+        for (&id, slot) in &by_id {
+            for &local in &slot.sa.ts_local {
+                for &remote in &slot.sa.ts_remote {
+                    let entry = Entry { local, remote, id, slot: slot.clone() };
+                    if remote.first() == remote.last() {
+                        hosts.entry(remote.first()).or_default().push(entry);
+                    } else {
+                        nets.push(entry);
+                    }
+                }
+            }
+        }
+        for entries in hosts.values_mut() {
+            entries.sort_by_key(Entry::rank);
+        }
+        nets.sort_by_key(Entry::rank);
+        Table { by_id, by_spi, hosts, nets }
+    }
+
+    /// The SA that `id` names.
+    pub(super) fn child(&self, id: ChildId) -> Option<&Slot> {
+        self.by_id.get(&id)
+    }
+
+    /// The SA of an inbound packet, by its SPI alone (RFC 4301 §4.1): addresses may have changed.
+    pub(super) fn inbound(&self, spi: EspSpi) -> Option<&Slot> {
+        self.by_spi.get(&spi)
+    }
+
+    /// The SA for an outbound packet, by the most specific selectors that it matches.
+    pub(super) fn outbound(&self, inner: &Inner) -> Option<&Slot> {
+        let fits = |entry: &&Entry| inner.is_outbound(&entry.local, &entry.remote);
+        let host = self.hosts.get(&inner.destination).and_then(|entries| entries.iter().find(fits));
+        host.or_else(|| self.nets.iter().find(fits)).map(|entry| &entry.slot)
+    }
+}
+
+/// The table as all threads share it.
+#[derive(Default)]
+pub(super) struct Shared(RwLock<Arc<Table>>);
+
+impl Shared {
+    /// The table of now. The lock is held for no longer than it takes to count a reference.
+    pub(super) fn load(&self) -> Arc<Table> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts `table` in the place of the one before.
+    pub(super) fn store(&self, table: Table) {
+        let table = Arc::new(table);
+        let old =
+            std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), table);
+        // The old table may be large: it is taken apart outside the lock.
+        drop(old);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::child, *};
+
+    fn choose(table: &Table, packet: &[u8]) -> Option<u64> {
+        table.outbound(&Inner::parse(packet).unwrap()).map(|slot| slot.sa.id.0)
+    }
+
+    fn with_selectors(id: u64, local: &[&str], remote: &[&str]) -> ChildSa {
+        let parse = |nets: &[&str]| {
+            nets.iter().map(|net| TrafficSelector::from_net(net.parse().unwrap())).collect()
+        };
+        ChildSa { ts_local: parse(local), ts_remote: parse(remote), ..child(id) }
+    }
+
+    #[test]
+    fn the_most_specific_selectors_choose() {
+        let any = "10.9.0.0/24";
+        let mut table = Table::default();
+        let dns = TrafficSelector::new(
+            17,
+            (53, 53),
+            "10.1.2.0".parse().unwrap(),
+            "10.1.2.255".parse().unwrap(),
+        );
+        let narrow = ChildSa { ts_remote: vec![dns.unwrap()], ..with_selectors(5, &[any], &[]) };
+        for sa in [
+            with_selectors(1, &[any], &["0.0.0.0/0"]),
+            with_selectors(2, &[any], &["10.1.0.0/16", "10.2.0.0/16"]),
+            with_selectors(3, &[any], &["10.1.2.0/24"]),
+            with_selectors(4, &["10.9.0.7/32"], &["10.1.2.0/24"]),
+            narrow,
+            with_selectors(6, &[any], &["10.1.2.3/32"]),
+        ] {
+            table = table.with(&sa).unwrap();
+        }
+        let packet = |source: &str, destination: &str, port| {
+            super::super::selector::tests::udp(source, destination, (1000, port), b"")
+        };
+        assert_eq!(choose(&table, &packet("10.9.0.1", "192.0.2.1", 1)), Some(1));
+        assert_eq!(choose(&table, &packet("10.9.0.1", "10.2.0.1", 1)), Some(2));
+        assert_eq!(choose(&table, &packet("10.9.0.1", "10.1.2.1", 1)), Some(3));
+        assert_eq!(choose(&table, &packet("10.9.0.7", "10.1.2.1", 1)), Some(4));
+        assert_eq!(choose(&table, &packet("10.9.0.1", "10.1.2.1", 53)), Some(5));
+        assert_eq!(choose(&table, &packet("10.9.0.1", "10.1.2.3", 53)), Some(6));
+        assert_eq!(choose(&table, &packet("10.8.0.1", "10.1.2.3", 53)), None);
+        assert_eq!(choose(&table, &packet("2001:db8::1", "2001:db8::2", 53)), None);
+    }
+
+    #[test]
+    fn k_2_8_1_the_successor_of_a_rekey_carries_the_traffic() {
+        let (local, remote) = (["10.9.0.1/32"], ["10.1.0.0/16"]);
+        let table = Table::default().with(&with_selectors(1, &local, &remote)).unwrap();
+        let packet = super::super::selector::tests::udp("10.9.0.1", "10.1.0.1", (1, 1), b"");
+        assert_eq!(choose(&table, &packet), Some(1));
+        let table = table.with(&with_selectors(2, &local, &remote)).unwrap();
+        assert_eq!(choose(&table, &packet), Some(2));
+        assert!(table.inbound(child(1).spi_in).is_some());
+        let table = table.without(ChildId(1));
+        assert!(table.inbound(child(1).spi_in).is_none());
+        assert_eq!(choose(&table, &packet), Some(2));
+    }
+
+    #[test]
+    fn a_move_is_all_or_nothing() {
+        let table = Table::default().with(&child(1)).unwrap().with(&child(2)).unwrap();
+        let path = Path::new("192.0.2.9:4500".parse().unwrap(), child(1).path.remote);
+        let step = |id| ChildMove { id: ChildId(id), path, encap: true };
+        assert!(matches!(
+            table.moved(&[step(1), step(3)]),
+            Err(PlaneError::UnknownChild(ChildId(3)))
+        ));
+        assert_eq!(table.child(ChildId(1)).unwrap().path, child(1).path);
+        let moved = table.moved(&[step(1), step(2)]).unwrap();
+        for id in [1, 2] {
+            assert_eq!(moved.child(ChildId(id)).unwrap().path, path);
+            assert_eq!(moved.inbound(child(id).spi_in).unwrap().path, path);
+        }
+    }
+
+    #[test]
+    fn sequence_numbers_end_before_they_wrap() {
+        let table = Table::default().with(&child(1)).unwrap();
+        let sa = &table.child(ChildId(1)).unwrap().sa;
+        assert_eq!(sa.next_sequence(), Sequence::Next(1));
+        sa.set_sequence(0xefff_ffff);
+        assert_eq!(sa.next_sequence(), Sequence::Soon(0xf000_0000));
+        assert_eq!(sa.next_sequence(), Sequence::Next(0xf000_0001));
+        sa.set_sequence(0xffff_fffe);
+        assert_eq!(sa.next_sequence(), Sequence::Next(0xffff_ffff));
+        assert_eq!(sa.next_sequence(), Sequence::Exhausted(true));
+        assert_eq!(sa.next_sequence(), Sequence::Exhausted(false));
+    }
+
+    #[test]
+    fn spis_and_names_are_used_once() {
+        let table = Table::default().with(&child(1)).unwrap();
+        assert!(table.with(&child(1)).is_err());
+        let same_spi = ChildSa { spi_in: child(1).spi_in, ..child(2) };
+        assert!(matches!(table.with(&same_spi), Err(PlaneError::SpiInUse)));
+    }
+}

@@ -1,0 +1,422 @@
+//! The whole plane over real UDP sockets on the loopback, with queues in the place of TUN devices.
+
+use std::{
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::pin,
+    sync::{Arc, Condvar, Mutex, mpsc},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bewick_ike::{
+    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path, Random, Secret,
+    TrafficSelector,
+};
+
+use super::{
+    esp::{HEADROOM, NEXT_NONE, TAILROOM, Transform},
+    plane::{UserspaceConfig, UserspacePlane},
+    selector::tests::udp as udp_packet,
+    tun::Device,
+};
+use crate::{
+    Counters, DataPlane, PlaneError, PlaneEvent,
+    udp::{UdpConfig, UdpSockets},
+};
+
+const SUITE: EspSuite = EspSuite::AesGcm16 { key_bits: 128 };
+
+fn keys(suite: EspSuite, seed: u8) -> EspKeys {
+    EspKeys {
+        encryption: Secret::new(vec![seed; suite.encryption_key_len()]),
+        integrity: Secret::new(vec![seed ^ 0xff; suite.integrity_key_len()]),
+    }
+}
+
+/// A CHILD_SA that differs from others in its number alone.
+pub(super) fn child(id: u64) -> ChildSa {
+    ChildSa {
+        id: ChildId(id),
+        reqid: id as u32,
+        spi_in: EspSpi(0x1000 + id as u32),
+        spi_out: EspSpi(0x2000 + id as u32),
+        suite: SUITE,
+        esn: false,
+        keys_in: keys(SUITE, 1),
+        keys_out: keys(SUITE, 2),
+        ts_local: vec![TrafficSelector::from_net("10.9.0.0/24".parse().unwrap())],
+        ts_remote: vec![TrafficSelector::from_net("10.1.0.0/16".parse().unwrap())],
+        path: Path::new("192.0.2.1:4500".parse().unwrap(), "192.0.2.2:4500".parse().unwrap()),
+        encap: true,
+        virtual_ips: Vec::new(),
+    }
+}
+
+/// Resolves what a plane answers at once.
+fn now<T>(answer: impl Future<Output = T>) -> T {
+    match pin!(answer).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("the userspace plane never waits"),
+    }
+}
+
+fn wait_for<T>(mut ready: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "nothing came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[derive(Default)]
+struct QueueState {
+    outbound: std::collections::VecDeque<Vec<u8>>,
+    stopped: bool,
+}
+
+/// In the place of a TUN device.
+struct Queue {
+    state: Mutex<QueueState>,
+    filled: Condvar,
+    delivered: mpsc::Sender<Vec<u8>>,
+}
+
+impl Queue {
+    fn push(&self, packet: Vec<u8>) {
+        self.state.lock().unwrap().outbound.push_back(packet);
+        self.filled.notify_one();
+    }
+}
+
+impl Device for Queue {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut state = self.state.lock().unwrap();
+        loop {
+            if state.stopped {
+                return Ok(None);
+            }
+            if let Some(packet) = state.outbound.pop_front() {
+                buffer[..packet.len()].copy_from_slice(&packet);
+                return Ok(Some(packet.len()));
+            }
+            state = self.filled.wait(state).unwrap();
+        }
+    }
+
+    fn write(&self, packet: &[u8]) -> io::Result<()> {
+        let _ = self.delivered.send(packet.to_vec());
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.state.lock().unwrap().stopped = true;
+        self.filled.notify_all();
+    }
+}
+
+struct End {
+    plane: UserspacePlane,
+    udp: Arc<UdpSockets>,
+    device: Arc<Queue>,
+    delivered: mpsc::Receiver<Vec<u8>>,
+}
+
+impl End {
+    fn new() -> End {
+        let config = UdpConfig { ike_port: 0, nat_port: 0, bind_v6: None, ..UdpConfig::default() };
+        let (udp, _) = UdpSockets::open(&config).unwrap();
+        let (sender, delivered) = mpsc::channel();
+        let device =
+            Arc::new(Queue { state: Mutex::default(), filled: Condvar::new(), delivered: sender });
+        let config = UserspaceConfig { device: "test0".into(), mtu: 1400, reason: "test".into() };
+        let plane = UserspacePlane::with_device(config, udp.clone(), device.clone()).ok().unwrap();
+        End { plane, udp, device, delivered }
+    }
+
+    /// `127.0.0.host` on our NAT port; the whole of 127/8 is local.
+    fn at(&self, host: u8) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, host)), self.udp.nat_port())
+    }
+
+    fn receive(&self) -> Vec<u8> {
+        self.delivered.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+
+    fn counters(&mut self, id: u64) -> Counters {
+        now(self.plane.counters(ChildId(id))).unwrap()
+    }
+}
+
+/// The peer's view of `sa`.
+fn mirror(sa: &ChildSa) -> ChildSa {
+    ChildSa {
+        spi_in: sa.spi_out,
+        spi_out: sa.spi_in,
+        keys_in: sa.keys_out.clone(),
+        keys_out: sa.keys_in.clone(),
+        ts_local: sa.ts_remote.clone(),
+        ts_remote: sa.ts_local.clone(),
+        path: Path::new(sa.path.remote, sa.path.local),
+        ..sa.clone()
+    }
+}
+
+/// Client and gateway with one CHILD_SA between 127.0.0.1 and 127.0.0.10.
+fn pair(suite: EspSuite, esn: bool) -> (End, End, ChildSa) {
+    let (mut client, mut gateway) = (End::new(), End::new());
+    let sa = ChildSa {
+        suite,
+        esn,
+        keys_in: keys(suite, 5),
+        keys_out: keys(suite, 6),
+        path: Path::new(client.at(1), gateway.at(10)),
+        ..child(1)
+    };
+    now(client.plane.install(&sa)).unwrap();
+    now(gateway.plane.install(&mirror(&sa))).unwrap();
+    (client, gateway, sa)
+}
+
+fn ask(number: u32) -> Vec<u8> {
+    udp_packet("10.9.0.1", "10.1.0.1", (1000, 7), &number.to_be_bytes())
+}
+
+fn answer(number: u32) -> Vec<u8> {
+    udp_packet("10.1.0.1", "10.9.0.1", (7, 1000), &number.to_be_bytes())
+}
+
+/// An ESP packet as the peer of `sa`'s owner would seal it.
+fn seal_for(sa: &ChildSa, sequence: u64, payload: &[u8], next_header: u8) -> Vec<u8> {
+    let transform = Transform::new(sa.spi_in, sa.suite, sa.esn, &sa.keys_in).ok().unwrap();
+    let mut buffer = vec![0; HEADROOM + payload.len() + TAILROOM];
+    let place = HEADROOM..HEADROOM + payload.len();
+    buffer[place.clone()].copy_from_slice(payload);
+    let packet = transform.seal(sequence, &mut buffer, place, next_header).unwrap();
+    buffer[packet].to_vec()
+}
+
+#[test]
+fn packets_cross_in_both_directions_with_every_suite() {
+    let cbc = EspSuite::AesCbc { key_bits: 256, integrity: HmacSha2::Sha256 };
+    for (suite, esn) in [
+        (SUITE, false),
+        (SUITE, true),
+        (EspSuite::AesGcm16 { key_bits: 192 }, true),
+        (EspSuite::ChaCha20Poly1305, false),
+        (cbc, false),
+        (cbc, true),
+    ] {
+        let (mut client, mut gateway, _) = pair(suite, esn);
+        for number in 0..20 {
+            client.device.push(ask(number));
+            assert_eq!(gateway.receive(), ask(number));
+            gateway.device.push(answer(number));
+            assert_eq!(client.receive(), answer(number));
+        }
+        let octets = 20 * ask(0).len() as u64;
+        let expected = Counters {
+            octets_in: octets,
+            octets_out: octets,
+            packets_in: 20,
+            packets_out: 20,
+            ..Counters::default()
+        };
+        // A packet is counted once the device has it.
+        wait_for(|| (client.counters(1) == expected).then_some(()));
+        wait_for(|| (gateway.counters(1) == expected).then_some(()));
+    }
+}
+
+#[test]
+fn a_planned_move_loses_nothing() {
+    let (mut client, mut gateway, sa) = pair(SUITE, false);
+    const COUNT: u32 = 5000;
+    let device = client.device.clone();
+    let delivered = std::mem::replace(&mut gateway.delivered, mpsc::channel().1);
+    // Few packets at a time, so that a slow machine does not overflow a socket's buffer.
+    let traffic = std::thread::spawn(move || {
+        for number in 0..COUNT + 16 {
+            if number < COUNT {
+                device.push(ask(number));
+            }
+            if let Some(number) = number.checked_sub(16) {
+                let got = delivered.recv_timeout(Duration::from_secs(20));
+                assert_eq!(got, Ok(ask(number)));
+            }
+        }
+    });
+    let mut round = 0u8;
+    while !traffic.is_finished() {
+        let path = Path::new(client.at(2 + round % 3), gateway.at(10 + round % 2));
+        let step = |path| ChildMove { id: sa.id, path, encap: true };
+        now(client.plane.move_children(&[step(path)])).unwrap();
+        assert_eq!(client.plane.path(sa.id), Some(path));
+        std::thread::sleep(Duration::from_micros(500));
+        let back = Path::new(path.remote, path.local);
+        now(gateway.plane.move_children(&[step(back)])).unwrap();
+        std::thread::sleep(Duration::from_micros(500));
+        round = round.wrapping_add(1);
+    }
+    traffic.join().unwrap();
+    assert!(round > 1, "it moved while packets flowed");
+    wait_for(|| (gateway.counters(1).packets_in == u64::from(COUNT)).then_some(()));
+    let counters = gateway.counters(1);
+    assert_eq!(counters.rejected, 0);
+    assert!(counters.wrong_path > 0);
+    assert_eq!(client.counters(1).packets_out, u64::from(COUNT));
+}
+
+#[test]
+fn m_3_12_a_packet_from_another_path_is_accepted_and_reported() {
+    let (client, mut gateway, sa) = pair(SUITE, false);
+    let mut events = gateway.plane.take_events().unwrap();
+    assert!(gateway.plane.take_events().is_none());
+    let view = mirror(&sa);
+    for sequence in 1..=3 {
+        let packet = seal_for(&view, sequence, &ask(sequence as u32), 4);
+        let path = Path::new(client.at(9), gateway.at(10));
+        client.udp.send_esp(&path, &packet).unwrap();
+        assert_eq!(gateway.receive(), ask(sequence as u32));
+    }
+    assert_eq!(gateway.counters(1).wrong_path, 3);
+    let seen = client.at(9);
+    assert_eq!(events.try_recv(), Ok(PlaneEvent::Mapping { id: sa.id, seen }));
+    assert!(events.try_recv().is_err(), "one event a second");
+    assert_eq!(gateway.plane.path(sa.id), Some(view.path));
+}
+
+#[test]
+fn replays_forgeries_and_foreign_selectors_are_rejected() {
+    let (client, mut gateway, sa) = pair(SUITE, false);
+    let view = mirror(&sa);
+    let path = sa.path;
+    let inject = |packet: &[u8]| client.udp.send_esp(&path, packet).unwrap();
+
+    let good = seal_for(&view, 1, &ask(1), 4);
+    inject(&good);
+    assert_eq!(gateway.receive(), ask(1));
+    inject(&good);
+    let mut forged = seal_for(&view, 2, &ask(2), 4);
+    *forged.last_mut().unwrap() ^= 1;
+    inject(&forged);
+    inject(&seal_for(&view, 3, &answer(3), 4));
+    inject(&seal_for(&view, 4, &ask(4), 41));
+    inject(&seal_for(&view, 5, &ask(5), 17));
+    inject(&seal_for(&view, 6, &ask(6)[..10], 4));
+    inject(&seal_for(&view, 0, &ask(0), 4));
+    inject(&seal_for(&view, 7, &[0; 40], NEXT_NONE));
+    inject(&seal_for(&ChildSa { spi_in: EspSpi(0x7777), ..view.clone() }, 8, &ask(8), 4));
+    // Traffic-flow padding (RFC 4303 §2.7) is cut off.
+    inject(&seal_for(&view, 2, &[ask(2), vec![0; 99]].concat(), 4));
+    assert_eq!(gateway.receive(), ask(2));
+    assert!(gateway.delivered.try_recv().is_err());
+    wait_for(|| (gateway.counters(1).packets_in == 2).then_some(()));
+    assert_eq!(gateway.counters(1).rejected, 7);
+    let drops = gateway.plane.drops();
+    assert_eq!((drops.dummies, drops.unknown_spi), (1, 1));
+}
+
+#[test]
+fn outbound_packets_without_an_sa_are_dropped_and_counted() {
+    let (mut client, gateway, sa) = pair(SUITE, false);
+    client.device.push(answer(1));
+    client.device.push(vec![0; 40]);
+    client.device.push(ask(1));
+    assert_eq!(gateway.receive(), ask(1));
+    now(client.plane.remove(sa.id)).unwrap();
+    now(client.plane.remove(sa.id)).unwrap();
+    client.device.push(ask(2));
+    wait_for(|| (client.plane.drops().no_sa == 2).then_some(()));
+    assert_eq!(client.plane.drops().not_ip, 1);
+    assert!(gateway.delivered.try_recv().is_err());
+    assert!(matches!(now(client.plane.counters(sa.id)), Err(PlaneError::UnknownChild(_))));
+}
+
+#[test]
+fn what_the_plane_cannot_carry_is_refused_whole() {
+    let (mut client, _gateway, sa) = pair(SUITE, false);
+    assert!(client.plane.needs_encap());
+    let second = ChildSa { path: sa.path, ..child(2) };
+    let plain = ChildSa { encap: false, ..second.clone() };
+    assert!(matches!(now(client.plane.install(&plain)), Err(PlaneError::Unsupported(_))));
+    let mut other_port = second.clone();
+    other_port.path.local.set_port(1);
+    assert!(matches!(now(client.plane.install(&other_port)), Err(PlaneError::Unsupported(_))));
+    now(client.plane.install(&second)).unwrap();
+
+    let new = Path::new(client.at(3), sa.path.remote);
+    let step = |id| ChildMove { id: ChildId(id), path: new, encap: true };
+    let plain = ChildMove { encap: false, ..step(2) };
+    assert!(now(client.plane.move_children(&[step(1), plain])).is_err());
+    assert!(now(client.plane.move_children(&[step(1), step(3)])).is_err());
+    assert_eq!(client.plane.path(ChildId(1)), Some(sa.path));
+    let report = now(client.plane.move_children(&[step(1), step(2)])).unwrap();
+    assert_eq!(report.requests, 0);
+    assert_eq!(client.plane.path(ChildId(2)), Some(new));
+}
+
+#[test]
+fn random_octets_do_nothing() {
+    let (_client, mut gateway, sa) = pair(SUITE, true);
+    let mut random = Random::from_seed([7; 32]);
+    let spi = sa.spi_out.0.to_be_bytes();
+    let good = seal_for(&mirror(&sa), 1, &ask(1), 4);
+    let path = Path::new(sa.path.remote, sa.path.local);
+    for round in 0..100_000 {
+        let len = random.u32() as usize % 200;
+        let mut packet = vec![0; len];
+        random.fill(&mut packet);
+        match round % 3 {
+            0 => {}
+            1 => packet.iter_mut().zip(spi).for_each(|(octet, spi)| *octet = spi),
+            _ => {
+                packet = good.clone();
+                let bit = random.u32() as usize % (packet.len() * 8);
+                packet[bit / 8] ^= 1 << (bit % 8);
+                packet.truncate(random.u32() as usize % (packet.len() + 1));
+            }
+        }
+        gateway.plane.sink().esp(path, &mut packet);
+    }
+    let counters = gateway.counters(1);
+    assert_eq!((counters.packets_in, counters.wrong_path), (0, 0));
+    assert_eq!(counters.rejected + gateway.plane.drops().unknown_spi, 100_000);
+    assert!(gateway.delivered.try_recv().is_err());
+}
+
+#[test]
+fn an_sa_at_its_end_says_so_and_stops() {
+    let (mut client, gateway, sa) = pair(SUITE, false);
+    let mut events = client.plane.take_events().unwrap();
+    client.plane.set_sequence(sa.id, 0xefff_ffff);
+    client.device.push(ask(1));
+    assert_eq!(gateway.receive(), ask(1));
+    assert_eq!(events.try_recv(), Ok(PlaneEvent::Expire { id: sa.id, hard: false }));
+    client.plane.set_sequence(sa.id, 0xffff_fffe);
+    client.device.push(ask(2));
+    client.device.push(ask(3));
+    assert_eq!(gateway.receive(), ask(2));
+    wait_for(|| (client.plane.drops().exhausted == 1).then_some(()));
+    assert_eq!(events.try_recv(), Ok(PlaneEvent::Expire { id: sa.id, hard: true }));
+    assert!(gateway.delivered.try_recv().is_err());
+}
+
+#[test]
+fn shutdown_ends_everything_at_once() {
+    let (mut client, gateway, sa) = pair(SUITE, false);
+    let start = Instant::now();
+    now(client.plane.shutdown()).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert_eq!(client.plane.path(sa.id), None);
+    let path = Path::new(sa.path.remote, sa.path.local);
+    gateway.udp.send_esp(&path, &seal_for(&sa, 1, &answer(1), 4)).unwrap();
+    wait_for(|| (client.udp.counters().esp_dropped == 1).then_some(()));
+    let device = Arc::downgrade(&client.device);
+    drop(client);
+    assert!(device.upgrade().is_none(), "nothing holds the device");
+}
