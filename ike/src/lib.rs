@@ -7,17 +7,31 @@
 #![forbid(unsafe_code)]
 
 pub mod child;
+pub mod config;
 pub mod crypto;
+pub mod endpoint;
+pub mod event;
+pub mod extension;
+pub mod nat;
 pub mod path;
+mod pool;
 pub mod random;
+mod sa;
 pub mod secret;
 pub mod selector;
 pub mod time;
 pub mod wire;
 
 pub use child::{ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2};
+pub use config::{ConnectionConfig, ConnectionId, Role};
+pub use endpoint::Endpoint;
+pub use event::{
+    Action, ActionError, ActionId, CloseReason, Established, Event, Output, SaId, Tag, Transmit,
+};
+pub use extension::{Extension, SaView};
 pub use path::Path;
 pub use random::Random;
+pub use sa::child::Child;
 pub use secret::Secret;
 pub use selector::TrafficSelector;
 pub use time::Time;

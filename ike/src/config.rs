@@ -1,0 +1,111 @@
+//! What the operator decides about a connection, already checked.
+
+use std::{net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+
+use crate::{
+    child::EspSuite,
+    crypto::suite::IkeSuite,
+    secret::Secret,
+    selector::TrafficSelector,
+    wire::identity::{Identity, IdentityPattern},
+};
+
+/// Names a connection of the configuration: its place in the list.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ConnectionId(pub usize);
+
+/// Who starts: RFC 7296 §1.2. For MOBIKE it is the role in the first IKE_SA of a chain of rekeyed
+/// ones (RFC 4555 §1.3).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Role {
+    /// sends IKE_SA_INIT
+    Initiator,
+    /// answers it
+    Responder,
+}
+
+/// When a request is sent again, and when the peer is given up (RFC 7296 §2.1, §2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retransmission {
+    /// before the first retransmission
+    pub first: Duration,
+    /// each wait is this many percent of the one before
+    pub factor_percent: u32,
+    /// no wait is longer
+    pub longest: Duration,
+    /// an IKE_SA_INIT or IKE_AUTH that is not answered in this time has failed
+    pub give_up_handshake: Duration,
+    /// any other request; RFC 4555 §3.11 asks for minutes, so that a peer may be away for a while
+    pub give_up: Duration,
+}
+
+impl Default for Retransmission {
+    fn default() -> Self {
+        Retransmission {
+            first: Duration::from_millis(500),
+            factor_percent: 180,
+            longest: Duration::from_secs(30),
+            give_up_handshake: Duration::from_secs(30),
+            give_up: Duration::from_secs(330),
+        }
+    }
+}
+
+/// What one side of a CHILD_SA's traffic is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selectors {
+    /// the addresses assigned by configuration payload (RFC 7296 §2.19), or else the outer address
+    Dynamic,
+    /// these
+    List(Vec<TrafficSelector>),
+}
+
+/// How the ESP of a CHILD_SA may be protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EspProposal {
+    /// algorithms
+    pub suite: EspSuite,
+    /// extended sequence numbers
+    pub esn: bool,
+}
+
+/// A connection: with whom, proven how, to carry what.
+#[derive(Clone, Debug)]
+pub struct ConnectionConfig {
+    /// the operator's name for it
+    pub name: String,
+    /// whether we start it or answer
+    pub role: Role,
+    /// who we say that we are
+    pub local_id: Identity,
+    /// who the peer must prove to be; a pattern with a leading `*` for a responder
+    pub remote_id: IdentityPattern,
+    /// the pre-shared key (RFC 7296 §2.15)
+    pub psk: Secret,
+    /// acceptable suites for the IKE_SA, best first
+    pub ike_proposals: Vec<IkeSuite>,
+    /// acceptable suites for the CHILD_SA, best first
+    pub esp_proposals: Vec<EspProposal>,
+    /// what is on our side
+    pub ts_local: Selectors,
+    /// what is on the peer's side
+    pub ts_remote: Selectors,
+    /// initiator: ask for a virtual IPv4 address
+    pub request_ipv4: bool,
+    /// initiator: ask for a virtual IPv6 address
+    pub request_ipv6: bool,
+    /// responder: where virtual addresses are taken from
+    pub pools: Vec<IpNet>,
+    /// responder: DNS servers to tell
+    pub dns: Vec<IpAddr>,
+    /// offer MOBIKE (RFC 4555 §3.2)
+    pub mobike: bool,
+    /// ESP always travels in UDP, whether there is a NAT or not
+    pub force_encap: bool,
+    /// silence after which the peer is asked whether it is there (RFC 7296 §2.4); zero for never
+    pub liveness: Duration,
+    /// retransmission of requests
+    pub retransmission: Retransmission,
+}

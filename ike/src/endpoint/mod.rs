@@ -1,0 +1,475 @@
+//! All IKE_SAs of one host: which one a datagram is for, and what happens to one that is for none
+//! (RFC 7296 §2.1, §2.5, §2.6; RFC 8019 §3).
+
+mod cookie;
+pub mod timers;
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use crate::{
+    config::{ConnectionConfig, ConnectionId, Role},
+    event::{ActionError, ActionId, CloseReason, Event, Output, SaId, Tag},
+    extension::{Extension, SaView},
+    nat::Nat,
+    path::Path,
+    random::Random,
+    sa::{
+        Cx, Sa, Shared, State,
+        child::Child,
+        exchange::Arrival,
+        init,
+        init_responder::{self, Unanswerable},
+        live,
+    },
+    time::Time,
+    wire::{self, ExchangeType, Flags, Header, Message, Notify, NotifyType, Payload, WireError},
+};
+
+use cookie::Cookies;
+pub use timers::Timer;
+
+/// From this many half-open IKE_SAs on, IKE_SA_INIT is answered with a COOKIE (RFC 7296 §2.6).
+const COOKIE_THRESHOLD: usize = 32;
+
+/// More half-open IKE_SAs than this are not kept (RFC 8019 §3).
+const MOST_HALF_OPEN: usize = 4096;
+
+/// How long a half-open IKE_SA waits for IKE_AUTH.
+const HALF_OPEN_TIME: Duration = Duration::from_secs(30);
+
+/// The same when cookies are asked for (RFC 8019 §4.2).
+const HALF_OPEN_TIME_CROWDED: Duration = Duration::from_secs(5);
+
+/// Unprotected answers to messages of another IKE version, per second (RFC 7296 §2.5).
+const VERSION_ANSWERS_PER_SECOND: u32 = 10;
+
+/// An IKE_SA as the operator sees it.
+#[derive(Clone, Debug)]
+pub struct SaStatus<'a> {
+    /// our name for it
+    pub id: SaId,
+    /// the connection it belongs to, unknown while half open as responder
+    pub connection: Option<ConnectionId>,
+    /// our role in it
+    pub role: Role,
+    /// the SPIs of initiator and responder
+    pub spis: (u64, u64),
+    /// `connecting`, `established`, `closing` or `closed`
+    pub state: &'static str,
+    /// its addresses
+    pub path: Path,
+    /// where NATs are
+    pub nat: Nat,
+    /// the identity that the peer proved, empty before
+    pub peer: &'a str,
+    /// its CHILD_SAs
+    pub children: &'a [Child],
+    /// when the last genuine message came
+    pub last_heard: Time,
+}
+
+/// The IKE machines of one host.
+pub struct Endpoint {
+    shared: Shared,
+    sas: BTreeMap<SaId, Sa>,
+    by_spi: BTreeMap<u64, SaId>,
+    half_open: BTreeMap<(u64, SocketAddr), SaId>,
+    cookies: Cookies,
+    version_answers: (u64, u32),
+}
+
+impl Endpoint {
+    /// A host with these connections. With `force_encap` the data plane can do nothing but ESP in UDP.
+    pub fn new(mut random: Random, connections: Vec<ConnectionConfig>, force_encap: bool) -> Self {
+        let cookies = Cookies::new(&mut random);
+        Endpoint {
+            shared: Shared::new(random, connections, force_encap),
+            sas: BTreeMap::new(),
+            by_spi: BTreeMap::new(),
+            half_open: BTreeMap::new(),
+            cookies,
+            version_answers: (0, 0),
+        }
+    }
+
+    /// The configuration of a connection.
+    pub fn connection(&self, id: ConnectionId) -> Option<&ConnectionConfig> {
+        self.shared.connection(id)
+    }
+
+    /// All connections.
+    pub fn connections(&self) -> impl Iterator<Item = (ConnectionId, &ConnectionConfig)> {
+        self.shared.connections.iter().enumerate().map(|(i, c)| (ConnectionId(i), c))
+    }
+
+    /// Whether the data plane can do nothing but ESP in UDP.
+    pub fn force_encap(&self) -> bool {
+        self.shared.force_encap
+    }
+
+    /// The generator that everything random comes from.
+    pub fn random(&mut self) -> &mut Random {
+        &mut self.shared.random
+    }
+
+    /// Starts an IKE_SA on `path`, whose ports are 500 to begin with (RFC 7296 §2).
+    ///
+    /// # Errors
+    /// If the connection does not exist or has no proposal.
+    pub fn connect(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        path: Path,
+        extension: &mut dyn Extension,
+    ) -> Result<SaId, CloseReason> {
+        let id = SaId(self.shared.fresh_id());
+        let mut cx = Cx { now, shared: &mut self.shared, extension };
+        let sa = init::start(&mut cx, id, connection, path)?;
+        self.by_spi.insert(sa.own_spi(), id);
+        self.sas.insert(id, sa);
+        Ok(id)
+    }
+
+    /// A datagram has arrived, without the non-ESP marker.
+    pub fn datagram(
+        &mut self,
+        now: Time,
+        path: Path,
+        datagram: &[u8],
+        extension: &mut dyn Extension,
+    ) {
+        let message = match Message::parse(datagram) {
+            Ok(message) => message,
+            Err(WireError::MajorVersion { major }) => {
+                self.answer_version(now, path, datagram, major);
+                return;
+            }
+            // RFC 7296 §2.21.1: what is malformed and not protected gets no answer.
+            Err(error) => {
+                tracing::debug!(%error, "malformed message");
+                return;
+            }
+        };
+        let header = &message.header;
+        if header.exchange == ExchangeType::IKE_SA_INIT && !header.flags.response {
+            self.init_request(now, path, datagram, &message, extension);
+            return;
+        }
+        let own = if header.flags.initiator { header.spi_r } else { header.spi_i };
+        let Some(id) = self.by_spi.get(&own).copied() else { return };
+        self.with(now, id, extension, |sa, cx| sa.on_message(cx, path, datagram, &message));
+    }
+
+    fn init_request(
+        &mut self,
+        now: Time,
+        path: Path,
+        datagram: &[u8],
+        message: &Message<'_>,
+        extension: &mut dyn Extension,
+    ) {
+        let header = &message.header;
+        if !header.flags.initiator || header.message_id != 0 || header.spi_r != 0 {
+            return;
+        }
+        let name = (header.spi_i, path.remote);
+        if let Some(sa) = self.half_open.get(&name).and_then(|id| self.sas.get(id)) {
+            // RFC 7296 §2.1: the same octets again get the same answer again.
+            if let (State::AuthRequest(state), Arrival::Answered(bytes)) =
+                (&sa.state, sa.incoming.arrival(0))
+                && state.init_request == datagram
+            {
+                let bytes = bytes.to_vec();
+                self.shared.transmit(path, bytes);
+            }
+            return;
+        }
+        if !self.shared.connections.iter().any(|c| c.role == Role::Responder) {
+            return;
+        }
+        let request = match init_responder::Request::read(message) {
+            Ok(request) => request,
+            Err(unanswerable) => return self.refuse(path, header, unanswerable),
+        };
+        let crowded = self.half_open.len() >= COOKIE_THRESHOLD;
+        if crowded {
+            // RFC 7296 §2.6: no state before the peer has shown that it receives at its address.
+            let input = (request.nonce, path.remote.ip(), header.spi_i);
+            if !request.cookie.is_some_and(|c| self.cookies.check(now, input, c)) {
+                let cookie = self.cookies.make(now, input);
+                let notify = Notify::new(NotifyType::COOKIE, cookie);
+                self.answer_init(path, header, notify);
+                return;
+            }
+        }
+        if self.half_open.len() >= MOST_HALF_OPEN {
+            return;
+        }
+        let id = SaId(self.shared.fresh_id());
+        let mut cx = Cx { now, shared: &mut self.shared, extension };
+        match init_responder::accept(&mut cx, id, path, datagram, message, &request) {
+            Ok(sa) => {
+                let time = if crowded { HALF_OPEN_TIME_CROWDED } else { HALF_OPEN_TIME };
+                self.shared.timers.set(id, Timer::HalfOpen, now + time);
+                self.by_spi.insert(sa.own_spi(), id);
+                self.half_open.insert(name, id);
+                self.sas.insert(id, sa);
+            }
+            Err(unanswerable) => self.refuse(path, header, unanswerable),
+        }
+    }
+
+    fn refuse(&mut self, path: Path, header: &Header, unanswerable: Unanswerable) {
+        match unanswerable {
+            Unanswerable::Notify(notify, reason) => {
+                // An honest peer comes again with the other key exchange: no news for the operator.
+                if notify.kind != NotifyType::INVALID_KE_PAYLOAD {
+                    self.shared.event(Event::Refused { path, reason });
+                }
+                self.answer_init(path, header, notify);
+            }
+            Unanswerable::Silence(reason) => tracing::debug!(%path, %reason, "IKE_SA_INIT dropped"),
+        }
+    }
+
+    /// An unprotected answer to IKE_SA_INIT; it leaves no state and is no longer than the request.
+    fn answer_init(&mut self, path: Path, request: &Header, notify: Notify) {
+        let flags = Flags { initiator: false, response: true, version: false };
+        let header = Header::new((request.spi_i, 0), ExchangeType::IKE_SA_INIT, flags, 0);
+        if let Ok(bytes) = wire::emit_message(&header, &[Payload::Notify(notify)]) {
+            self.shared.transmit(path, bytes);
+        }
+    }
+
+    /// RFC 7296 §2.5: a higher major version is told which one we speak, a lower one nothing.
+    fn answer_version(&mut self, now: Time, path: Path, datagram: &[u8], major: u8) {
+        let Ok(header) = Header::parse(datagram) else { return };
+        let second = now.as_micros() / 1_000_000;
+        if self.version_answers.0 != second {
+            self.version_answers = (second, 0);
+        }
+        if major < 3
+            || header.flags.response
+            || header.spi_i == 0
+            || self.version_answers.1 >= VERSION_ANSWERS_PER_SECOND
+        {
+            return;
+        }
+        self.version_answers.1 += 1;
+        let flags = Flags { initiator: !header.flags.initiator, response: true, version: false };
+        let spis = (header.spi_i, header.spi_r);
+        let answer = Header::new(spis, header.exchange, flags, header.message_id);
+        let notify = Notify::new(NotifyType::INVALID_MAJOR_VERSION, vec![2]);
+        if let Ok(bytes) = wire::emit_message(&answer, &[Payload::Notify(notify)]) {
+            self.shared.transmit(path, bytes);
+        }
+    }
+
+    /// Runs one input of one IKE_SA and then sweeps up after it.
+    fn with<T>(
+        &mut self,
+        now: Time,
+        id: SaId,
+        extension: &mut dyn Extension,
+        input: impl FnOnce(&mut Sa, &mut Cx<'_>) -> T,
+    ) -> Option<T> {
+        let sa = self.sas.get_mut(&id)?;
+        let mut cx = Cx { now, shared: &mut self.shared, extension };
+        let result = input(sa, &mut cx);
+        self.sweep(id);
+        let replaced = std::mem::take(&mut self.shared.replaced);
+        for (new, connection, peer) in replaced {
+            self.replace(now, new, connection, &peer, extension);
+        }
+        Some(result)
+    }
+
+    fn sweep(&mut self, id: SaId) {
+        let Some(sa) = self.sas.get(&id) else { return };
+        if !matches!(sa.state, State::AuthRequest(_)) && sa.role == Role::Responder {
+            self.half_open.retain(|_, half_open| *half_open != id);
+        }
+        if sa.is_forgotten() {
+            self.by_spi.remove(&sa.own_spi());
+            self.sas.remove(&id);
+        }
+    }
+
+    /// INITIAL_CONTACT: the peer knows of no other IKE_SA between the two identities
+    /// (RFC 7296 §2.4). Only those of the same authenticated identity go.
+    fn replace(
+        &mut self,
+        now: Time,
+        new: SaId,
+        connection: ConnectionId,
+        peer: &str,
+        extension: &mut dyn Extension,
+    ) {
+        let old: Vec<SaId> = self
+            .sas
+            .values()
+            .filter(|sa| sa.id != new && sa.connection == Some(connection))
+            .filter(|sa| matches!(&sa.state, State::Live(live) if live.peer == peer))
+            .map(|sa| sa.id)
+            .collect();
+        for id in old {
+            self.with(now, id, extension, |sa, cx| {
+                sa.close(cx, CloseReason::Replaced);
+                sa.forget(cx);
+            });
+        }
+    }
+
+    /// Timers that are due.
+    pub fn timeout(&mut self, now: Time, extension: &mut dyn Extension) {
+        while let Some((id, timer)) = self.shared.timers.pop(now) {
+            self.with(now, id, extension, |sa, cx| sa.on_timer(cx, timer));
+        }
+    }
+
+    /// When [`Self::timeout`] is to be called next, and for what.
+    pub fn next_timeout(&self) -> Option<(Time, Timer)> {
+        self.shared.timers.next()
+    }
+
+    /// The data plane's answer to an action.
+    pub fn answer(
+        &mut self,
+        now: Time,
+        id: ActionId,
+        result: Result<(), ActionError>,
+        extension: &mut dyn Extension,
+    ) {
+        let Some(sa) = self.shared.pending_actions.remove(&id) else { return };
+        self.with(now, sa, extension, |sa, cx| sa.on_answer(cx, id, result));
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.shared.outputs.pop_front()
+    }
+
+    /// Whether an established IKE_SA may send a request now (RFC 7296 §2.3).
+    pub fn is_open(&self, id: SaId) -> bool {
+        self.sas.get(&id).is_some_and(|sa| {
+            sa.outgoing.is_open() && matches!(&sa.state, State::Live(live) if live.is_up())
+        })
+    }
+
+    /// Sends an INFORMATIONAL request on the current path; false if the window is closed.
+    pub fn request(
+        &mut self,
+        now: Time,
+        id: SaId,
+        payloads: &[Payload],
+        tag: Tag,
+        extension: &mut dyn Extension,
+    ) -> bool {
+        self.is_open(id)
+            && self
+                .with(now, id, extension, |sa, cx| {
+                    sa.request(cx, ExchangeType::INFORMATIONAL, payloads, Some(tag)).is_ok()
+                })
+                .unwrap_or(false)
+    }
+
+    /// Changes the IKE_SA's addresses. Nothing is sent and no CHILD_SA moves.
+    pub fn set_path(&mut self, id: SaId, path: Path) {
+        if let Some(sa) = self.sas.get_mut(&id) {
+            sa.path = path;
+        }
+    }
+
+    /// Records where NATs are on the current path.
+    pub fn set_nat(&mut self, id: SaId, nat: Nat) {
+        if let Some(sa) = self.sas.get_mut(&id) {
+            sa.nat = nat;
+        }
+    }
+
+    /// Sends the outstanding request again at once on the current path: the same octets, the back-off
+    /// from its start (RFC 4555 §3.5).
+    pub fn hasten(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
+        self.with(now, id, extension, |sa, cx| sa.hasten(cx));
+    }
+
+    /// Moves every CHILD_SA of the IKE_SA to its current path; [`Event::Moved`] tells the result.
+    /// `None` if there is no CHILD_SA.
+    pub fn move_children(
+        &mut self,
+        now: Time,
+        id: SaId,
+        path: Path,
+        encap: bool,
+        extension: &mut dyn Extension,
+    ) -> Option<ActionId> {
+        self.with(now, id, extension, |sa, cx| live::move_children(sa, cx, path, encap)).flatten()
+    }
+
+    /// Ends the IKE_SA with DELETE (RFC 7296 §1.4.1); its CHILD_SAs go at once.
+    pub fn close(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
+        self.with(now, id, extension, |sa, cx| live::delete(sa, cx, Vec::new()));
+    }
+
+    /// Ends the IKE_SA without a word to the peer.
+    pub fn abandon(
+        &mut self,
+        now: Time,
+        id: SaId,
+        reason: CloseReason,
+        extension: &mut dyn Extension,
+    ) {
+        self.with(now, id, extension, |sa, cx| {
+            sa.close(cx, reason);
+            sa.forget(cx);
+        });
+    }
+
+    /// What an extension may know of the IKE_SA.
+    pub fn view(&self, id: SaId) -> Option<SaView> {
+        self.sas.get(&id)?.view()
+    }
+
+    /// Every IKE_SA that is not over.
+    pub fn status(&self) -> impl Iterator<Item = SaStatus<'_>> {
+        self.sas.values().filter(|sa| !matches!(sa.state, State::Lingering)).map(status)
+    }
+
+    /// One IKE_SA.
+    pub fn sa(&self, id: SaId) -> Option<SaStatus<'_>> {
+        self.sas.get(&id).map(status)
+    }
+
+    /// How many IKE_SAs there are in memory, those included that only answer retransmissions.
+    pub fn len(&self) -> usize {
+        self.sas.len()
+    }
+
+    /// Whether there is no IKE_SA at all.
+    pub fn is_empty(&self) -> bool {
+        self.sas.is_empty()
+    }
+}
+
+fn status(sa: &Sa) -> SaStatus<'_> {
+    let (state, peer, children): (_, &str, &[Child]) = match &sa.state {
+        State::Live(live) if live.is_closing() => ("closing", &live.peer, live.children()),
+        State::Live(live) if live.is_up() => ("established", &live.peer, live.children()),
+        State::Live(live) => ("connecting", &live.peer, live.children()),
+        State::Lingering => ("closed", "", &[]),
+        _ => ("connecting", "", &[]),
+    };
+    SaStatus {
+        id: sa.id,
+        connection: sa.connection,
+        role: sa.role,
+        spis: (sa.spi_i, sa.spi_r),
+        state,
+        path: sa.path,
+        nat: sa.nat,
+        peer,
+        children,
+        last_heard: sa.last_heard,
+    }
+}

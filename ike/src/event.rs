@@ -1,0 +1,174 @@
+//! What comes out of the machines: datagrams to send, work for the data plane, and news.
+
+use std::net::IpAddr;
+
+use crate::{
+    child::{ChildId, ChildMove, ChildSa},
+    config::{ConnectionId, Role},
+    path::Path,
+    wire::Payload,
+};
+
+/// Names an IKE_SA within this daemon; never used again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SaId(pub u64);
+
+/// Names one [`Action`], so that its answer can be told apart.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ActionId(pub u64);
+
+/// One thing that the driver is to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a datagram.
+    Transmit(Transmit),
+    /// Ask the data plane, then hand the result to `answer` with the same id.
+    Action {
+        /// comes back with the answer
+        id: ActionId,
+        /// what is to be done
+        action: Action,
+    },
+    /// Something has happened.
+    Event(Event),
+}
+
+/// A datagram: an IKE message without the non-ESP marker, which the socket of port 4500 adds
+/// (RFC 7296 §2.23).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// from where to where
+    pub path: Path,
+    /// the IKE message
+    pub bytes: Vec<u8>,
+}
+
+/// Work for the data plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make both directions of a CHILD_SA work.
+    Install(Box<ChildSa>),
+    /// Take a CHILD_SA away, in both directions.
+    Remove(ChildId),
+    /// Move all of these or none.
+    Move(Vec<ChildMove>),
+}
+
+/// Why an [`Action`] did not succeed, in words for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActionError(pub String);
+
+/// Which request a response belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tag {
+    /// the machine's own liveness check (RFC 7296 §2.4)
+    Liveness,
+    /// DELETE of the IKE_SA (RFC 7296 §1.4.1)
+    Delete,
+    /// a request of the layer above, with its own number
+    Upper(u64),
+}
+
+/// Why an IKE_SA is gone or never came to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// we closed it
+    #[error("closed here")]
+    Local,
+    /// the peer sent DELETE
+    #[error("the peer deleted it")]
+    PeerDeleted,
+    /// requests went unanswered for too long
+    #[error("no answer from {0}")]
+    Unanswered(Path),
+    /// the peer does not accept any of our algorithms (NO_PROPOSAL_CHOSEN)
+    #[error("no common proposal (NO_PROPOSAL_CHOSEN){0}")]
+    NoProposal(String),
+    /// one side could not prove who it is (AUTHENTICATION_FAILED)
+    #[error("authentication failed (AUTHENTICATION_FAILED): {0}")]
+    Authentication(String),
+    /// the IKE_SA came up, the CHILD_SA did not
+    #[error("no CHILD_SA: {0}")]
+    Child(String),
+    /// the peer broke the protocol
+    #[error("protocol error: {0}")]
+    Protocol(String),
+    /// the data plane refused
+    #[error("the data plane refused: {0}")]
+    DataPlane(String),
+    /// a newer IKE_SA of the same peer took its place (INITIAL_CONTACT)
+    #[error("replaced by a newer IKE_SA of the same peer")]
+    Replaced,
+    /// the peer's COOKIE2 differs from ours (RFC 4555 §3.7)
+    #[error("the peer returned another COOKIE2")]
+    Cookie2,
+}
+
+/// What both ends know of an IKE_SA once it is established.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Established {
+    /// our name for it
+    pub sa: SaId,
+    /// the connection it belongs to
+    pub connection: ConnectionId,
+    /// who started it
+    pub role: Role,
+    /// the identity that the peer proved
+    pub peer: String,
+    /// addresses that were assigned: to us as initiator, to the peer as responder
+    pub virtual_ips: Vec<IpAddr>,
+    /// DNS servers that the peer told us
+    pub dns: Vec<IpAddr>,
+}
+
+/// News from the IKE machines.
+#[derive(Debug)]
+pub enum Event {
+    /// IKE_AUTH is done and the CHILD_SA carries traffic.
+    Established(Established),
+    /// Our request was answered.
+    Response {
+        /// which IKE_SA
+        sa: SaId,
+        /// which request
+        tag: Tag,
+        /// the path that the response came on
+        path: Path,
+        /// what was in it
+        payloads: Vec<Payload>,
+    },
+    /// A request has been sent again: a hint that the path may be dead.
+    Unanswered {
+        /// which IKE_SA
+        sa: SaId,
+        /// how often it has been sent by now
+        tries: u32,
+    },
+    /// The data plane answered a [`Action::Move`].
+    Moved {
+        /// which IKE_SA
+        sa: SaId,
+        /// the action
+        id: ActionId,
+        /// how it went
+        result: Result<(), ActionError>,
+    },
+    /// The IKE_SA is gone, with all its CHILD_SAs.
+    Closed {
+        /// which IKE_SA
+        sa: SaId,
+        /// the connection it belonged to, if that was known by then
+        connection: Option<ConnectionId>,
+        /// the path that it had
+        path: Path,
+        /// why
+        reason: CloseReason,
+    },
+    /// A message for no IKE_SA of ours was refused: for the operator's log.
+    Refused {
+        /// where it came from
+        path: Path,
+        /// why
+        reason: CloseReason,
+    },
+}

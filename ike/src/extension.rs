@@ -1,0 +1,83 @@
+//! Where MOBIKE, or any other extension of RFC 7296, joins an exchange of the IKE machines.
+
+use crate::{
+    config::{ConnectionId, Role},
+    event::SaId,
+    path::Path,
+    random::Random,
+    time::Time,
+    wire::Payload,
+};
+
+/// An IKE_SA as an extension sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct SaView {
+    /// our name for it
+    pub id: SaId,
+    /// the connection it belongs to
+    pub connection: ConnectionId,
+    /// our role in it
+    pub role: Role,
+    /// the initiator's SPI
+    pub spi_i: u64,
+    /// the responder's SPI
+    pub spi_r: u64,
+    /// its current addresses
+    pub path: Path,
+}
+
+/// A protected request that arrived for an established IKE_SA.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// when
+    pub now: Time,
+    /// the addresses in its IP and UDP headers
+    pub path: Path,
+    /// its Message ID
+    pub message_id: u32,
+    /// its payloads
+    pub payloads: &'a [Payload],
+}
+
+/// Adds to, and learns from, the messages of an IKE_SA. All payloads have passed the integrity check.
+pub trait Extension {
+    /// Payloads for our IKE_AUTH request.
+    fn auth_request(&mut self, sa: &SaView) -> Vec<Payload>;
+
+    /// The peer's IKE_AUTH request with the SA payload; gives payloads for the response.
+    fn auth_request_received(&mut self, sa: &SaView, payloads: &[Payload]) -> Vec<Payload>;
+
+    /// The peer's IKE_AUTH response with the SA payload.
+    fn auth_response_received(&mut self, sa: &SaView, payloads: &[Payload]);
+
+    /// An INFORMATIONAL request; gives payloads for the response.
+    fn informational(
+        &mut self,
+        sa: &SaView,
+        request: &Request<'_>,
+        random: &mut Random,
+    ) -> Vec<Payload>;
+
+    /// Payloads for a liveness check.
+    fn liveness(&mut self, sa: &SaView, random: &mut Random) -> Vec<Payload>;
+}
+
+/// RFC 7296 and nothing else.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plain;
+
+impl Extension for Plain {
+    fn auth_request(&mut self, _: &SaView) -> Vec<Payload> {
+        Vec::new()
+    }
+    fn auth_request_received(&mut self, _: &SaView, _: &[Payload]) -> Vec<Payload> {
+        Vec::new()
+    }
+    fn auth_response_received(&mut self, _: &SaView, _: &[Payload]) {}
+    fn informational(&mut self, _: &SaView, _: &Request<'_>, _: &mut Random) -> Vec<Payload> {
+        Vec::new()
+    }
+    fn liveness(&mut self, _: &SaView, _: &mut Random) -> Vec<Payload> {
+        Vec::new()
+    }
+}

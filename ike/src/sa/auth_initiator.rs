@@ -1,0 +1,282 @@
+//! The initiator's IKE_AUTH (RFC 7296 §1.2, §2.15, §2.19, §2.21.2).
+
+use crate::{
+    child::ChildSa,
+    config::{ConnectionConfig, ConnectionId, Role},
+    event::{Action, CloseReason, Established, Event},
+    path::Path,
+    selector::TrafficSelector,
+    wire::{ExchangeType, Identity, IdentityPattern, Notify, NotifyType, Payload},
+};
+
+use super::{
+    Cx, Sa, State,
+    auth::{InitExchange, auth_payload},
+    child::{self, Agreed, Child},
+    init::needs_encap,
+    live::{self, Live, Phase},
+    negotiate,
+};
+
+/// The IKE_SA_INIT that is done.
+pub(crate) struct InitDone {
+    pub(crate) connection: ConnectionId,
+    pub(crate) request: Vec<u8>,
+    pub(crate) response: Vec<u8>,
+    pub(crate) nonce_i: Vec<u8>,
+    pub(crate) nonce_r: Vec<u8>,
+}
+
+impl InitDone {
+    fn exchange(&self) -> InitExchange<'_> {
+        InitExchange {
+            request: &self.request,
+            response: &self.response,
+            nonce_i: &self.nonce_i,
+            nonce_r: &self.nonce_r,
+        }
+    }
+}
+
+/// The IKE_AUTH request is out.
+pub(crate) struct ExpectAuthResponse {
+    init: InitDone,
+    spi_in: u32,
+    ts_local: Vec<TrafficSelector>,
+    ts_remote: Vec<TrafficSelector>,
+}
+
+impl ExpectAuthResponse {
+    pub(crate) fn spi_in(&self) -> u32 {
+        self.spi_in
+    }
+}
+
+/// Sends IKE_AUTH.
+pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), CloseReason> {
+    let spi_in = cx.shared.draw_esp_spi();
+    let Some(config) = cx.shared.connections.get(init.connection.0) else {
+        return Err(CloseReason::Protocol("no such connection".into()));
+    };
+    let Some(keys) = &sa.keys else {
+        return Err(CloseReason::Protocol("no keys yet".into()));
+    };
+    let id = config.local_id.to_wire();
+    let auth = init.exchange().sign(Role::Initiator, keys, &id, config);
+    let ts_local = child::offer(&config.ts_local, config, sa.path.local.ip());
+    let ts_remote = child::offer(&config.ts_remote, config, sa.path.remote.ip());
+    let mut payloads = vec![Payload::IdInitiator(id)];
+    payloads.push(Payload::Notify(Notify::new(NotifyType::INITIAL_CONTACT, Vec::new())));
+    // RFC 7296 §1.2: IDr says which of the responder's identities we want to talk to.
+    if let IdentityPattern::Exactly(identity) = &config.remote_id {
+        payloads.push(Payload::IdResponder(identity.to_wire()));
+    }
+    payloads.push(auth);
+    payloads.extend(child::cfg_request(config));
+    payloads
+        .push(Payload::SecurityAssociation(negotiate::offer_esp(&config.esp_proposals, spi_in)));
+    payloads.push(Payload::TsInitiator(ts_local.clone()));
+    payloads.push(Payload::TsResponder(ts_remote.clone()));
+    if let Some(view) = sa.view() {
+        payloads.extend(cx.extension.auth_request(&view));
+    }
+    sa.state =
+        State::AuthResponse(Box::new(ExpectAuthResponse { init, spi_in, ts_local, ts_remote }));
+    sa.request(cx, ExchangeType::IKE_AUTH, &payloads, None)
+}
+
+/// The IKE_AUTH response, integrity checked and parsed.
+pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[Payload]) {
+    let state = match std::mem::replace(&mut sa.state, State::Lingering) {
+        State::AuthResponse(state) => state,
+        other => {
+            sa.state = other;
+            return;
+        }
+    };
+    let connection = state.init.connection;
+    let spi_in = state.spi_in;
+    let peer = match authenticate(sa, cx, &state, payloads) {
+        Ok(peer) => peer,
+        Err(fault) => {
+            cx.shared.esp_spis.remove(&spi_in);
+            fail(sa, cx, connection, fault);
+            return;
+        }
+    };
+    if let Some(view) = sa.view() {
+        cx.extension.auth_response_received(&view, payloads);
+    }
+    match agree(sa, cx, &state, payloads) {
+        Ok((child, dns)) => install(sa, cx, connection, peer, child, dns),
+        Err(text) => {
+            // The IKE_SA stands, but it is of no use to us (RFC 7296 §2.21.2).
+            cx.shared.esp_spis.remove(&spi_in);
+            let reason = CloseReason::Child(text);
+            cx.shared.event(Event::Refused { path, reason: reason.clone() });
+            let mut live = up(connection, peer, Vec::new());
+            live.verdict = Some(reason);
+            sa.state = State::Live(Box::new(live));
+            live::delete(sa, cx, Vec::new());
+        }
+    }
+}
+
+/// Why the peer is not who it must be, and whether it can be told so.
+enum Fault {
+    /// it refused us; there is no IKE_SA on its side
+    Refused(CloseReason),
+    /// it did not prove its identity; it believes in an IKE_SA
+    Unproven(String),
+}
+
+fn authenticate(
+    sa: &Sa,
+    cx: &Cx<'_>,
+    state: &ExpectAuthResponse,
+    payloads: &[Payload],
+) -> Result<String, Fault> {
+    let unproven = |text: &str| Fault::Unproven(text.to_owned());
+    let id = payloads.iter().find_map(|payload| match payload {
+        Payload::IdResponder(id) => Some(id),
+        _ => None,
+    });
+    let auth = auth_payload(payloads);
+    let (Some(id), Some(auth)) = (id, auth) else {
+        return Err(match error_notify(payloads) {
+            Some(NotifyType::AUTHENTICATION_FAILED) => Fault::Refused(CloseReason::Authentication(
+                "the peer does not accept our identity or key".into(),
+            )),
+            Some(kind) => {
+                Fault::Refused(CloseReason::Protocol(format!("the peer answered {kind}")))
+            }
+            None => unproven("the peer sent no identity or no AUTH"),
+        });
+    };
+    let Some(config) = cx.shared.connection(state.init.connection) else {
+        return Err(unproven("no such connection"));
+    };
+    let identity = Identity::from_wire(id).map_err(|e| Fault::Unproven(e.to_string()))?;
+    if !config.remote_id.matches(&identity) {
+        return Err(Fault::Unproven(format!(
+            "the peer says it is {identity}, expected is {}",
+            config.remote_id
+        )));
+    }
+    let Some(keys) = &sa.keys else { return Err(unproven("no keys")) };
+    if !state.init.exchange().verify(Role::Responder, keys, id, config, auth) {
+        return Err(Fault::Unproven(format!("{identity} does not have our pre-shared key")));
+    }
+    Ok(identity.to_string())
+}
+
+fn fail(sa: &mut Sa, cx: &mut Cx<'_>, connection: ConnectionId, fault: Fault) {
+    match fault {
+        Fault::Refused(reason) => {
+            sa.close(cx, reason);
+            sa.forget(cx);
+        }
+        Fault::Unproven(text) => {
+            // RFC 7296 §2.21.2: the peer is told in an exchange of its own, since it has an IKE_SA.
+            let reason = CloseReason::Authentication(text);
+            let path = sa.path;
+            cx.shared.event(Event::Refused { path, reason: reason.clone() });
+            let notify = Notify::new(NotifyType::AUTHENTICATION_FAILED, Vec::new());
+            let mut live = up(connection, String::new(), Vec::new());
+            live.verdict = Some(reason);
+            sa.state = State::Live(Box::new(live));
+            live::delete(sa, cx, vec![Payload::Notify(notify)]);
+        }
+    }
+}
+
+/// Reads the CHILD_SA out of the response.
+fn agree(
+    sa: &Sa,
+    cx: &mut Cx<'_>,
+    state: &ExpectAuthResponse,
+    payloads: &[Payload],
+) -> Result<(ChildSa, Vec<std::net::IpAddr>), String> {
+    let (mut answer, mut ts_i, mut ts_r) = (None, None, None);
+    for payload in payloads {
+        match payload {
+            Payload::SecurityAssociation(p) => answer = answer.or(Some(p)),
+            Payload::TsInitiator(ts) => ts_i = ts_i.or(Some(ts)),
+            Payload::TsResponder(ts) => ts_r = ts_r.or(Some(ts)),
+            _ => {}
+        }
+    }
+    let (Some(answer), Some(ts_i), Some(ts_r)) = (answer, ts_i, ts_r) else {
+        return Err(match error_notify(payloads) {
+            Some(kind) => format!("the peer answered {kind}"),
+            None => "the peer's answer has no SA or no traffic selectors".into(),
+        });
+    };
+    let id = cx.shared.fresh_id();
+    let Some(config) = cx.shared.connection(state.init.connection) else {
+        return Err("no such connection".into());
+    };
+    let (proposal, spi_out) = negotiate::accept_esp(&config.esp_proposals, answer)
+        .ok_or("the peer chose a proposal that was not offered")?;
+    if !child::is_within(ts_i, &state.ts_local) || !child::is_within(ts_r, &state.ts_remote) {
+        return Err("the peer's traffic selectors are wider than what was offered".into());
+    }
+    let (virtual_ips, dns) = child::read_cfg_reply(config, payloads);
+    if virtual_ips.is_empty() && (config.request_ipv4 || config.request_ipv6) {
+        return Err("the peer assigned no virtual address".into());
+    }
+    let agreed = Agreed {
+        proposal,
+        spi_in: state.spi_in,
+        spi_out,
+        ts_local: ts_i.clone(),
+        ts_remote: ts_r.clone(),
+        virtual_ips,
+    };
+    let keys = sa.keys.as_ref().ok_or("no keys")?;
+    let nonces = (state.init.nonce_i.as_slice(), state.init.nonce_r.as_slice());
+    let encap = encap(sa, config, cx.shared.force_encap);
+    child::build(agreed, (id, sa.role), keys, nonces, sa.path, encap)
+        .map(|child| (child, dns))
+        .map_err(|e| e.to_string())
+}
+
+/// Whether ESP goes in UDP: a NAT was found, or the operator or the data plane asks for it
+/// (RFC 7296 §2.23).
+pub(crate) fn encap(sa: &Sa, config: &ConnectionConfig, plane: bool) -> bool {
+    sa.path.local.port() != 500 && (sa.nat.any() || needs_encap(config, plane))
+}
+
+fn install(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    connection: ConnectionId,
+    peer: String,
+    child: ChildSa,
+    dns: Vec<std::net::IpAddr>,
+) {
+    let news = Established {
+        sa: sa.id,
+        connection,
+        role: sa.role,
+        peer: peer.clone(),
+        virtual_ips: child.virtual_ips.clone(),
+        dns,
+    };
+    let info = Child::of(&child);
+    let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
+    let mut live = up(connection, peer, vec![info]);
+    live.phase = Phase::Installing { action, response: None, news };
+    sa.state = State::Live(Box::new(live));
+}
+
+fn up(connection: ConnectionId, peer: String, children: Vec<Child>) -> Live {
+    Live { connection, peer, children, phase: Phase::Up, moving: Vec::new(), verdict: None }
+}
+
+fn error_notify(payloads: &[Payload]) -> Option<NotifyType> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(n) if n.kind.is_error() => Some(n.kind),
+        _ => None,
+    })
+}

@@ -1,0 +1,319 @@
+//! The responder's IKE_AUTH (RFC 7296 §1.2, §2.15, §2.19, §2.21.2).
+
+use std::net::IpAddr;
+
+use crate::{
+    child::ChildSa,
+    config::{ConnectionConfig, ConnectionId, Role},
+    event::{Action, CloseReason, Established, Event},
+    path::Path,
+    wire::{
+        AttributeValue, CfgType, Configuration, ExchangeType, Identification, Identity, Notify,
+        NotifyType, Payload,
+    },
+};
+
+use super::{
+    Cx, Sa, State, Timer,
+    auth::{InitExchange, auth_payload},
+    auth_initiator::encap,
+    child::{self, Agreed, Child},
+    init_responder::candidates,
+    live::{self, HeldResponse, Live, Phase},
+    negotiate,
+};
+
+/// The IKE_SA_INIT response is out.
+pub(crate) struct ExpectAuthRequest {
+    pub(crate) init_request: Vec<u8>,
+    pub(crate) init_response: Vec<u8>,
+    pub(crate) nonce_i: Vec<u8>,
+    pub(crate) nonce_r: Vec<u8>,
+}
+
+/// The IKE_AUTH request, integrity checked and parsed.
+pub(crate) fn on_request(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    path: Path,
+    message_id: u32,
+    payloads: &[Payload],
+) {
+    let state = match std::mem::replace(&mut sa.state, State::Lingering) {
+        State::AuthRequest(state) => state,
+        other => {
+            sa.state = other;
+            return;
+        }
+    };
+    match authenticate(sa, cx, &state, payloads) {
+        Ok(proven) => {
+            // RFC 4555 §3.3: the addresses start from the header of the first IKE_AUTH request.
+            sa.path = path;
+            sa.connection = Some(proven.connection);
+            cx.shared.timers.clear(sa.id, Timer::HalfOpen);
+            accept(sa, cx, path, message_id, &state, proven, payloads);
+        }
+        Err(text) => {
+            // The state must be one that `close` reports.
+            sa.state = State::AuthRequest(state);
+            let notify = Notify::new(NotifyType::AUTHENTICATION_FAILED, Vec::new());
+            let notify = Payload::Notify(notify);
+            // Without a response there is nothing to keep; the reason is reported all the same.
+            let _ = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &[notify]);
+            sa.path = path;
+            sa.close(cx, CloseReason::Authentication(text));
+        }
+    }
+}
+
+/// A peer that proved its identity, and what we say of ourselves to it.
+struct Proven {
+    connection: ConnectionId,
+    peer: Identity,
+    id_r: Identification,
+    auth: Payload,
+}
+
+/// Finds the connection that the peer's identity, the identity it wants of us and its AUTH fit. The
+/// log tells the reason; the peer hears AUTHENTICATION_FAILED whatever it is (RFC 7296 §2.21.2).
+fn authenticate(
+    sa: &Sa,
+    cx: &Cx<'_>,
+    state: &ExpectAuthRequest,
+    payloads: &[Payload],
+) -> Result<Proven, String> {
+    let (mut id_i, mut id_r) = (None, None);
+    for payload in payloads {
+        match payload {
+            Payload::IdInitiator(id) => id_i = id_i.or(Some(id)),
+            Payload::IdResponder(id) => id_r = id_r.or(Some(id)),
+            _ => {}
+        }
+    }
+    let id_i = id_i.ok_or("the peer sent no identity")?;
+    let peer = Identity::from_wire(id_i).map_err(|e| e.to_string())?;
+    let auth = auth_payload(payloads)
+        .ok_or_else(|| format!("{peer} sent no AUTH: EAP is not supported"))?;
+    let wanted = id_r.map(Identity::from_wire).transpose().map_err(|e| e.to_string())?;
+    let keys = sa.keys.as_ref().ok_or("no keys")?;
+    let init = InitExchange {
+        request: &state.init_request,
+        response: &state.init_response,
+        nonce_i: &state.nonce_i,
+        nonce_r: &state.nonce_r,
+    };
+    let mut why = format!("no connection expects {peer}");
+    for connection in candidates(cx, keys.suite) {
+        let Some(config) = cx.shared.connection(connection) else { continue };
+        if !config.remote_id.matches(&peer) {
+            continue;
+        }
+        if let Some(wanted) = wanted.as_ref().filter(|wanted| !config.local_id.is(wanted)) {
+            why = format!("{peer} asks for {wanted}, which is not our identity");
+            continue;
+        }
+        if !init.verify(Role::Initiator, keys, id_i, config, auth) {
+            why = format!("{peer} does not have the pre-shared key of {:?}", config.name);
+            continue;
+        }
+        let id_r = config.local_id.to_wire();
+        let auth = init.sign(Role::Responder, keys, &id_r, config);
+        return Ok(Proven { connection, peer, id_r, auth });
+    }
+    Err(why)
+}
+
+fn accept(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    path: Path,
+    message_id: u32,
+    state: &ExpectAuthRequest,
+    proven: Proven,
+    payloads: &[Payload],
+) {
+    let mut first = vec![Payload::IdResponder(proven.id_r.clone()), proven.auth.clone()];
+    let extra = match sa.view() {
+        Some(view) => cx.extension.auth_request_received(&view, payloads),
+        None => Vec::new(),
+    };
+    let peer = proven.peer.to_string();
+    let replaces = payloads
+        .iter()
+        .any(|p| matches!(p, Payload::Notify(n) if n.kind == NotifyType::INITIAL_CONTACT));
+    if replaces {
+        cx.shared.replaced.push((sa.id, proven.connection, peer.clone()));
+    }
+    let mut live = Live {
+        connection: proven.connection,
+        peer: peer.clone(),
+        children: Vec::new(),
+        phase: Phase::Up,
+        moving: Vec::new(),
+        verdict: None,
+    };
+    match agree(sa, cx, state, proven.connection, payloads) {
+        Ok((child, mut answer)) => {
+            let news = Established {
+                sa: sa.id,
+                connection: proven.connection,
+                role: sa.role,
+                peer,
+                virtual_ips: child.virtual_ips.clone(),
+                dns: Vec::new(),
+            };
+            // They are the peer's, not ours to put on a device.
+            let mut child = child;
+            child.virtual_ips.clear();
+            let mut without_child = first.clone();
+            without_child.push(refusal(NotifyType::TEMPORARY_FAILURE));
+            first.append(&mut answer);
+            first.extend(extra);
+            live.children.push(Child::of(&child));
+            let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
+            let response = HeldResponse { path, message_id, payloads: first, without_child };
+            live.phase = Phase::Installing { action, response: Some(response), news };
+            sa.state = State::Live(Box::new(live));
+        }
+        Err((notify, text)) => {
+            // RFC 7296 §2.21.2: the IKE_SA stands, the CHILD_SA does not.
+            cx.shared.event(Event::Refused { path, reason: CloseReason::Child(text) });
+            first.push(refusal(notify));
+            sa.state = State::Live(Box::new(live));
+            let sent = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &first);
+            if let Err(reason) = sent {
+                sa.close(cx, reason);
+            }
+            live::arm_liveness(sa, cx);
+        }
+    }
+}
+
+fn refusal(kind: NotifyType) -> Payload {
+    Payload::Notify(Notify::new(kind, Vec::new()))
+}
+
+/// Settles the CHILD_SA; gives it and the payloads CP, SA, TSi, TSr of the answer.
+fn agree(
+    sa: &Sa,
+    cx: &mut Cx<'_>,
+    state: &ExpectAuthRequest,
+    connection: ConnectionId,
+    payloads: &[Payload],
+) -> Result<(ChildSa, Vec<Payload>), (NotifyType, String)> {
+    let (mut offered, mut ts_i, mut ts_r, mut request) = (None, None, None, None);
+    for payload in payloads {
+        match payload {
+            Payload::SecurityAssociation(p) => offered = offered.or(Some(p)),
+            Payload::TsInitiator(ts) => ts_i = ts_i.or(Some(ts)),
+            Payload::TsResponder(ts) => ts_r = ts_r.or(Some(ts)),
+            Payload::Configuration(c) if c.kind == CfgType::REQUEST => {
+                request = request.or(Some(c));
+            }
+            _ => {}
+        }
+    }
+    let (Some(offered), Some(ts_i), Some(ts_r)) = (offered, ts_i, ts_r) else {
+        let text = "the request has no SA or no traffic selectors".to_owned();
+        return Err((NotifyType::INVALID_SYNTAX, text));
+    };
+    let Some(config) = cx.shared.connections.get(connection.0).cloned() else {
+        return Err((NotifyType::TEMPORARY_FAILURE, "no such connection".into()));
+    };
+    let Some((proposal, mut answer, spi_out)) =
+        negotiate::select_esp(&config.esp_proposals, offered)
+    else {
+        let text = "no common proposal: the peer offers none of esp_proposals".to_owned();
+        return Err((NotifyType::NO_PROPOSAL_CHOSEN, text));
+    };
+    let assigned = assign(sa, cx, connection, &config, request)?;
+    let ours = child::resolve(&config.ts_local, &[], sa.path.local.ip());
+    let theirs = child::resolve(&config.ts_remote, &assigned, sa.path.remote.ip());
+    let ts_local = child::narrow(&ours, ts_r);
+    let ts_remote = child::narrow(&theirs, ts_i);
+    if ts_local.is_empty() || ts_remote.is_empty() {
+        let text = format!("the peer's selectors {ts_i:?} to {ts_r:?} are none of ours");
+        return Err((NotifyType::TS_UNACCEPTABLE, text));
+    }
+    let (id, spi_in) = (cx.shared.fresh_id(), cx.shared.draw_esp_spi());
+    answer.spi = spi_in.to_be_bytes().to_vec();
+    let mut response = Vec::new();
+    response.extend(cfg_reply(&config, request, &assigned));
+    response.push(Payload::SecurityAssociation(vec![answer]));
+    response.push(Payload::TsInitiator(ts_remote.clone()));
+    response.push(Payload::TsResponder(ts_local.clone()));
+    let agreed = Agreed { proposal, spi_in, spi_out, ts_local, ts_remote, virtual_ips: assigned };
+    let internal = |text: String| (NotifyType::TEMPORARY_FAILURE, text);
+    let keys = sa.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
+    let nonces = (state.nonce_i.as_slice(), state.nonce_r.as_slice());
+    let encap = encap(sa, &config, cx.shared.force_encap);
+    let child = child::build(agreed, (id, sa.role), keys, nonces, sa.path, encap)
+        .map_err(|e| internal(e.to_string()))?;
+    Ok((child, response))
+}
+
+/// Leases what the CFG_REQUEST asks for (RFC 7296 §2.19).
+fn assign(
+    sa: &Sa,
+    cx: &mut Cx<'_>,
+    connection: ConnectionId,
+    config: &ConnectionConfig,
+    request: Option<&Configuration>,
+) -> Result<Vec<IpAddr>, (NotifyType, String)> {
+    if config.pools.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(request) = request else {
+        let text = "the peer asks for no virtual address, and must have one".to_owned();
+        return Err((NotifyType::FAILED_CP_REQUIRED, text));
+    };
+    let mut assigned: Vec<IpAddr> = Vec::new();
+    let mut asked = false;
+    for value in request.values() {
+        let (wanted, ipv4): (Option<IpAddr>, bool) = match value {
+            AttributeValue::Ip4Address(a) => (a.map(Into::into), true),
+            AttributeValue::Ip6Address(a) => (a.map(|(a, _)| a.into()), false),
+            _ => continue,
+        };
+        asked = true;
+        // One address of each family, however many are asked for (RFC 8019 §5).
+        if assigned.iter().any(|a| a.is_ipv4() == ipv4) {
+            continue;
+        }
+        let pools = cx.shared.pools.entry(connection).or_default();
+        let lease =
+            pools.iter_mut().filter(|p| p.is_ipv4() == ipv4).find_map(|p| p.lease(wanted, sa.id));
+        assigned.extend(lease);
+    }
+    match (asked, assigned.is_empty()) {
+        (false, _) => {
+            let text = "the peer asks for no virtual address, and must have one".to_owned();
+            Err((NotifyType::FAILED_CP_REQUIRED, text))
+        }
+        (true, true) => {
+            let text = format!("the pool of {:?} has no free address left", config.name);
+            Err((NotifyType::INTERNAL_ADDRESS_FAILURE, text))
+        }
+        (true, false) => Ok(assigned),
+    }
+}
+
+/// The CFG_REPLY, only if there was a CFG_REQUEST (RFC 7296 §2.19).
+fn cfg_reply(
+    config: &ConnectionConfig,
+    request: Option<&Configuration>,
+    assigned: &[IpAddr],
+) -> Option<Payload> {
+    request.filter(|_| !assigned.is_empty())?;
+    let addresses = assigned.iter().map(|address| match address {
+        IpAddr::V4(a) => AttributeValue::Ip4Address(Some(*a)),
+        IpAddr::V6(a) => AttributeValue::Ip6Address(Some((*a, 128))),
+    });
+    let has = |ipv4: bool| assigned.iter().any(|a| a.is_ipv4() == ipv4);
+    let dns = config.dns.iter().filter(|a| has(a.is_ipv4())).map(|server| match server {
+        IpAddr::V4(a) => AttributeValue::Ip4Dns(Some(*a)),
+        IpAddr::V6(a) => AttributeValue::Ip6Dns(Some(*a)),
+    });
+    Some(Payload::Configuration(Configuration::new(CfgType::REPLY, addresses.chain(dns))))
+}

@@ -1,0 +1,207 @@
+//! What the two ends agree on for a CHILD_SA: selectors, virtual addresses, keys
+//! (RFC 7296 §2.9, §2.17, §2.19).
+
+use std::net::IpAddr;
+
+use crate::{
+    child::{ChildId, ChildSa, EspSpi, EspSuite},
+    config::{ConnectionConfig, EspProposal, Role, Selectors},
+    crypto::{CryptoError, derive_child},
+    path::Path,
+    selector::TrafficSelector,
+    wire::{AttributeValue, CfgType, Configuration, Payload},
+};
+
+use super::envelope::Keys;
+
+/// More selectors on one side than this are not installed.
+const MOST_SELECTORS: usize = 32;
+
+/// A CHILD_SA as its IKE_SA remembers it: without keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// our own name for it
+    pub id: ChildId,
+    /// the SPI in packets to us
+    pub spi_in: EspSpi,
+    /// the SPI in packets from us
+    pub spi_out: EspSpi,
+    /// its algorithms
+    pub suite: EspSuite,
+    /// what is on our side
+    pub ts_local: Vec<TrafficSelector>,
+    /// what is on the peer's side
+    pub ts_remote: Vec<TrafficSelector>,
+    /// its outer addresses, as the data plane has them
+    pub path: Path,
+    /// whether ESP travels in UDP
+    pub encap: bool,
+}
+
+impl Child {
+    pub(crate) fn of(sa: &ChildSa) -> Self {
+        Child {
+            id: sa.id,
+            spi_in: sa.spi_in,
+            spi_out: sa.spi_out,
+            suite: sa.suite,
+            ts_local: sa.ts_local.clone(),
+            ts_remote: sa.ts_remote.clone(),
+            path: sa.path,
+            encap: sa.encap,
+        }
+    }
+}
+
+/// The parts of a CHILD_SA that the exchange has settled.
+pub(crate) struct Agreed {
+    pub(crate) proposal: EspProposal,
+    pub(crate) spi_in: u32,
+    pub(crate) spi_out: u32,
+    pub(crate) ts_local: Vec<TrafficSelector>,
+    pub(crate) ts_remote: Vec<TrafficSelector>,
+    pub(crate) virtual_ips: Vec<IpAddr>,
+}
+
+/// Cuts the keys of the first CHILD_SA out of KEYMAT (RFC 7296 §2.17).
+pub(crate) fn build(
+    agreed: Agreed,
+    (id, role): (u64, Role),
+    keys: &Keys,
+    nonces: (&[u8], &[u8]),
+    path: Path,
+    encap: bool,
+) -> Result<ChildSa, CryptoError> {
+    let suite = agreed.proposal.suite;
+    let (forward, back) =
+        derive_child(keys.suite.prf, &keys.sk.d, None, nonces.0, nonces.1, suite)?;
+    let (keys_out, keys_in) = match role {
+        Role::Initiator => (forward, back),
+        Role::Responder => (back, forward),
+    };
+    Ok(ChildSa {
+        id: ChildId(id),
+        // Unique per CHILD_SA for the first 2^31 of them, and never 0.
+        reqid: (id & 0x7fff_ffff).max(1) as u32,
+        spi_in: EspSpi(agreed.spi_in),
+        spi_out: EspSpi(agreed.spi_out),
+        suite,
+        esn: agreed.proposal.esn,
+        keys_in,
+        keys_out,
+        ts_local: agreed.ts_local,
+        ts_remote: agreed.ts_remote,
+        path,
+        encap,
+        virtual_ips: agreed.virtual_ips,
+    })
+}
+
+/// The initiator's offer for one side: `Dynamic` is everything of the families that an address is
+/// asked for in, which the responder narrows to the address (RFC 7296 §2.19), or else `outer`.
+pub(crate) fn offer(
+    selectors: &Selectors,
+    config: &ConnectionConfig,
+    outer: IpAddr,
+) -> Vec<TrafficSelector> {
+    if let Selectors::List(list) = selectors {
+        return list.clone();
+    }
+    let mut all = Vec::new();
+    if config.request_ipv4 {
+        all.push(TrafficSelector::from_net(ipnet::Ipv4Net::default().into()));
+    }
+    if config.request_ipv6 {
+        all.push(TrafficSelector::from_net(ipnet::Ipv6Net::default().into()));
+    }
+    if all.is_empty() {
+        all.push(TrafficSelector::from_addr(outer));
+    }
+    all
+}
+
+/// Our own side as responder: `Dynamic` is the addresses that were assigned, or else `outer`.
+pub(crate) fn resolve(
+    selectors: &Selectors,
+    assigned: &[IpAddr],
+    outer: IpAddr,
+) -> Vec<TrafficSelector> {
+    match selectors {
+        Selectors::List(list) => list.clone(),
+        Selectors::Dynamic if assigned.is_empty() => vec![TrafficSelector::from_addr(outer)],
+        Selectors::Dynamic => assigned.iter().copied().map(TrafficSelector::from_addr).collect(),
+    }
+}
+
+/// The part of `offered` that `ours` allows, in the order of the offer (RFC 7296 §2.9).
+pub(crate) fn narrow(
+    ours: &[TrafficSelector],
+    offered: &[TrafficSelector],
+) -> Vec<TrafficSelector> {
+    let mut narrowed: Vec<TrafficSelector> = Vec::new();
+    for part in offered.iter().flat_map(|o| ours.iter().filter_map(|ts| o.intersect(ts))) {
+        if narrowed.iter().any(|have| part.is_subset_of(have)) {
+            continue;
+        }
+        narrowed.retain(|have| !have.is_subset_of(&part));
+        if narrowed.len() < MOST_SELECTORS {
+            narrowed.push(part);
+        }
+    }
+    narrowed
+}
+
+/// Whether a response stays inside the offer (RFC 7296 §2.9).
+pub(crate) fn is_within(answer: &[TrafficSelector], offered: &[TrafficSelector]) -> bool {
+    !answer.is_empty()
+        && answer.len() <= MOST_SELECTORS
+        && answer.iter().all(|ts| offered.iter().any(|o| ts.is_subset_of(o)))
+}
+
+/// The initiator's CFG_REQUEST, if it wants anything (RFC 7296 §3.15).
+pub(crate) fn cfg_request(config: &ConnectionConfig) -> Option<Payload> {
+    let mut wanted = Vec::new();
+    if config.request_ipv4 {
+        wanted.extend([AttributeValue::Ip4Address(None), AttributeValue::Ip4Dns(None)]);
+    }
+    if config.request_ipv6 {
+        wanted.extend([AttributeValue::Ip6Address(None), AttributeValue::Ip6Dns(None)]);
+    }
+    (!wanted.is_empty())
+        .then(|| Payload::Configuration(Configuration::new(CfgType::REQUEST, wanted)))
+}
+
+/// The addresses and DNS servers of a CFG_REPLY; what we did not ask for is not taken.
+pub(crate) fn read_cfg_reply(
+    config: &ConnectionConfig,
+    payloads: &[Payload],
+) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    let (mut addresses, mut dns) = (Vec::new(), Vec::new());
+    for payload in payloads {
+        let Payload::Configuration(reply) = payload else { continue };
+        if reply.kind != CfgType::REPLY {
+            continue;
+        }
+        for value in reply.values() {
+            match value {
+                AttributeValue::Ip4Address(Some(a)) if config.request_ipv4 => {
+                    addresses.push(a.into());
+                }
+                AttributeValue::Ip6Address(Some((a, _))) if config.request_ipv6 => {
+                    addresses.push(a.into());
+                }
+                AttributeValue::Ip4Dns(Some(a)) if config.request_ipv4 => dns.push(a.into()),
+                AttributeValue::Ip6Dns(Some(a)) if config.request_ipv6 => dns.push(a.into()),
+                _ => {}
+            }
+        }
+    }
+    // One address of each family (RFC 8019 §5 advises a limit).
+    let mut seen = (false, false);
+    addresses.retain(|a: &IpAddr| {
+        let seen = if a.is_ipv4() { &mut seen.0 } else { &mut seen.1 };
+        !std::mem::replace(seen, true)
+    });
+    dns.truncate(8);
+    (addresses, dns)
+}

@@ -1,0 +1,289 @@
+//! The initiator's IKE_SA_INIT (RFC 7296 §1.2, §2.6, §2.23).
+
+use std::time::Duration;
+
+use crate::{
+    config::{ConnectionConfig, ConnectionId, Role},
+    crypto::{KeyExchange, KeyExchangeMethod, derive_ike},
+    event::{CloseReason, SaId},
+    nat::{self, Nat},
+    path::Path,
+    wire::{self, ExchangeType, Message, Notify, NotifyType, Payload},
+};
+
+use super::{
+    Cx, Sa, State, auth_initiator,
+    envelope::Keys,
+    exchange::{Incoming, Outgoing},
+    negotiate,
+};
+
+/// COOKIE and INVALID_KE_PAYLOAD answers that are followed before the peer is given up; together they
+/// need two in the worst honest case (RFC 7296 §2.6.1).
+const MOST_RESTARTS: u32 = 4;
+
+/// An error that anyone could have sent is believed after this time without a better answer
+/// (RFC 7296 §2.21.1).
+const DOUBT: Duration = Duration::from_secs(2);
+
+/// The IKE_SA_INIT request is out.
+pub(crate) struct ExpectInitResponse {
+    connection: ConnectionId,
+    exchange: KeyExchange,
+    nonce: Vec<u8>,
+    request: Vec<u8>,
+    cookie: Option<Vec<u8>>,
+    restarts: u32,
+    hint: Option<CloseReason>,
+}
+
+impl ExpectInitResponse {
+    /// What an unprotected error said, for when nothing better comes.
+    pub(crate) fn hint(&self) -> Option<CloseReason> {
+        self.hint.clone()
+    }
+}
+
+/// Starts an IKE_SA of `connection` on `path`.
+pub(crate) fn start(
+    cx: &mut Cx<'_>,
+    id: SaId,
+    connection: ConnectionId,
+    path: Path,
+) -> Result<Sa, CloseReason> {
+    let config = cx
+        .shared
+        .connection(connection)
+        .ok_or_else(|| CloseReason::Protocol("no such connection".into()))?;
+    let method = config
+        .ike_proposals
+        .first()
+        .map(|suite| suite.key_exchange)
+        .ok_or_else(|| CloseReason::NoProposal(": none is configured".into()))?;
+    let exchange = KeyExchange::generate(method, &mut cx.shared.random);
+    let spi_i = loop {
+        let spi = cx.shared.random.u64();
+        if spi != 0 {
+            break spi;
+        }
+    };
+    let state = ExpectInitResponse {
+        connection,
+        exchange,
+        nonce: cx.shared.random.array::<32>().to_vec(),
+        request: Vec::new(),
+        cookie: None,
+        restarts: 0,
+        hint: None,
+    };
+    let mut sa = Sa {
+        id,
+        role: Role::Initiator,
+        connection: Some(connection),
+        spi_i,
+        spi_r: 0,
+        path,
+        nat: Nat::default(),
+        outgoing: Outgoing::default(),
+        incoming: Incoming::default(),
+        keys: None,
+        last_heard: cx.now,
+        state: State::Lingering,
+    };
+    send(&mut sa, cx, Box::new(state))?;
+    Ok(sa)
+}
+
+/// Builds and sends the request that `state` describes.
+fn send(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    mut state: Box<ExpectInitResponse>,
+) -> Result<(), CloseReason> {
+    let Some(config) = cx.shared.connections.get(state.connection.0) else {
+        return Err(CloseReason::Protocol("no such connection".into()));
+    };
+    let force = cx.shared.force_encap || config.force_encap;
+    let mut payloads = Vec::new();
+    // RFC 7296 §2.6: the cookie is the first payload, all others stay as they were.
+    if let Some(cookie) = &state.cookie {
+        payloads.push(Payload::Notify(Notify::new(NotifyType::COOKIE, cookie.clone())));
+    }
+    payloads.push(Payload::SecurityAssociation(negotiate::offer_ike(&config.ike_proposals)));
+    payloads.push(Payload::KeyExchange {
+        group: state.exchange.method().id(),
+        data: state.exchange.public().to_vec(),
+    });
+    payloads.push(Payload::Nonce(state.nonce.clone()));
+    payloads.extend(nat::payloads((sa.spi_i, 0), sa.path, force, &mut cx.shared.random));
+    let header = sa.header(ExchangeType::IKE_SA_INIT, false, 0);
+    let bytes = wire::emit_message(&header, &payloads)
+        .map_err(|error| CloseReason::Protocol(error.to_string()))?;
+    state.request = bytes.clone();
+    sa.outgoing.restart();
+    sa.state = State::InitResponse(state);
+    sa.start_request(cx, ExchangeType::IKE_SA_INIT, bytes, None);
+    Ok(())
+}
+
+/// A response to our IKE_SA_INIT. It is not protected: what does not fit is dropped and the request
+/// goes on (RFC 7296 §2.21.1).
+pub(crate) fn on_response(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    path: Path,
+    datagram: &[u8],
+    message: &Message<'_>,
+) {
+    if message.header.message_id != 0 || message.encrypted.is_some() {
+        return;
+    }
+    let state = match std::mem::replace(&mut sa.state, State::Lingering) {
+        State::InitResponse(state) => state,
+        other => {
+            sa.state = other;
+            return;
+        }
+    };
+    let result = match first_error(&message.payloads) {
+        Some(notify) => on_notify(sa, cx, state, notify),
+        None => on_answer(sa, cx, state, path, datagram, message),
+    };
+    if let Err(reason) = result {
+        sa.close(cx, reason);
+        sa.forget(cx);
+    }
+}
+
+/// COOKIE, or the first error, of a response that has no SA payload.
+fn first_error(payloads: &[Payload]) -> Option<&Notify> {
+    if payloads.iter().any(|p| matches!(p, Payload::SecurityAssociation(_))) {
+        return None;
+    }
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(n) if n.kind == NotifyType::COOKIE || n.kind.is_error() => Some(n),
+        _ => None,
+    })
+}
+
+fn on_notify(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    mut state: Box<ExpectInitResponse>,
+    notify: &Notify,
+) -> Result<(), CloseReason> {
+    let config = cx.shared.connection(state.connection);
+    match notify.kind {
+        NotifyType::COOKIE | NotifyType::INVALID_KE_PAYLOAD if state.restarts >= MOST_RESTARTS => {
+            return Err(CloseReason::Protocol(format!("{} again and again", notify.kind)));
+        }
+        NotifyType::COOKIE if (1..=64).contains(&notify.data.len()) => {
+            state.restarts += 1;
+            state.cookie = Some(notify.data.clone());
+            return send(sa, cx, state);
+        }
+        NotifyType::INVALID_KE_PAYLOAD => {
+            let method = <[u8; 2]>::try_from(notify.data.as_slice())
+                .ok()
+                .and_then(|id| KeyExchangeMethod::from_id(u16::from_be_bytes(id)))
+                .filter(|method| *method != state.exchange.method())
+                .filter(|method| {
+                    config.is_some_and(|c| {
+                        c.ike_proposals.iter().any(|suite| suite.key_exchange == *method)
+                    })
+                });
+            if let Some(method) = method {
+                // RFC 7296 §1.2: the proposals stay whole; §2.6.1: the cookie is sent along.
+                state.restarts += 1;
+                state.exchange = KeyExchange::generate(method, &mut cx.shared.random);
+                return send(sa, cx, state);
+            }
+            state.hint.get_or_insert(CloseReason::NoProposal(
+                ": the peer asks for a key exchange that was not offered".into(),
+            ));
+        }
+        NotifyType::NO_PROPOSAL_CHOSEN => {
+            state.hint.get_or_insert(CloseReason::NoProposal(
+                ": the peer accepts none of ike_proposals".into(),
+            ));
+        }
+        kind => {
+            state.hint.get_or_insert(CloseReason::Protocol(format!("the peer answered {kind}")));
+        }
+    }
+    sa.outgoing.limit(cx.now + DOUBT);
+    sa.state = State::InitResponse(state);
+    Ok(())
+}
+
+fn on_answer(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    state: Box<ExpectInitResponse>,
+    path: Path,
+    datagram: &[u8],
+    message: &Message<'_>,
+) -> Result<(), CloseReason> {
+    let (mut proposals, mut ke, mut nonce) = (None, None, None);
+    for payload in &message.payloads {
+        match payload {
+            Payload::SecurityAssociation(p) => proposals = proposals.or(Some(p)),
+            Payload::KeyExchange { group, data } => ke = ke.or(Some((*group, data))),
+            Payload::Nonce(data) => nonce = nonce.or(Some(data)),
+            _ => {}
+        }
+    }
+    let spi_r = message.header.spi_r;
+    let (Some(proposals), Some((group, public)), Some(nonce_r)) = (proposals, ke, nonce) else {
+        sa.state = State::InitResponse(state);
+        return Ok(());
+    };
+    let Some(config) = cx.shared.connection(state.connection) else {
+        return Err(CloseReason::Protocol("no such connection".into()));
+    };
+    let suite = negotiate::accept_ike(&config.ike_proposals, proposals)
+        .filter(|suite| suite.key_exchange == state.exchange.method())
+        .filter(|suite| suite.key_exchange.id() == group);
+    let shared_secret = suite.and_then(|_| state.exchange.agree(public).ok());
+    // RFC 7296 §2.7, RFC 6989 §2.5: an answer that breaks the rules is as good as none.
+    let (Some(suite), Some(secret), true) = (suite, shared_secret, spi_r != 0) else {
+        let reason = "the peer's IKE_SA_INIT does not fit what was offered";
+        let mut state = state;
+        state.hint.get_or_insert(CloseReason::Protocol(reason.into()));
+        sa.outgoing.limit(cx.now + DOUBT);
+        sa.state = State::InitResponse(state);
+        return Ok(());
+    };
+    let force = needs_encap(config, cx.shared.force_encap);
+    let mobike = config.mobike;
+    let spis = (sa.spi_i.to_be_bytes(), spi_r.to_be_bytes());
+    let internal = |e: crate::crypto::CryptoError| CloseReason::Protocol(e.to_string());
+    let sk =
+        derive_ike(suite, &secret, &state.nonce, nonce_r, &spis.0, &spis.1).map_err(internal)?;
+    sa.spi_r = spi_r;
+    sa.keys = Some(Keys::new(suite, sk, sa.role).map_err(internal)?);
+    sa.outgoing.take(0, ExchangeType::IKE_SA_INIT);
+    sa.last_heard = cx.now;
+    let nat = nat::detect((sa.spi_i, spi_r), path, &message.payloads);
+    sa.nat = nat.unwrap_or_default();
+    // RFC 4555 §3.3, RFC 7296 §2.23: both on port 4500 from here on, if the peer can do it at all.
+    if nat.is_some() && (mobike || force || sa.nat.any()) {
+        sa.path.local.set_port(4500);
+        if sa.path.remote.port() == 500 {
+            sa.path.remote.set_port(4500);
+        }
+    }
+    let exchange = auth_initiator::InitDone {
+        connection: state.connection,
+        request: state.request,
+        response: datagram.to_vec(),
+        nonce_i: state.nonce,
+        nonce_r: nonce_r.clone(),
+    };
+    auth_initiator::start(sa, cx, exchange)
+}
+
+/// Whether ESP has to travel in UDP even where no NAT is found.
+pub(crate) fn needs_encap(config: &ConnectionConfig, plane: bool) -> bool {
+    plane || config.force_encap
+}

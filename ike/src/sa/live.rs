@@ -1,0 +1,391 @@
+//! An authenticated IKE_SA: INFORMATIONAL exchanges, liveness, DELETE (RFC 7296 §1.4, §2.4, §2.21).
+
+use crate::{
+    child::{ChildId, ChildMove},
+    config::{ConnectionId, Role},
+    event::{Action, ActionError, ActionId, CloseReason, Established, Event, Tag},
+    extension::Request,
+    path::Path,
+    wire::{Delete, ExchangeType, Notify, NotifyType, Payload},
+};
+
+use super::{Cx, Sa, State, Timer, child::Child, exchange::Outstanding};
+
+/// Where an authenticated IKE_SA stands.
+pub(crate) enum Phase {
+    /// the data plane is at work on the CHILD_SA; the responder's IKE_AUTH response waits for it
+    Installing { action: ActionId, response: Option<HeldResponse>, news: Established },
+    /// all is well
+    Up,
+    /// our DELETE is out or waits for the window
+    Closing {
+        /// what it says
+        payloads: Vec<Payload>,
+        /// whether it has been sent
+        sent: bool,
+    },
+}
+
+/// The responder's IKE_AUTH response, ready but for the data plane's word.
+pub(crate) struct HeldResponse {
+    pub(crate) path: Path,
+    pub(crate) message_id: u32,
+    pub(crate) payloads: Vec<Payload>,
+    /// what to say instead if the data plane refuses: without a CHILD_SA
+    pub(crate) without_child: Vec<Payload>,
+}
+
+/// An authenticated IKE_SA.
+pub(crate) struct Live {
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: String,
+    pub(crate) children: Vec<Child>,
+    pub(crate) phase: Phase,
+    /// moves that the data plane has not answered yet, and where they lead
+    pub(crate) moving: Vec<(ActionId, Vec<ChildMove>)>,
+    /// why we close it, if not because we were told to
+    pub(crate) verdict: Option<CloseReason>,
+}
+
+impl Live {
+    pub(crate) fn children(&self) -> &[Child] {
+        &self.children
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.phase, Phase::Up)
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. })
+    }
+
+    /// Why it is closing.
+    pub(crate) fn verdict(&self) -> CloseReason {
+        self.verdict.clone().unwrap_or(CloseReason::Local)
+    }
+}
+
+/// What makes a whole request fail (RFC 7296 §2.21).
+pub(crate) enum Refusal {
+    /// INVALID_SYNTAX, and the IKE_SA ends without DELETE
+    Syntax(String),
+    /// UNSUPPORTED_CRITICAL_PAYLOAD, the IKE_SA lives on
+    UnknownCritical(u8),
+}
+
+/// The kind of the first payload that we don't know and must not skip (RFC 7296 §2.5).
+pub(crate) fn unknown_critical(payloads: &[Payload]) -> Option<u8> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Unknown { kind, critical: true, .. } => Some(*kind),
+        _ => None,
+    })
+}
+
+pub(crate) fn refuse(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    path: Path,
+    exchange: ExchangeType,
+    message_id: u32,
+    refusal: Refusal,
+) {
+    let (notify, end) = match refusal {
+        Refusal::Syntax(text) => (Notify::new(NotifyType::INVALID_SYNTAX, Vec::new()), Some(text)),
+        Refusal::UnknownCritical(kind) => {
+            let notify = Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, vec![kind]);
+            // RFC 7296 §2.21.2: an IKE_AUTH that is refused as a whole leaves no IKE_SA.
+            let text = format!("unknown critical payload {kind}");
+            (notify, matches!(sa.state, State::AuthRequest(_)).then_some(text))
+        }
+    };
+    let sent = sa.respond(cx, path, exchange, message_id, &[Payload::Notify(notify)]);
+    if let Some(text) = end.or_else(|| sent.err().map(|e| e.to_string())) {
+        sa.close(cx, CloseReason::Protocol(text));
+    }
+}
+
+/// A request of an established IKE_SA, integrity checked and parsed.
+pub(crate) fn on_request(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    path: Path,
+    message_id: u32,
+    exchange: ExchangeType,
+    payloads: &[Payload],
+) -> Result<(), Refusal> {
+    arm_liveness(sa, cx);
+    let mut end = None;
+    let response = if exchange == ExchangeType::CREATE_CHILD_SA {
+        // One CHILD_SA for each IKE_SA, and no rekeying (RFC 7296 §1.3: NO_ADDITIONAL_SAS).
+        vec![Payload::Notify(Notify::new(NotifyType::NO_ADDITIONAL_SAS, Vec::new()))]
+    } else {
+        let (response, reason) = on_informational(sa, cx, path, message_id, payloads);
+        end = reason;
+        response
+    };
+    let sent = sa.respond(cx, path, exchange, message_id, &response);
+    if let Some(reason) = end.or_else(|| sent.err()) {
+        sa.close(cx, reason);
+    }
+    Ok(())
+}
+
+fn on_informational(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    path: Path,
+    message_id: u32,
+    payloads: &[Payload],
+) -> (Vec<Payload>, Option<CloseReason>) {
+    let mut response = Vec::new();
+    for payload in payloads {
+        match payload {
+            // RFC 7296 §1.4.1: DELETE of the IKE_SA gets an empty answer and takes all with it.
+            Payload::Delete(Delete::Ike) => return (Vec::new(), Some(CloseReason::PeerDeleted)),
+            Payload::Delete(Delete::Esp(spis)) => {
+                let ours = delete_children(sa, cx, spis.iter().map(|spi| spi.0));
+                if !ours.is_empty() {
+                    response.push(Payload::Delete(Delete::Esp(ours)));
+                }
+            }
+            // RFC 7296 §2.21.2: the initiator did not accept our AUTH.
+            Payload::Notify(n) if n.kind == NotifyType::AUTHENTICATION_FAILED => {
+                let text = "the peer does not accept who we are".to_owned();
+                return (Vec::new(), Some(CloseReason::Authentication(text)));
+            }
+            _ => {}
+        }
+    }
+    if let Some(view) = sa.view() {
+        let request = Request { now: cx.now, path, message_id, payloads };
+        let extra = cx.extension.informational(&view, &request, &mut cx.shared.random);
+        response.extend(extra);
+    }
+    let childless = matches!(&sa.state, State::Live(live) if live.children.is_empty());
+    let end = (childless && !response.is_empty() && has_esp_delete(payloads))
+        .then(|| CloseReason::Child("the peer deleted the CHILD_SA".into()));
+    (response, end)
+}
+
+fn has_esp_delete(payloads: &[Payload]) -> bool {
+    payloads.iter().any(|p| matches!(p, Payload::Delete(Delete::Esp(_))))
+}
+
+/// Removes the CHILD_SAs whose outbound SPIs the peer names; gives our inbound ones
+/// (RFC 7296 §1.4.1).
+fn delete_children(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    spis: impl Iterator<Item = u32>,
+) -> Vec<crate::child::EspSpi> {
+    let State::Live(live) = &mut sa.state else { return Vec::new() };
+    let mut ours = Vec::new();
+    for spi in spis {
+        let Some(at) = live.children.iter().position(|c| c.spi_out.0 == spi) else { continue };
+        let child = live.children.remove(at);
+        cx.shared.esp_spis.remove(&child.spi_in.0);
+        cx.shared.action(sa.id, Action::Remove(child.id));
+        ours.push(child.spi_in);
+    }
+    ours
+}
+
+/// The response to a request of ours.
+pub(crate) fn on_response(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    path: Path,
+    request: Outstanding,
+    payloads: Vec<Payload>,
+) {
+    arm_liveness(sa, cx);
+    if request.tag == Some(Tag::Delete) {
+        let reason = match &sa.state {
+            State::Live(live) => live.verdict(),
+            _ => CloseReason::Local,
+        };
+        sa.close(cx, reason);
+        sa.forget(cx);
+        return;
+    }
+    // RFC 7296 §2.21.3: the peer has dropped the IKE_SA without a DELETE.
+    let syntax = payloads
+        .iter()
+        .any(|p| matches!(p, Payload::Notify(n) if n.kind == NotifyType::INVALID_SYNTAX));
+    if syntax {
+        sa.close(cx, CloseReason::Protocol("the peer answered INVALID_SYNTAX".into()));
+        sa.forget(cx);
+        return;
+    }
+    if send_pending_delete(sa, cx) {
+        return;
+    }
+    if let Some(tag) = request.tag {
+        cx.shared.event(Event::Response { sa: sa.id, tag, path, payloads });
+    }
+}
+
+/// The data plane has answered.
+pub(crate) fn on_answer(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    id: ActionId,
+    result: Result<(), ActionError>,
+) {
+    let State::Live(live) = &mut sa.state else { return };
+    if let Some(at) = live.moving.iter().position(|(action, _)| *action == id) {
+        let (_, moves) = live.moving.remove(at);
+        if result.is_ok() {
+            for change in moves {
+                for child in live.children.iter_mut().filter(|c| c.id == change.id) {
+                    child.path = change.path;
+                    child.encap = change.encap;
+                }
+            }
+        }
+        cx.shared.event(Event::Moved { sa: sa.id, id, result });
+        return;
+    }
+    if matches!(&live.phase, Phase::Installing { action, .. } if *action == id) {
+        let Phase::Installing { response, news, .. } =
+            std::mem::replace(&mut live.phase, Phase::Up)
+        else {
+            return;
+        };
+        on_installed(sa, cx, response, news, result);
+    }
+}
+
+fn on_installed(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    response: Option<HeldResponse>,
+    news: Established,
+    result: Result<(), ActionError>,
+) {
+    let error = result.err();
+    if error.is_some() {
+        if let State::Live(live) = &mut sa.state {
+            for child in live.children.drain(..) {
+                cx.shared.esp_spis.remove(&child.spi_in.0);
+            }
+        }
+    }
+    if let Some(held) = response {
+        let payloads = if error.is_some() { held.without_child } else { held.payloads };
+        let sent = sa.respond(cx, held.path, ExchangeType::IKE_AUTH, held.message_id, &payloads);
+        if let Err(reason) = sent {
+            sa.close(cx, reason);
+            return;
+        }
+    }
+    match error {
+        None => {
+            arm_liveness(sa, cx);
+            cx.shared.event(Event::Established(news));
+        }
+        Some(ActionError(text)) if sa.role == Role::Initiator => {
+            let path = sa.path;
+            let reason = CloseReason::DataPlane(text);
+            cx.shared.event(Event::Refused { path, reason: reason.clone() });
+            if let State::Live(live) = &mut sa.state {
+                live.verdict = Some(reason);
+            }
+            delete(sa, cx, Vec::new());
+        }
+        Some(ActionError(text)) => {
+            let path = sa.path;
+            cx.shared.event(Event::Refused { path, reason: CloseReason::DataPlane(text) });
+            arm_liveness(sa, cx);
+        }
+    }
+}
+
+/// Moves every CHILD_SA to `path`; `None` if there is none.
+pub(crate) fn move_children(
+    sa: &mut Sa,
+    cx: &mut Cx<'_>,
+    path: Path,
+    encap: bool,
+) -> Option<ActionId> {
+    let State::Live(live) = &mut sa.state else { return None };
+    let moves: Vec<ChildMove> =
+        live.children.iter().map(|c| ChildMove { id: c.id, path, encap }).collect();
+    if moves.is_empty() {
+        return None;
+    }
+    let id = cx.shared.action(sa.id, Action::Move(moves.clone()));
+    live.moving.push((id, moves));
+    Some(id)
+}
+
+/// Ends the IKE_SA with DELETE (RFC 7296 §1.4.1), said together with `first`. The CHILD_SAs go at
+/// once.
+pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
+    let State::Live(live) = &mut sa.state else {
+        sa.close(cx, CloseReason::Local);
+        sa.forget(cx);
+        return;
+    };
+    if live.is_closing() {
+        return;
+    }
+    let children: Vec<(ChildId, u32)> =
+        live.children.drain(..).map(|c| (c.id, c.spi_in.0)).collect();
+    let mut payloads = first;
+    payloads.push(Payload::Delete(Delete::Ike));
+    live.phase = Phase::Closing { payloads, sent: false };
+    for (child, spi) in children {
+        cx.shared.esp_spis.remove(&spi);
+        cx.shared.action(sa.id, Action::Remove(child));
+    }
+    cx.shared.timers.clear(sa.id, Timer::Liveness);
+    send_pending_delete(sa, cx);
+}
+
+/// Sends the DELETE that waits for the window, if there is one. True if the IKE_SA is closing.
+fn send_pending_delete(sa: &mut Sa, cx: &mut Cx<'_>) -> bool {
+    let open = sa.outgoing.is_open();
+    let State::Live(live) = &mut sa.state else { return false };
+    let Phase::Closing { payloads, sent } = &mut live.phase else { return false };
+    if *sent || !open {
+        return true;
+    }
+    *sent = true;
+    let payloads = std::mem::take(payloads);
+    if let Err(reason) = sa.request(cx, ExchangeType::INFORMATIONAL, &payloads, Some(Tag::Delete)) {
+        sa.close(cx, reason);
+        sa.forget(cx);
+    }
+    true
+}
+
+/// Sets the time of the next look at whether the peer is there.
+pub(crate) fn arm_liveness(sa: &Sa, cx: &mut Cx<'_>) {
+    let State::Live(live) = &sa.state else { return };
+    let interval = cx.shared.connection(live.connection).map(|c| c.liveness).unwrap_or_default();
+    if live.is_up() && !interval.is_zero() {
+        cx.shared.timers.set(sa.id, Timer::Liveness, sa.last_heard + interval);
+    }
+}
+
+/// The peer has been silent for the configured time: ask (RFC 7296 §2.4).
+pub(crate) fn on_liveness(sa: &mut Sa, cx: &mut Cx<'_>) {
+    let State::Live(live) = &sa.state else { return };
+    if !live.is_up() {
+        return;
+    }
+    // A request that is out already asks the same question.
+    if sa.outgoing.is_open() {
+        let payloads = match sa.view() {
+            Some(view) => cx.extension.liveness(&view, &mut cx.shared.random),
+            None => Vec::new(),
+        };
+        let tag = Some(Tag::Liveness);
+        if let Err(reason) = sa.request(cx, ExchangeType::INFORMATIONAL, &payloads, tag) {
+            sa.close(cx, reason);
+            sa.forget(cx);
+        }
+    }
+}

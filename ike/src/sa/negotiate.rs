@@ -1,0 +1,164 @@
+//! Choosing algorithms (RFC 7296 §2.7, §3.3) for an IKE_SA and a CHILD_SA.
+//!
+//! Each suite of the configuration is one proposal with one transform of each type, so that what the
+//! operator listed is what is offered, and nothing that he did not combine.
+
+use crate::{
+    child::EspSuite,
+    config::EspProposal,
+    crypto::{
+        IkeSuite,
+        suite::{IkeEncryption, integrity_id},
+    },
+    wire::{Proposal, Protocol, Transform, TransformType},
+};
+
+/// What one proposal must hold: for each type the one transform.
+type Want = Vec<(TransformType, u16, Option<u16>)>;
+
+fn want_encryption(id: u16, key_bits: Option<u16>, integrity: Option<u16>) -> Want {
+    let mut want = vec![(TransformType::ENCR, id, key_bits)];
+    want.extend(integrity.map(|id| (TransformType::INTEG, id, None)));
+    want
+}
+
+fn want_ike(suite: &IkeSuite) -> Want {
+    let encryption: IkeEncryption = suite.encryption;
+    let integrity = encryption.integrity().map(integrity_id);
+    let mut want = want_encryption(encryption.id(), encryption.key_bits(), integrity);
+    want.push((TransformType::PRF, suite.prf.id(), None));
+    want.push((TransformType::KE, suite.key_exchange.id(), None));
+    want
+}
+
+fn want_esp(proposal: &EspProposal) -> Want {
+    let mut want = match proposal.suite {
+        EspSuite::AesGcm16 { key_bits } => want_encryption(20, Some(key_bits), None),
+        EspSuite::ChaCha20Poly1305 => want_encryption(28, None, None),
+        EspSuite::AesCbc { key_bits, integrity } => {
+            want_encryption(12, Some(key_bits), Some(integrity_id(integrity)))
+        }
+    };
+    want.push((TransformType::ESN, u16::from(proposal.esn), None));
+    want
+}
+
+fn offer(wants: impl IntoIterator<Item = Want>, protocol: Protocol, spi: &[u8]) -> Vec<Proposal> {
+    (1..=u8::MAX)
+        .zip(wants)
+        .map(|(number, want)| Proposal {
+            number,
+            protocol,
+            spi: spi.to_vec(),
+            transforms: want
+                .into_iter()
+                .map(|(kind, id, bits)| Transform { key_length: bits, ..Transform::new(kind, id) })
+                .collect(),
+        })
+        .collect()
+}
+
+/// The answer to `offered` that takes `want` out of it, if it can be taken.
+///
+/// A type that we do not want is let go if it can be: its NONE is taken (RFC 7296 §3.3.6). So an
+/// AEAD with an integrity algorithm other than NONE is not acceptable (RFC 7296 §3.3.3, RFC 5282 §8).
+fn select(want: &Want, offered: &Proposal) -> Option<Proposal> {
+    let mut kinds: Vec<TransformType> = offered.transforms.iter().map(|t| t.kind).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    if want.iter().any(|(kind, ..)| !kinds.contains(kind)) {
+        return None;
+    }
+    let transforms = kinds
+        .into_iter()
+        .map(|kind| {
+            let (_, id, bits) = *want.iter().find(|w| w.0 == kind).unwrap_or(&(kind, 0, None));
+            let fits = |t: &&Transform| {
+                t.kind == kind && t.id == id && !t.has_unknown_attributes() && t.key_length == bits
+            };
+            offered.transforms.iter().find(fits).cloned()
+        })
+        .collect::<Option<Vec<_>>>()?;
+    Some(Proposal { transforms, ..offered.clone() })
+}
+
+/// Whether `answer` is exactly what was offered as the proposal of that number: one transform of each
+/// type, unmodified (RFC 7296 §2.7).
+fn accept(wants: &[Want], protocol: Protocol, answer: &[Proposal]) -> Option<usize> {
+    let [answer] = answer else { return None };
+    let index = usize::from(answer.number).checked_sub(1)?;
+    let want = wants.get(index)?;
+    let selected = select(want, answer)?;
+    let real = |t: &&Transform| !(t.id == 0 && t.kind == TransformType::INTEG);
+    let count = answer.transforms.iter().filter(real).count();
+    let ok = answer.protocol == protocol
+        && selected.transforms.len() == answer.transforms.len()
+        && count == want.len();
+    ok.then_some(index)
+}
+
+/// The SA payload of IKE_SA_INIT.
+pub(crate) fn offer_ike(suites: &[IkeSuite]) -> Vec<Proposal> {
+    offer(suites.iter().map(want_ike), Protocol::IKE, &[])
+}
+
+/// Our best suite among the offered ones, and the proposal to answer with.
+///
+/// A suite of the key exchange method that the peer has sent a value for goes first, which spares a
+/// round trip (RFC 7296 §1.2).
+pub(crate) fn select_ike(
+    suites: &[IkeSuite],
+    offered: &[Proposal],
+    sent_method: u16,
+) -> Option<(IkeSuite, Proposal)> {
+    let sent = suites.iter().filter(|suite| suite.key_exchange.id() == sent_method);
+    sent.chain(suites).find_map(|suite| {
+        let want = want_ike(suite);
+        offered
+            .iter()
+            .filter(|p| p.protocol == Protocol::IKE && p.spi.is_empty())
+            .find_map(|p| Some((*suite, select(&want, p)?)))
+    })
+}
+
+/// The suite that the responder chose out of [`offer_ike`]; `None` if it broke the rules.
+pub(crate) fn accept_ike(suites: &[IkeSuite], answer: &[Proposal]) -> Option<IkeSuite> {
+    let wants: Vec<Want> = suites.iter().map(want_ike).collect();
+    suites.get(accept(&wants, Protocol::IKE, answer)?).copied()
+}
+
+/// The SA payload that offers a CHILD_SA with our inbound `spi`.
+pub(crate) fn offer_esp(proposals: &[EspProposal], spi: u32) -> Vec<Proposal> {
+    offer(proposals.iter().map(want_esp), Protocol::ESP, &spi.to_be_bytes())
+}
+
+/// Our best ESP proposal among the offered ones, the proposal to answer with (whose SPI is still the
+/// peer's) and the peer's SPI.
+pub(crate) fn select_esp(
+    proposals: &[EspProposal],
+    offered: &[Proposal],
+) -> Option<(EspProposal, Proposal, u32)> {
+    proposals.iter().find_map(|ours| {
+        let want = want_esp(ours);
+        offered.iter().filter(|p| p.protocol == Protocol::ESP).find_map(|p| {
+            let spi = esp_spi(&p.spi)?;
+            Some((*ours, select(&want, p)?, spi))
+        })
+    })
+}
+
+/// What the responder chose out of [`offer_esp`], and its SPI.
+pub(crate) fn accept_esp(
+    proposals: &[EspProposal],
+    answer: &[Proposal],
+) -> Option<(EspProposal, u32)> {
+    let wants: Vec<Want> = proposals.iter().map(want_esp).collect();
+    let index = accept(&wants, Protocol::ESP, answer)?;
+    Some((*proposals.get(index)?, esp_spi(&answer.first()?.spi)?))
+}
+
+/// A usable ESP SPI: four octets, not of the reserved ones (RFC 4303 §2.1).
+fn esp_spi(spi: &[u8]) -> Option<u32> {
+    let spi = u32::from_be_bytes(spi.try_into().ok()?);
+    (spi > 255).then_some(spi)
+}
