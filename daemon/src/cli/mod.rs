@@ -65,7 +65,11 @@ enum Command {
     /// Show what happens, as it happens
     Events,
     /// Show a tunnel that moves, in network namespaces on this machine
-    Demo,
+    Demo {
+        /// Leave the configuration files and logs in place
+        #[arg(long)]
+        keep: bool,
+    },
 }
 
 /// Does what the command line says; the result is the process's exit status.
@@ -73,7 +77,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let request = match cli.command {
         Command::Run { .. } => return fail("not part of this build", None),
-        Command::Demo => return demo::run(demo::DemoOptions { json: cli.json }),
+        Command::Demo { keep } => return demo::run(demo::DemoOptions { json: cli.json, keep }),
         Command::Up { name } => Request::Up { name },
         Command::Down { name } => Request::Down { name },
         Command::Status => Request::Status {},

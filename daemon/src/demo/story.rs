@@ -1,0 +1,453 @@
+//! What happens in the demo: the tunnel comes up, and then the moves, one after the other.
+
+use std::{net::UdpSocket, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, task::spawn_blocking, time::sleep};
+
+use super::{
+    agent::{Agent, AgentError, Exit, tunnel, write_private},
+    footing::Footing,
+    lab::{GATEWAY, INNER, Lab, Nat, UPLINKS, Uplink, uplink_of},
+    netns::NetError,
+    report::{Line, MoveRecord, Narrator, Report},
+    traffic::{Clock, Flow, GRACE, PERIOD},
+};
+use crate::control::{Request, protocol::IkeSaStatus};
+
+/// The connection's name in the client's configuration.
+const CONNECTION: &str = "office";
+/// The port that the numbered packets go to.
+const PORT: u16 = 7701;
+/// How long the tunnel may take to come up.
+const SETUP: Duration = Duration::from_secs(15);
+/// How long a move may take until both ends show the new address.
+const MOVE: Duration = Duration::from_secs(15);
+/// Traffic before a move's cause, so that a gap has a beginning.
+const LEAD: Duration = Duration::from_millis(500);
+/// Traffic after the move, so that it is seen to flow.
+const TAIL: Duration = Duration::from_millis(700);
+
+/// One move of the demo.
+#[derive(Debug)]
+pub struct Move {
+    /// its kind, as in the JSON
+    kind: &'static str,
+    cause: Cause,
+    /// the fewest packets to send each way while it happens
+    packets: u64,
+}
+
+/// What makes the tunnel move.
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    /// The uplink that carries it goes down, and comes back afterwards.
+    UplinkLost,
+    /// The user asks for the other uplink, while both work.
+    Asked,
+}
+
+/// The moves, in order.
+pub const MOVES: [Move; 2] = [
+    Move { kind: "uplink-lost", cause: Cause::UplinkLost, packets: 2000 },
+    Move { kind: "planned", cause: Cause::Asked, packets: 5000 },
+];
+
+/// Why the demo ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum StoryError {
+    /// The network could not be built or changed.
+    #[error("could not {0}")]
+    Net(#[from] NetError),
+    /// A daemon could not be used.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A thread could not be started, or died.
+    #[error("{0}")]
+    Thread(String),
+    /// The tunnel did not come up in time.
+    #[error("{0}")]
+    NoTunnel(String),
+}
+
+/// The demo while it runs: what is told, and what has to be cleaned up.
+#[derive(Debug)]
+pub struct Story {
+    /// what has been found out so far
+    pub report: Report,
+    /// the running daemons, the client's last
+    pub agents: Vec<Agent>,
+    flow: Option<Flow>,
+    narrator: Narrator,
+    directory: PathBuf,
+    exits: mpsc::UnboundedSender<Exit>,
+    clock: Clock,
+    told: Duration,
+}
+
+impl Story {
+    /// Begins; configurations, logs and control sockets go to `directory`.
+    pub fn new(narrator: Narrator, directory: PathBuf, exits: mpsc::UnboundedSender<Exit>) -> Self {
+        Story {
+            report: Report::default(),
+            agents: Vec::new(),
+            flow: None,
+            narrator,
+            directory,
+            exits,
+            clock: Clock::start(),
+            told: Duration::ZERO,
+        }
+    }
+
+    /// Runs from the network to the last move.
+    pub async fn run(&mut self, footing: Footing) -> Result<(), StoryError> {
+        let lab = Arc::new(blocking(Lab::build).await??);
+        self.introduce(&lab, footing);
+        self.start_daemons(&lab).await?;
+        self.connect(&lab).await?;
+        for (index, step) in MOVES.iter().enumerate() {
+            let record = self.make_move(&lab, step).await?;
+            self.narrator.tell_move(index + 1, MOVES.len(), &record);
+            self.told = self.clock.now();
+            self.report.moves.push(record);
+        }
+        Ok(())
+    }
+
+    /// Ends the daemons, the client's first, so that the gateway hears its farewell. Returns who
+    /// had to be killed.
+    pub async fn stop(&mut self) -> Vec<&'static str> {
+        self.flow = None;
+        let mut killed = Vec::new();
+        while let Some(mut agent) = self.agents.pop() {
+            if !agent.stop().await {
+                killed.push(agent.name());
+            }
+        }
+        killed
+    }
+
+    fn introduce(&self, lab: &Lab, footing: Footing) {
+        let [wifi, lte] = &UPLINKS;
+        let nat = if matches!(lab.nat, Nat::Nft(_)) { "- NAT -" } else { "-------" };
+        self.narrator.say(&format!(
+            "A tunnel that moves\n\n  \
+             client --- {:<4} {:<10} --------- router --- gateway {GATEWAY} --- {INNER}\n         \
+             \\- {:<4} {:<10} {nat} -/\n",
+            wifi.name, wifi.address, lte.name, lte.address,
+        ));
+        self.note(match footing {
+            Footing::Root => "made the network: four namespaces of this machine",
+            Footing::UserNamespace => {
+                "made the network: four namespaces, inside a user namespace, since we are not root"
+            }
+        });
+        match &lab.nat {
+            Nat::Nft(nft) => {
+                self.note(&format!("{} is behind a NAT, made with {}", lte.name, nft.display()))
+            }
+            Nat::Missing(why) => self.note(&format!("{} is without a NAT: {why}", lte.name)),
+        }
+    }
+
+    async fn start_daemons(&mut self, lab: &Lab) -> Result<(), StoryError> {
+        let psk = secret()?;
+        for (netns, configuration) in [(&lab.gateway, GATEWAY_TOML), (&lab.client, CLIENT_TOML)] {
+            let name = netns.name();
+            let psk_file = self.directory.join(format!("{name}.psk"));
+            write_private(&psk_file, &psk)?;
+            let configuration = configuration
+                .replace("@PSK@", &psk_file.display().to_string())
+                .replace("@GATEWAY@", &GATEWAY.to_string())
+                .replace("@CONNECTION@", CONNECTION);
+            let started = self.clock.now();
+            let directory = self.directory.join(name);
+            let agent =
+                Agent::start(netns, &directory, &configuration, self.clock, self.exits.clone())
+                    .await?;
+            self.agents.push(agent);
+            self.narrator.tell(&Line {
+                at: started,
+                who: name,
+                text: format!("the daemon starts with {}", directory.join("bewick.toml").display()),
+            });
+            self.report.setup = Some(started);
+        }
+        Ok(())
+    }
+
+    /// Waits for the tunnel and sends the first packets through it.
+    async fn connect(&mut self, lab: &Lab) -> Result<(), StoryError> {
+        let started = self.report.setup.take().unwrap_or_default();
+        let deadline = started + SETUP;
+        let connection = CONNECTION.to_owned();
+        if let Err(error) = self.client()?.ask(Request::Up { name: connection }).await {
+            self.tell_events(self.clock.now());
+            return Err(error.into());
+        }
+        let status = self.client()?.status().await?;
+        let client = lab.client.enter(|| UdpSocket::bind(("0.0.0.0", PORT)));
+        let gateway = lab.gateway.enter(|| UdpSocket::bind((INNER, PORT)));
+        let flow = client
+            .and_then(|client| Flow::start(client, gateway?, (INNER, PORT).into(), self.clock))
+            .map_err(|error| StoryError::Thread(format!("could not start to send: {error}")))?;
+        let flow = self.flow.insert(flow);
+        let both_ways = loop {
+            if let Some(at) = flow.both_ways() {
+                break at;
+            }
+            if self.clock.now() > deadline {
+                let refused = flow.tracks().into_iter().find_map(|t| t.refused().map(String::from));
+                let refused = refused.map(|why| format!(" ({why})")).unwrap_or_default();
+                self.tell_events(self.clock.now());
+                return Err(StoryError::NoTunnel(format!(
+                    "the tunnel is up, but no packets get through it in both directions{refused}"
+                )));
+            }
+            sleep(Duration::from_millis(2)).await;
+        };
+        let setup = both_ways.saturating_sub(started);
+        self.report.setup = Some(setup);
+        self.report.dataplane = Some(status.dataplane.kind.clone());
+        // Events come by another way than the packets: let them arrive before they are told.
+        sleep(Duration::from_millis(100)).await;
+        self.tell_events(both_ways);
+        self.told = self.clock.now();
+        if let Some(sa) = tunnel(&status) {
+            self.narrator.tell(&Line {
+                at: both_ways,
+                who: "demo",
+                text: format!(
+                    "the first packets get through, {} ms after the client's start: {} in {} -> {}",
+                    setup.as_millis(),
+                    list(&sa.virtual_ips),
+                    sa.local,
+                    sa.remote,
+                ),
+            });
+        }
+        self.note(&format!("data plane: {} ({})", status.dataplane.kind, status.dataplane.reason));
+        self.note("from now on 1000 numbered packets a second, each way");
+        Ok(())
+    }
+
+    async fn make_move(&mut self, lab: &Arc<Lab>, step: &Move) -> Result<MoveRecord, StoryError> {
+        let before = self.sides().await?;
+        let from = before.client.local;
+        let (Some(current), Some(other)) = (uplink_of(from), other_than(&before.client)) else {
+            return Err(StoryError::NoTunnel(format!("the tunnel is at {from}, not at an uplink")));
+        };
+        let (began, sent) = (self.clock.now(), self.flow()?.sent());
+        sleep(LEAD).await;
+
+        let at = self.clock.now();
+        let mut lines = Vec::new();
+        let mut refused = None;
+        let mut demo = |at, text: String| lines.push(Line { at, who: "demo", text });
+        let title = match step.cause {
+            Cause::UplinkLost => {
+                demo(at, format!("takes {} down", current.name));
+                let lab = lab.clone();
+                blocking(move || lab.take(current)).await??;
+                format!("{}, the current uplink, is taken away", current.name)
+            }
+            Cause::Asked => {
+                let to = other.address.to_string();
+                demo(at, format!("asks the client: bewick move {CONNECTION} --to {to}"));
+                let request = Request::Move { name: CONNECTION.to_owned(), to };
+                // What the daemon thinks of it shows in the outcome.
+                refused = self.client()?.ask(request).await.err();
+                format!("a request to use {}, while both uplinks work", other.name)
+            }
+        };
+        let after = self.moved(lab, &before, at + MOVE).await?;
+        let settled = self.clock.now();
+        while self.flow()?.sent() < sent + step.packets || self.clock.now() < settled + TAIL {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let until = self.clock.now();
+        sleep(GRACE).await;
+
+        let [up, down] = self.flow()?.figures(began, until);
+        let figures = up.worse(down);
+        // A gap of a packet or two is how traffic looks at any time.
+        if figures.gap > 4 * PERIOD && figures.flowing {
+            demo(figures.resumed, "packets arrive again in both directions".to_owned());
+        }
+        if matches!(step.cause, Cause::UplinkLost) {
+            let lab = lab.clone();
+            blocking(move || lab.restore(current)).await??;
+            self.knows(current).await?;
+        }
+        for agent in &self.agents {
+            for (at, event) in agent.events(began, until) {
+                lines.push(Line { at, who: agent.name(), text: event.text });
+            }
+        }
+        lines.sort_by_key(|line| line.at);
+        let trouble = match &after {
+            Err(why) => Some(refused.map_or(why.clone(), |refused| format!("{refused}; {why}"))),
+            Ok(_) if !figures.flowing => Some("no traffic flows at the end".to_owned()),
+            Ok(_) => None,
+        };
+        let after = after.ok();
+        Ok(MoveRecord {
+            kind: step.kind,
+            title,
+            at,
+            from,
+            to: after.as_ref().map(|sides| sides.client.local),
+            seen: after.as_ref().map(|sides| sides.gateway.remote),
+            lines,
+            figures,
+            trouble,
+        })
+    }
+
+    /// Waits until the client's daemon has seen an uplink come back.
+    async fn knows(&self, uplink: &Uplink) -> Result<(), StoryError> {
+        let deadline = self.clock.now() + MOVE;
+        while self.clock.now() < deadline {
+            let addresses = self.client()?.status().await?.addresses;
+            if addresses.iter().any(|a| a.address == uplink.address && a.metric.is_some()) {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Err(StoryError::NoTunnel(format!(
+            "{} is back, but the client's daemon does not show it",
+            uplink.name
+        )))
+    }
+
+    /// Waits until both ends show another outer address, and the right one; the inner error says
+    /// what they show instead.
+    async fn moved(
+        &self,
+        lab: &Lab,
+        before: &Sides,
+        deadline: Duration,
+    ) -> Result<Result<Sides, String>, StoryError> {
+        loop {
+            let now = self.sides().await;
+            let trouble = match now {
+                Ok(now) => {
+                    let expected = uplink_of(now.client.local).map(|uplink| lab.seen(uplink));
+                    if now.client.local == before.client.local {
+                        format!("the client is still at {}", now.client.local)
+                    } else if expected != Some(now.gateway.remote.ip()) {
+                        format!(
+                            "the client is at {}, but the gateway sees it at {}",
+                            now.client.local, now.gateway.remote
+                        )
+                    } else {
+                        return Ok(Ok(now));
+                    }
+                }
+                Err(StoryError::NoTunnel(why)) => why,
+                Err(error) => return Err(error),
+            };
+            if self.clock.now() > deadline {
+                return Ok(Err(trouble));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The tunnel as both ends show it.
+    async fn sides(&self) -> Result<Sides, StoryError> {
+        let mut sides = Vec::new();
+        for agent in &self.agents {
+            let status = agent.status().await?;
+            sides.push(tunnel(&status).cloned().ok_or_else(|| {
+                StoryError::NoTunnel(format!("the {} has no tunnel any more", agent.name()))
+            })?);
+        }
+        match <[IkeSaStatus; 2]>::try_from(sides) {
+            Ok([gateway, client]) => Ok(Sides { client, gateway }),
+            Err(_) => Err(StoryError::NoTunnel("a daemon is missing".to_owned())),
+        }
+    }
+
+    fn client(&self) -> Result<&Agent, StoryError> {
+        self.agents.last().ok_or_else(|| StoryError::NoTunnel("no daemon runs".to_owned()))
+    }
+
+    fn flow(&self) -> Result<&Flow, StoryError> {
+        self.flow.as_ref().ok_or_else(|| StoryError::NoTunnel("no packets are sent".to_owned()))
+    }
+
+    /// Tells what the daemons did since it was last told, up to `until`.
+    fn tell_events(&self, until: Duration) {
+        let mut lines: Vec<Line> = Vec::new();
+        for agent in &self.agents {
+            let events = agent.events(self.told, until);
+            lines.extend(events.into_iter().map(|(at, e)| Line {
+                at,
+                who: agent.name(),
+                text: e.text,
+            }));
+        }
+        lines.sort_by_key(|line| line.at);
+        for line in &lines {
+            self.narrator.tell(line);
+        }
+    }
+
+    fn note(&self, text: &str) {
+        let line = Line { at: self.clock.now(), who: "demo", text: text.to_owned() };
+        self.narrator.tell(&line);
+    }
+}
+
+/// The tunnel as both ends show it.
+#[derive(Debug)]
+struct Sides {
+    client: IkeSaStatus,
+    gateway: IkeSaStatus,
+}
+
+fn other_than(sa: &IkeSaStatus) -> Option<&'static Uplink> {
+    UPLINKS.iter().find(|uplink| sa.local.ip() != uplink.address)
+}
+
+fn list(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoryError> {
+    spawn_blocking(work).await.map_err(|error| StoryError::Thread(error.to_string()))
+}
+
+/// A pre-shared key that nobody knows, for one run.
+fn secret() -> Result<String, StoryError> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| StoryError::Thread(format!("no random numbers: {error}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+const GATEWAY_TOML: &str = r#"# The gateway of `bewick demo`.
+[[connection]]
+name = "road-warriors"
+role = "responder"
+local_id = "gateway.demo.example"
+remote_id = "*@demo.example"
+psk_file = "@PSK@"
+local_ts = ["10.1.0.0/16"]
+pool = ["10.9.0.0/24"]
+"#;
+
+const CLIENT_TOML: &str = r#"# The client of `bewick demo`.
+[[connection]]
+name = "@CONNECTION@"
+role = "initiator"
+gateway = "@GATEWAY@"
+local_id = "client@demo.example"
+remote_id = "gateway.demo.example"
+psk_file = "@PSK@"
+remote_ts = ["10.1.0.0/16"]
+virtual_ip = true
+"#;
