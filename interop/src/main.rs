@@ -1,2 +1,219 @@
-//! The interop runner.
-fn main() {}
+//! The interop runner: bewick and other vendors' daemons in networks made of namespaces.
+//!
+//! Scenarios run on this machine (ESP in userspace at both ends) or in a guest kernel that has ESP.
+//! A scenario that could not run has failed.
+
+mod bench;
+mod cleanup;
+mod failure;
+mod flow;
+mod peer;
+mod place;
+mod prerequisites;
+mod process;
+mod report;
+mod run;
+mod scenario;
+mod topology;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use failure::{Context, Result};
+use peer::Program;
+use report::Summary;
+use scenario::Scenario;
+
+/// Other vendors' daemons against bewick.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Name the scenarios and what each shows
+    List {
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run scenarios and judge them from both ends
+    Run {
+        /// The scenarios to run
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        names: Vec<String>,
+        /// Run every scenario
+        #[arg(long)]
+        all: bool,
+        /// Print one JSON object on standard output; the lines for people go to standard error
+        #[arg(long)]
+        json: bool,
+        /// Where the evidence goes, a folder per scenario [default: interop/out]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Measure, with strongSwan on the same topology in the same run
+    Bench {
+        /// What to measure
+        what: Bench,
+        /// Print one JSON object on standard output; progress goes to standard error
+        #[arg(long)]
+        json: bool,
+        /// How often
+        #[arg(long, default_value_t = 20)]
+        moves: usize,
+        /// Only this program
+        #[arg(long)]
+        only: Option<Only>,
+        /// Where the logs go [default: interop/out]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Say which Debian packages are missing; status 0 if none is
+    Check,
+    #[command(name = run::IN_GUEST, hide = true)]
+    InGuest { name: String, bewick: Option<PathBuf> },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Bench {
+    /// The current uplink is lost: time without traffic
+    Handover,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Only {
+    Bewick,
+    Strongswan,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Action::List { json } => list(json),
+        Action::Run { names, all, json, out } => run_scenarios(&names, all, json, out),
+        Action::Bench { what: Bench::Handover, json, moves, only, out } => {
+            handover(json, moves, only, out)
+        }
+        Action::Check => Ok(check()),
+        Action::InGuest { name, bewick } => {
+            run::run_in_guest(&name, bewick).map(|()| ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|failure| {
+        eprintln!("bewick-interop: {failure}");
+        ExitCode::from(2)
+    })
+}
+
+fn prepare() -> Result<()> {
+    prerequisites::require_root()?;
+    cleanup::clear_on_interrupt().context("signal handling")?;
+    cleanup::sweep();
+    Ok(())
+}
+
+fn evidence(out: Option<PathBuf>) -> Result<PathBuf> {
+    let out = out.unwrap_or_else(|| place::interop().join("out"));
+    std::path::absolute(&out).context(out.display())
+}
+
+fn list(json: bool) -> Result<ExitCode> {
+    let all = scenario::all();
+    if json {
+        let rows: Vec<_> = all
+            .iter()
+            .map(|scenario| {
+                serde_json::json!({
+                    "name": scenario.name(),
+                    "client": scenario.client,
+                    "gateway": scenario.gateway,
+                    "dataplane": scenario.plane,
+                    "purpose": scenario.purpose(),
+                })
+            })
+            .collect();
+        println!("{}", serde_json::Value::from(rows));
+    } else {
+        for scenario in all {
+            println!("{:<44} {}", scenario.name(), scenario.purpose());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_scenarios(
+    names: &[String],
+    all: bool,
+    json: bool,
+    out: Option<PathBuf>,
+) -> Result<ExitCode> {
+    let scenarios: Vec<Scenario> = match all {
+        true => scenario::all(),
+        false => names.iter().map(|name| run::find(name)).collect::<Result<_>>()?,
+    };
+    prepare()?;
+    let out = evidence(out)?;
+    let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
+    let mut verdicts = Vec::new();
+    for scenario in scenarios {
+        let verdict = run::run(scenario, &out);
+        say(&verdict.lines());
+        verdicts.push(verdict);
+    }
+    let summary = Summary::of(verdicts);
+    if json {
+        println!("{}", serde_json::to_string(&summary).context("summary")?);
+    }
+    say(&format!("{} passed, {} failed", summary.passed, summary.failed));
+    Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn handover(
+    json: bool,
+    moves: usize,
+    only: Option<Only>,
+    out: Option<PathBuf>,
+) -> Result<ExitCode> {
+    prepare()?;
+    let programs: &[Program] = match only {
+        None => &[Program::Bewick, Program::Strongswan],
+        Some(Only::Bewick) => &[Program::Bewick],
+        Some(Only::Strongswan) => &[Program::Strongswan],
+    };
+    let results = bench::handover(programs, moves, &evidence(out)?)?;
+    let failed: usize = results.iter().map(|(_, one)| one.failed).sum();
+    if json {
+        let object: serde_json::Map<String, serde_json::Value> = results
+            .iter()
+            .map(|(program, one)| Ok((program.name().to_owned(), serde_json::to_value(one)?)))
+            .collect::<serde_json::Result<_>>()
+            .context("result")?;
+        println!("{}", serde_json::Value::from(object));
+    } else {
+        for (_, one) in &results {
+            match &one.gap_ms {
+                Some(gap) => println!(
+                    "{}: {} moves, gap p50 {:.1} ms, p95 {:.1} ms, max {:.1} ms, {} of {} lost",
+                    one.version, one.moves, gap.p50, gap.p95, gap.max, one.lost, one.sent
+                ),
+                None => println!("{}: packets never came back", one.version),
+            }
+        }
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn check() -> ExitCode {
+    let missing = prerequisites::missing_packages();
+    if missing.is_empty() {
+        println!("everything that the scenarios need is here");
+        return ExitCode::SUCCESS;
+    }
+    println!("{}", prerequisites::install_line(&missing));
+    ExitCode::FAILURE
+}

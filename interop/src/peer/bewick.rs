@@ -1,0 +1,181 @@
+//! Our own daemon, as a user would run it: `bewick run`, `up`, `status`, `down`.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{CLIENT_ID, GATEWAY_ID, PSK, Peer, Place, Plane, SaView, UP};
+use crate::fail;
+use crate::failure::{Context, Result};
+use crate::place;
+use crate::process::{self, Daemon};
+use crate::topology::{GATEWAY, INNER_NETWORK, Node, POOL};
+
+const SHORT: Duration = Duration::from_secs(10);
+
+/// A running bewick.
+pub struct Bewick {
+    daemon: Daemon,
+    program: PathBuf,
+    control: PathBuf,
+    plane: Plane,
+}
+
+impl Bewick {
+    /// Starts bewick on a host with its half of the tunnel.
+    ///
+    /// # Errors
+    /// It is not built, does not start, or refuses the configuration.
+    pub fn start(place: &Place<'_>) -> Result<Self> {
+        let program = place::bewick()?;
+        let configuration = place.evidence("bewick.toml");
+        let control = place.scratch.join(format!("{}-bewick", place.node.name())).join("control");
+        let tunnel = match place.node {
+            Node::Client => CLIENT.replace("@gateway@", &GATEWAY.to_string()),
+            _ => GATEWAY_SIDE.replace("@pool@", POOL),
+        };
+        let tunnel = tunnel
+            .replace("@plane@", place.plane.name())
+            .replace("@client_id@", CLIENT_ID)
+            .replace("@gateway_id@", GATEWAY_ID)
+            .replace("@inner@", INNER_NETWORK)
+            .replace("@psk@", PSK);
+        write_secret(&configuration, &tunnel).context(configuration.display())?;
+
+        let mut command = place.topology.command(place.node, &program);
+        command.arg("run").arg("--config").arg(&configuration);
+        command.arg("--control").arg(&control);
+        let daemon = Daemon::start(&mut command, &place.evidence("bewick.log"))?;
+        let mut bewick = Self { daemon, program, control, plane: place.plane };
+        process::eventually(SHORT, || {
+            bewick.daemon.still_runs()?;
+            bewick.status().map(drop)
+        })?;
+        let kind = bewick.status()?.dataplane.kind;
+        if kind != place.plane.name() {
+            return Err(fail!("bewick runs the {kind} data plane, not {}", place.plane.name()));
+        }
+        Ok(bewick)
+    }
+
+    fn bewick(&self, arguments: &[&str], limit: Duration) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        process::output(command.args(arguments).arg("--control").arg(&self.control), limit)
+    }
+
+    fn status(&self) -> Result<Status> {
+        let said = self.bewick(&["status", "--json"], SHORT)?;
+        serde_json::from_str(&said).context("bewick status --json")
+    }
+}
+
+impl Peer for Bewick {
+    fn version(&self) -> Result<String> {
+        Ok(format!("bewick {}", self.status()?.version))
+    }
+
+    fn up(&mut self) -> Result<()> {
+        self.bewick(&["up", "tunnel"], UP)?;
+        process::eventually(UP, || match self.sas()?.as_slice() {
+            [] => Err(fail!("bewick up has ended and no IKE_SA is established")),
+            _ => Ok(()),
+        })
+    }
+
+    fn down(&mut self) -> Result<()> {
+        self.bewick(&["down", "tunnel"], SHORT * 2).map(drop)
+    }
+
+    fn sas(&mut self) -> Result<Vec<SaView>> {
+        self.daemon.still_runs()?;
+        let status = self.status()?;
+        let sas = status.connections.into_iter().flat_map(|connection| connection.ike_sas);
+        let end = |text: &str| text.parse().context(format!("bewick status: address {text}"));
+        sas.filter(|sa| sa.state == "established")
+            .map(|sa| {
+                let ips = sa.virtual_ips.iter();
+                // With or without the prefix length: both name the address.
+                let ips = ips.map(|ip| ip.split_once('/').map_or(ip.as_str(), |(ip, _)| ip));
+                Ok(SaView {
+                    local: end(&sa.local)?,
+                    remote: end(&sa.remote)?,
+                    virtual_ips: ips
+                        .map(|ip| ip.parse().context(format!("virtual address {ip}")))
+                        .collect::<Result<_>>()?,
+                    children: sa.children.len(),
+                })
+            })
+            .collect()
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.daemon.stop(SHORT).context(format!("bewick ({})", self.plane.name()))
+    }
+}
+
+/// The part of `bewick status --json` that verdicts rest on.
+#[derive(Deserialize)]
+struct Status {
+    version: String,
+    dataplane: DataPlane,
+    connections: Vec<Connection>,
+}
+
+#[derive(Deserialize)]
+struct DataPlane {
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct Connection {
+    ike_sas: Vec<IkeSa>,
+}
+
+#[derive(Deserialize)]
+struct IkeSa {
+    state: String,
+    local: String,
+    remote: String,
+    virtual_ips: Vec<String>,
+    children: Vec<serde_json::Value>,
+}
+
+fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    let _ = std::fs::remove_file(path);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+const CLIENT: &str = r#"[daemon]
+dataplane = "@plane@"
+log = "debug"
+
+[[connection]]
+name = "tunnel"
+role = "initiator"
+gateway = "@gateway@"
+local_id = "@client_id@"
+remote_id = "@gateway_id@"
+psk = "@psk@"
+remote_ts = ["@inner@"]
+virtual_ip = true
+"#;
+
+const GATEWAY_SIDE: &str = r#"[daemon]
+dataplane = "@plane@"
+log = "debug"
+
+[[connection]]
+name = "tunnel"
+role = "responder"
+local_id = "@gateway_id@"
+remote_id = "*@example.com"
+psk = "@psk@"
+local_ts = ["@inner@"]
+pool = ["@pool@"]
+"#;

@@ -1,0 +1,84 @@
+//! What the machine must have before a scenario can run, and the Debian packages that bring it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::fail;
+use crate::failure::Result;
+use crate::peer::{Plane, Program, strongswan};
+
+/// Programs that the runner itself needs, with their packages.
+const RUNNER: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("ping", "iputils-ping"),
+    ("tcpdump", "tcpdump"),
+    ("iptables-legacy", "iptables"),
+];
+
+/// What strongSwan scenarios need besides.
+const STRONGSWAN: &[(&str, &str)] = &[
+    (strongswan::DAEMON, "charon-systemd"),
+    ("swanctl", "strongswan-swanctl"),
+    ("/usr/lib/ipsec/plugins/libstrongswan-openssl.so", "libstrongswan-standard-plugins"),
+    ("/usr/lib/ipsec/plugins/libstrongswan-kernel-libipsec.so", "libcharon-extra-plugins"),
+];
+
+/// What the guest kernel needs.
+const GUEST: &[(&str, &str)] = &[("linux.uml", "user-mode-linux"), ("modprobe", "kmod")];
+
+fn is_there(what: &str) -> bool {
+    if what.starts_with('/') {
+        return Path::new(what).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(std::path::PathBuf::from);
+    std::env::split_paths(&path).chain(usual).any(|folder| folder.join(what).is_file())
+}
+
+fn missing<'a>(needs: impl IntoIterator<Item = &'a (&'a str, &'a str)>) -> BTreeSet<&'a str> {
+    needs.into_iter().filter(|(what, _)| !is_there(what)).map(|(_, package)| *package).collect()
+}
+
+/// The Debian packages that are missing for all scenarios and benches.
+pub fn missing_packages() -> BTreeSet<&'static str> {
+    missing(RUNNER.iter().chain(STRONGSWAN).chain(GUEST))
+}
+
+/// Fails with what to install or allow if these programs cannot meet on this plane here.
+///
+/// # Errors
+/// Not root, packages missing, or no TUN device.
+pub fn require(programs: &[Program], plane: Plane) -> Result<()> {
+    require_root()?;
+    let mut packages = missing(RUNNER);
+    if programs.contains(&Program::Strongswan) {
+        packages.extend(missing(STRONGSWAN));
+    }
+    if plane == Plane::Kernel {
+        packages.extend(missing(GUEST));
+    }
+    if !packages.is_empty() {
+        return Err(fail!("programs are missing: {}", install_line(&packages)));
+    }
+    if plane == Plane::Userspace && !is_there("/dev/net/tun") {
+        return Err(fail!("/dev/net/tun is missing: modprobe tun, or allow it in this container"));
+    }
+    Ok(())
+}
+
+/// Fails if this is not root.
+///
+/// # Errors
+/// It is not.
+pub fn require_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(fail!("network namespaces, TUN devices and XFRM need root: run this as root"))
+}
+
+/// The command that installs these packages.
+pub fn install_line(packages: &BTreeSet<&str>) -> String {
+    let names: Vec<&str> = packages.iter().copied().collect();
+    format!("apt-get install -y --no-install-recommends {}", names.join(" "))
+}

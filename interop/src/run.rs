@@ -1,0 +1,107 @@
+//! Runs scenarios one after the other, here or in the guest, and keeps their evidence.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::fail;
+use crate::failure::{Context, Result};
+use crate::peer::{Plane, Program};
+use crate::place;
+use crate::prerequisites;
+use crate::process;
+use crate::report::Verdict;
+use crate::scenario::{self, Scenario};
+
+/// The longest that a guest may live, boot included.
+const GUEST: Duration = Duration::from_secs(240);
+
+/// The command by which the runner calls itself in the guest.
+pub const IN_GUEST: &str = "__in-guest";
+
+const VERDICT: &str = "verdict.json";
+
+/// Runs one scenario; its evidence goes to a folder of its name in `out`.
+pub fn run(scenario: Scenario, out: &Path) -> Verdict {
+    let start = Instant::now();
+    let folder = out.join(scenario.name());
+    let mut verdict = Verdict { name: scenario.name(), ..Verdict::default() };
+    match attempt(scenario, &folder, &mut verdict) {
+        Ok(()) => {}
+        Err(failure) => {
+            verdict.passed = false;
+            verdict.reason = Some(failure.to_string());
+        }
+    }
+    verdict.seconds = start.elapsed().as_secs_f64();
+    verdict.evidence = folder.display().to_string();
+    if let Err(failure) = verdict.write(&folder.join(VERDICT)) {
+        verdict.passed = false;
+        verdict.reason.get_or_insert(format!("the verdict cannot be kept: {failure}"));
+    }
+    verdict
+}
+
+fn attempt(scenario: Scenario, folder: &Path, verdict: &mut Verdict) -> Result<()> {
+    let programs = [scenario.client, scenario.gateway];
+    prerequisites::require(&programs, scenario.plane)?;
+    let bewick = match programs.contains(&Program::Bewick) {
+        true => Some(place::bewick()?),
+        false => None,
+    };
+    // Yesterday's logs beside today's verdict would mislead.
+    if folder.exists() {
+        fs::remove_dir_all(folder).context(folder.display())?;
+    }
+    fs::create_dir_all(folder).context(folder.display())?;
+    match scenario.plane {
+        Plane::Userspace => scenario.judge(folder, verdict),
+        Plane::Kernel => *verdict = in_guest(scenario, folder, bewick)?,
+    }
+    Ok(())
+}
+
+fn in_guest(scenario: Scenario, folder: &Path, bewick: Option<PathBuf>) -> Result<Verdict> {
+    let launcher = place::guest();
+    if !launcher.is_file() {
+        return Err(fail!("{} is not there", launcher.display()));
+    }
+    let own = std::env::current_exe().context("own path")?;
+    let mut command = Command::new(launcher);
+    command.env("UML_S", GUEST.as_secs().to_string());
+    command.arg(folder).arg(own).arg(IN_GUEST).arg(scenario.name()).args(bewick);
+    let done = process::finish(&mut command, GUEST + Duration::from_secs(10))?;
+    Verdict::read(&folder.join(VERDICT)).map_err(|error| {
+        let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
+        let said = process::one_line(&format!("{} {} {log}", done.stderr, done.stdout));
+        fail!("the guest gave no verdict ({error}); {}: {said}", done.status)
+    })
+}
+
+/// Inside the guest: runs one scenario with the current folder as the place for evidence.
+///
+/// # Errors
+/// The scenario is not known or the verdict cannot be written.
+pub fn run_in_guest(name: &str, bewick: Option<PathBuf>) -> Result<()> {
+    let scenario = find(name)?;
+    if let Some(bewick) = bewick {
+        place::use_bewick(bewick);
+    }
+    let out = std::env::current_dir().context("current folder")?;
+    let mut verdict = Verdict { name: scenario.name(), ..Verdict::default() };
+    scenario.judge(&out, &mut verdict);
+    println!("{}", verdict.lines());
+    verdict.write(&out.join(VERDICT))
+}
+
+/// The scenario of this name.
+///
+/// # Errors
+/// There is none.
+pub fn find(name: &str) -> Result<Scenario> {
+    scenario::all()
+        .into_iter()
+        .find(|scenario| scenario.name() == name)
+        .ok_or_else(|| fail!("there is no scenario {name}; `list` names them all"))
+}

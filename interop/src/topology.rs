@@ -1,0 +1,408 @@
+//! The network of a scenario, made of namespaces that only this run knows.
+//!
+//! ```text
+//! client u1 198.51.100.2 ───────────────────── router ── gateway 192.0.2.1, 10.1.0.1 inside
+//!        u2 203.0.113.2 or 192.168.7.2 ─(NAT)──┘
+//! ```
+//! Each uplink of the client has a default route in the main table.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::thread::LinkNameSpaceType;
+
+use crate::cleanup::{self, Guard};
+use crate::fail;
+use crate::failure::{Context, Result};
+use crate::process::{self, Daemon, words};
+
+/// The gateway's address on the outer network.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The gateway's address on the network behind it.
+pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+/// The network behind the gateway.
+pub const INNER_NETWORK: &str = "10.1.0.0/16";
+/// Where virtual addresses come from.
+pub const POOL: &str = "10.9.0.0/24";
+
+/// A host of the topology.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    /// The road warrior with two uplinks.
+    Client,
+    /// What lies between.
+    Router,
+    /// The translator on the second uplink, if there is one.
+    Nat,
+    /// The VPN gateway.
+    Gateway,
+}
+
+impl Node {
+    /// Its name, in file names and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Node::Client => "client",
+            Node::Router => "router",
+            Node::Nat => "nat",
+            Node::Gateway => "gateway",
+        }
+    }
+}
+
+/// One way of the client to the network.
+#[derive(Debug, Clone, Copy)]
+pub struct Uplink {
+    /// The device in the client.
+    pub device: &'static str,
+    /// The client's address on it, in a /24.
+    pub address: Ipv4Addr,
+    /// The next hop.
+    pub next_hop: Ipv4Addr,
+    /// The source address that the gateway sees.
+    pub seen_as: Ipv4Addr,
+}
+
+const FIRST: Uplink = Uplink {
+    device: "u1",
+    address: Ipv4Addr::new(198, 51, 100, 2),
+    next_hop: Ipv4Addr::new(198, 51, 100, 1),
+    seen_as: Ipv4Addr::new(198, 51, 100, 2),
+};
+const SECOND: Uplink = Uplink {
+    device: "u2",
+    address: Ipv4Addr::new(203, 0, 113, 2),
+    next_hop: Ipv4Addr::new(203, 0, 113, 1),
+    seen_as: Ipv4Addr::new(203, 0, 113, 2),
+};
+const SECOND_BEHIND_NAT: Uplink = Uplink {
+    device: "u2",
+    address: Ipv4Addr::new(192, 168, 7, 2),
+    next_hop: Ipv4Addr::new(192, 168, 7, 1),
+    seen_as: Ipv4Addr::new(203, 0, 113, 9),
+};
+
+/// How an uplink is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The device goes down.
+    LinkDown,
+    /// The address is deleted; the device stays up.
+    AddressDeleted,
+}
+
+impl Loss {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Loss::LinkDown => "link down",
+            Loss::AddressDeleted => "address deleted",
+        }
+    }
+}
+
+/// What a daemon could leave behind on a host: devices, addresses, routes, rules, IPsec state.
+#[derive(Debug, Default)]
+pub struct Traces(BTreeSet<String>);
+
+impl Traces {
+    /// What is here and was not in `before`.
+    pub fn added_since<'a>(&'a self, before: &'a Traces) -> Vec<&'a str> {
+        self.0.difference(&before.0).map(String::as_str).collect()
+    }
+}
+
+/// The namespaces; dropping it takes them away with all that runs in them.
+pub struct Topology {
+    prefix: String,
+    uplinks: [Uplink; 2],
+    next_metric: Cell<u32>,
+    _guards: Vec<Guard>,
+}
+
+impl Topology {
+    /// Builds it; `part` tells apart the topologies of one run.
+    ///
+    /// # Errors
+    /// What `ip`, `nft` or `iptables-legacy` said.
+    pub fn build(part: &str, nat: bool) -> Result<Self> {
+        let prefix = cleanup::own_name(part);
+        let nodes: &[Node] = if nat {
+            &[Node::Client, Node::Router, Node::Nat, Node::Gateway]
+        } else {
+            &[Node::Client, Node::Router, Node::Gateway]
+        };
+        let mut guards = Vec::new();
+        let uplinks = [FIRST, if nat { SECOND_BEHIND_NAT } else { SECOND }];
+        for node in nodes {
+            let name = format!("{prefix}-{}", node.name());
+            guards.push(Guard::namespace(&name));
+            words(&format!("ip netns add {name}"))?;
+        }
+        let topology = Self { prefix, uplinks, next_metric: Cell::new(100), _guards: guards };
+        for node in nodes {
+            topology.prepare(*node)?;
+        }
+        topology.cable(Node::Client, "u1", Node::Router, "c1")?;
+        topology.cable(Node::Gateway, "w0", Node::Router, "g1")?;
+        topology.address(Node::Router, "c1", FIRST.next_hop)?;
+        topology.address(Node::Router, "g1", Ipv4Addr::new(192, 0, 2, 254))?;
+        topology.address(Node::Gateway, "w0", GATEWAY)?;
+        topology.ip(Node::Gateway, "route add default via 192.0.2.254")?;
+        topology.ip(Node::Gateway, &format!("addr add {INSIDE}/32 dev lo"))?;
+        if nat {
+            topology.cable(Node::Client, "u2", Node::Nat, "c2")?;
+            topology.cable(Node::Nat, "out", Node::Router, "n1")?;
+            topology.address(Node::Nat, "c2", SECOND_BEHIND_NAT.next_hop)?;
+            topology.address(Node::Nat, "out", SECOND_BEHIND_NAT.seen_as)?;
+            topology.address(Node::Router, "n1", SECOND.next_hop)?;
+            topology.ip(Node::Nat, &format!("route add default via {}", SECOND.next_hop))?;
+            topology.masquerade()?;
+        } else {
+            topology.cable(Node::Client, "u2", Node::Router, "c2")?;
+            topology.address(Node::Router, "c2", SECOND.next_hop)?;
+        }
+        for uplink in &topology.uplinks {
+            topology.restore(uplink)?;
+        }
+        Ok(topology)
+    }
+
+    /// The uplink that has this address.
+    ///
+    /// # Errors
+    /// None has it.
+    pub fn uplink_of(&self, address: IpAddr) -> Result<Uplink> {
+        self.uplinks
+            .iter()
+            .find(|uplink| uplink.address == address)
+            .copied()
+            .ok_or_else(|| fail!("{address} is no address of the client's uplinks"))
+    }
+
+    /// The one that is not `uplink`.
+    pub fn other(&self, uplink: &Uplink) -> Uplink {
+        let [first, second] = self.uplinks;
+        if first.device == uplink.device { second } else { first }
+    }
+
+    /// A command that runs on a host.
+    pub fn command(&self, node: Node, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace(node)]).arg(program);
+        command
+    }
+
+    /// Takes an uplink away from the client.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn lose(&self, uplink: &Uplink, loss: Loss) -> Result<()> {
+        match loss {
+            Loss::LinkDown => self.ip(Node::Client, &format!("link set {} down", uplink.device)),
+            Loss::AddressDeleted => self
+                .ip(Node::Client, &format!("addr del {}/24 dev {}", uplink.address, uplink.device)),
+        }
+    }
+
+    /// Gives an uplink (back) to the client: address, link, default route.
+    ///
+    /// Each time with a higher metric: were the one that comes back preferred, packets of a daemon
+    /// that picks only the source address would leave by it with the other uplink's address.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn restore(&self, uplink: &Uplink) -> Result<()> {
+        let Uplink { device, address, next_hop, .. } = uplink;
+        let metric = self.next_metric.replace(self.next_metric.get() + 100);
+        self.ip(Node::Client, &format!("addr replace {address}/24 dev {device}"))?;
+        self.ip(Node::Client, &format!("link set {device} up"))?;
+        let route = format!("route replace default via {next_hop} dev {device} metric {metric}");
+        self.ip(Node::Client, &route)
+    }
+
+    /// Pings from one host until an answer comes, then three times more; none may be lost.
+    ///
+    /// # Errors
+    /// No answer within `limit`, or one of the three was lost.
+    pub fn ping(&self, from: Node, source: IpAddr, to: IpAddr, limit: Duration) -> Result<()> {
+        let (source, to) = (source.to_string(), to.to_string());
+        let ping = |count: &str| {
+            let mut command = self.command(from, "ping");
+            command.args(["-n", "-i", "0.1", "-W", "1", "-c", count, "-I", &source, &to]);
+            process::finish(&mut command, Duration::from_secs(10))
+        };
+        let what = format!("ping from the {} ({source}) to {to}", from.name());
+        process::eventually(limit, || {
+            let done = ping("1")?;
+            if done.status.success() {
+                return Ok(());
+            }
+            Err(fail!("no answer {}", process::one_line(&done.stderr)))
+        })
+        .context(&what)?;
+        let done = ping("3")?;
+        if done.stdout.contains(" 3 received") {
+            return Ok(());
+        }
+        let summary = done.stdout.lines().find(|line| line.contains("transmitted"));
+        Err(fail!("{what}: {}", summary.unwrap_or("no summary")))
+    }
+
+    /// A UDP socket on a host, with this local address.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered or the address not be bound.
+    pub fn udp_socket(&self, node: Node, local: SocketAddr) -> Result<UdpSocket> {
+        let path = Path::new("/run/netns").join(self.namespace(node));
+        let enter_and_bind = move || -> Result<UdpSocket> {
+            let namespace = File::open(&path).context(path.display())?;
+            rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&namespace),
+                Some(LinkNameSpaceType::Network),
+            )
+            .context("setns")?;
+            UdpSocket::bind(local).context(format!("bind to {local}"))
+        };
+        // Namespaces belong to threads: this one ends with the socket made and is not used again.
+        std::thread::spawn(enter_and_bind).join().map_err(|_| fail!("socket thread died"))?
+    }
+
+    /// Captures all that passes the router.
+    ///
+    /// # Errors
+    /// `tcpdump` does not start.
+    pub fn capture(&self, out: &Path) -> Result<Capture> {
+        let file = out.join("router.pcap");
+        let mut command = self.command(Node::Router, "tcpdump");
+        command.args(["-i", "any", "-n", "-U", "-s", "0", "-Z", "root", "-w"]).arg(&file);
+        let log = out.join("tcpdump.log");
+        let mut daemon = Daemon::start(&mut command, &log)?;
+        process::eventually(Duration::from_secs(10), || {
+            daemon.still_runs()?;
+            let said = std::fs::read_to_string(&log).context(log.display())?;
+            if said.contains("listening on") { Ok(()) } else { Err(fail!("tcpdump is silent")) }
+        })?;
+        Ok(Capture { daemon, file })
+    }
+
+    /// What is on a host now.
+    ///
+    /// # Errors
+    /// What `ip` said; IPsec state is left out where the kernel has none.
+    pub fn traces(&self, node: Node) -> Result<Traces> {
+        let namespace = self.namespace(node);
+        let mut lines = BTreeSet::new();
+        let mut add = |kind: &str, text: &str| {
+            // Nobody's trace: what the kernel adds to a device that comes up, and the default
+            // routes of `restore`.
+            let own = |line: &&str| {
+                let automatic = line.contains("fe80:") || line.contains("ff00::/8");
+                let ours = line.starts_with("default via ") && line.contains(" metric ");
+                !automatic && !ours
+            };
+            lines.extend(text.lines().filter(own).map(|line| format!("{kind}: {}", line.trim())));
+        };
+        let links = words(&format!("ip -n {namespace} -br link"))?;
+        for name in links.lines().filter_map(|line| line.split([' ', '@']).next()) {
+            add("device", name);
+        }
+        add("address", &words(&format!("ip -n {namespace} -o addr"))?);
+        for family in ["-4", "-6"] {
+            add("rule", &words(&format!("ip -n {namespace} {family} rule"))?);
+            add("route", &words(&format!("ip -n {namespace} {family} route show table all"))?);
+        }
+        for kind in ["state", "policy"] {
+            let mut command = Command::new("ip");
+            command.args(["-n", &namespace, "-o", "xfrm", kind]);
+            let done = process::finish(&mut command, Duration::from_secs(10))?;
+            if done.status.success() {
+                add(kind, &done.stdout);
+            }
+        }
+        Ok(Traces(lines))
+    }
+
+    fn namespace(&self, node: Node) -> String {
+        format!("{}-{}", self.prefix, node.name())
+    }
+
+    fn ip(&self, node: Node, arguments: &str) -> Result<()> {
+        words(&format!("ip -n {} {arguments}", self.namespace(node))).map(drop)
+    }
+
+    fn prepare(&self, node: Node) -> Result<()> {
+        self.ip(node, "link set lo up")?;
+        // Packets to the gateway's inner address and from the client's spare uplink would fail a
+        // strict reverse-path check; forwarding is what routers and gateways are for.
+        let mut script =
+            String::from("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done;");
+        if node != Node::Client {
+            script.push_str("echo 1 >/proc/sys/net/ipv4/ip_forward;");
+        }
+        let mut command = self.command(node, "sh");
+        process::output(command.args(["-c", &script]), Duration::from_secs(10)).map(drop)
+    }
+
+    fn cable(&self, a: Node, a_device: &str, b: Node, b_device: &str) -> Result<()> {
+        let (a_space, b_space) = (self.namespace(a), self.namespace(b));
+        words(&format!(
+            "ip link add {a_device} netns {a_space} type veth peer name {b_device} netns {b_space}"
+        ))?;
+        self.ip(a, &format!("link set {a_device} up"))?;
+        self.ip(b, &format!("link set {b_device} up"))
+    }
+
+    fn address(&self, node: Node, device: &str, address: Ipv4Addr) -> Result<()> {
+        self.ip(node, &format!("addr add {address}/24 dev {device}"))
+    }
+
+    /// Translates with what the kernel has: nf_tables, or the older tables.
+    fn masquerade(&self) -> Result<()> {
+        let space = self.namespace(Node::Nat);
+        let nft = words(&format!("ip netns exec {space} nft add table ip nat")).and_then(|_| {
+            let chain = "{ type nat hook postrouting priority 100 ; }";
+            words(&format!("ip netns exec {space} nft add chain ip nat post {chain}"))?;
+            words(&format!("ip netns exec {space} nft add rule ip nat post oifname out masquerade"))
+        });
+        let Err(nft) = nft else { return Ok(()) };
+        let rule = "-t nat -A POSTROUTING -o out -j MASQUERADE";
+        words(&format!("ip netns exec {space} iptables-legacy {rule}"))
+            .map(drop)
+            .map_err(|legacy| fail!("no NAT: neither {nft}; nor {legacy}"))
+    }
+}
+
+/// A running capture of what passes the router.
+pub struct Capture {
+    daemon: Daemon,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Ends the capture and looks for inner packets in the clear.
+    ///
+    /// # Errors
+    /// The capture failed, is empty, or has an inner address outside ESP.
+    pub fn finish(mut self) -> Result<()> {
+        self.daemon.stop(Duration::from_secs(5))?;
+        let read = |filter: &str| {
+            let mut command = Command::new("tcpdump");
+            command.args(["-n", "-c", "1", "-r"]).arg(&self.file).arg(filter);
+            process::output(&mut command, Duration::from_secs(20))
+        };
+        if read("udp")?.trim().is_empty() {
+            return Err(fail!("the capture {} is empty", self.file.display()));
+        }
+        let clear = read(&format!("net {INNER_NETWORK} or net {POOL}"))?;
+        if clear.trim().is_empty() {
+            return Ok(());
+        }
+        Err(fail!("an inner packet passed the router in the clear: {}", process::one_line(&clear)))
+    }
+}
