@@ -18,8 +18,8 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The first part of the name of everything that the runner makes; the second is its process id.
 const PREFIX: &str = "bwi";
 
-/// Where each runner has its scratch folder, named by its process id.
-const SCRATCH: &str = "/run/bewick-interop";
+/// Where scratch folders are: a file system in memory, on which sockets work in the guest too.
+const SCRATCH: &str = "/run";
 
 enum Entry {
     Tree(u32),
@@ -112,7 +112,7 @@ pub fn own_name(part: &str) -> String {
 /// # Errors
 /// The file system's own, when `/run` cannot be written.
 pub fn scratch_folder(part: &str) -> io::Result<(PathBuf, Guard)> {
-    let path = Path::new(SCRATCH).join(std::process::id().to_string()).join(part);
+    let path = Path::new(SCRATCH).join(own_name(part));
     let guard = Guard::folder(&path);
     fs::create_dir_all(&path)?;
     Ok((path, guard))
@@ -158,22 +158,20 @@ pub fn clear_on_interrupt() -> io::Result<()> {
 
 /// Clears what runners that no longer live have left.
 pub fn sweep() {
-    let dead = |pid: &str| {
-        !pid.is_empty()
-            && pid.bytes().all(|b| b.is_ascii_digit())
-            && !Path::new("/proc").join(pid).exists()
-    };
-    for name in names_in("/run/netns") {
-        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-'));
-        if pid.and_then(|rest| rest.split('-').next()).is_some_and(dead) {
-            delete_namespace(&name);
-        }
+    for name in names_in("/run/netns").iter().filter(|name| is_orphan(name)) {
+        delete_namespace(name);
     }
-    for name in names_in(SCRATCH) {
-        if dead(&name) {
-            let _ = fs::remove_dir_all(Path::new(SCRATCH).join(name));
-        }
+    for name in names_in(SCRATCH).iter().filter(|name| is_orphan(name)) {
+        let _ = fs::remove_dir_all(Path::new(SCRATCH).join(name));
     }
+}
+
+/// Whether the name is one of ours and its runner has gone.
+fn is_orphan(name: &str) -> bool {
+    let mut parts = name.split('-');
+    let ours = parts.next() == Some(PREFIX);
+    let pid = parts.next().and_then(|pid| pid.parse::<u32>().ok());
+    ours && pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
 fn names_in(folder: &str) -> Vec<String> {

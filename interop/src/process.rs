@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::cleanup::{self, Guard};
 use crate::fail;
-use crate::failure::{Context, Result};
+use crate::failure::{Context, Failure, Result};
 
 /// How long a program that should answer at once may take.
 const AT_ONCE: Duration = Duration::from_secs(20);
@@ -97,7 +97,9 @@ impl Daemon {
     /// # Errors
     /// The log cannot be made or the program not be started.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
-        let name = shown(command);
+        let line = shown(command);
+        let program = line.split(' ').next().unwrap_or_default();
+        let name = program.rsplit('/').next().unwrap_or_default().to_owned();
         let file = File::create(log).context(log.display())?;
         let twin = file.try_clone().context(log.display())?;
         let child = command
@@ -122,7 +124,9 @@ impl Daemon {
                 self.reaped();
                 let said = std::fs::read_to_string(&self.log).unwrap_or_default();
                 let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("nothing");
-                Err(fail!("{} ended by itself ({status}), it last said: {last}", self.name))
+                let reason =
+                    format!("{} ended by itself ({status}), it last said: {last}", self.name);
+                Err(Failure::of_no_return(reason))
             }
         }
     }
@@ -162,12 +166,13 @@ impl Drop for Daemon {
 /// Tries until it works.
 ///
 /// # Errors
-/// The last one, after `limit`.
+/// The last one, after `limit`; one that trying again cannot mend at once.
 pub fn eventually<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let end = Instant::now() + limit;
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
+            Err(error) if error.is_final() => return Err(error),
             Err(error) if Instant::now() >= end => {
                 return Err(fail!("after {:.1} s: {error}", limit.as_secs_f64()));
             }

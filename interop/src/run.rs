@@ -69,7 +69,7 @@ fn in_guest(scenario: Scenario, folder: &Path, bewick: Option<PathBuf>) -> Resul
     }
     let own = std::env::current_exe().context("own path")?;
     let mut command = Command::new(launcher);
-    command.env("UML_S", GUEST.as_secs().to_string());
+    command.env("GUEST_SECONDS", GUEST.as_secs().to_string());
     command.arg(folder).arg(own).arg(IN_GUEST).arg(scenario.name()).args(bewick);
     let done = process::finish(&mut command, GUEST + Duration::from_secs(10))?;
     Verdict::read(&folder.join(VERDICT)).map_err(|error| {

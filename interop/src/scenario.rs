@@ -19,6 +19,8 @@ const BACK: Duration = Duration::from_secs(10);
 const AGREED: Duration = Duration::from_secs(5);
 /// How long the daemons get to take note of an uplink that came back.
 const SETTLED: Duration = Duration::from_secs(1);
+/// How long nobody asks the daemons anything after a loss.
+const UNASKED: Duration = Duration::from_millis(500);
 /// Between two numbered packets.
 const SPACING: Duration = Duration::from_millis(2);
 
@@ -205,6 +207,8 @@ impl Ends<'_> {
         std::thread::sleep(Duration::from_millis(300));
         let moment = Instant::now();
         self.topology.lose(&lost, loss)?;
+        // Asking takes processor time from those who are busy moving.
+        std::thread::sleep(UNASKED);
         let agreed = self.both_show(other.address.into(), other.seen_as.into());
         std::thread::sleep(Duration::from_millis(300));
         let records = flows.map(Flow::finish);

@@ -243,3 +243,68 @@ secrets {
         secret = \"@psk@\" }
 }
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTED: &str = "\
+list-sa event {
+  tunnel {
+    uniqueid = 1
+    state = ESTABLISHED
+    local-host = 192.0.2.1
+    local-port = 4500
+    local-id = vpn.example.com
+    remote-host = 203.0.113.9
+    remote-port = 21908
+    remote-vips = [
+      10.9.0.1
+    ]
+    child-sas {
+      net-1 {
+        name = net
+        state = DELETED
+        local-ts = [
+          10.1.0.0/16
+        ]
+      }
+      net-3 {
+        name = net
+        state = INSTALLED
+        remote-ts = [
+          10.9.0.1/32
+        ]
+      }
+    }
+  }
+}
+list-sa event {
+  tunnel {
+    state = CONNECTING
+    local-host = 192.0.2.1
+    child-sas {
+    }
+  }
+}
+list-sas reply {
+}
+";
+
+    #[test]
+    fn only_established_sas_and_installed_children_count() {
+        let sas = sas_in(LISTED).unwrap_or_default();
+        let expected = SaView {
+            local: SocketAddr::from(([192, 0, 2, 1], 4500)),
+            remote: SocketAddr::from(([203, 0, 113, 9], 21908)),
+            virtual_ips: vec![IpAddr::from([10, 9, 0, 1])],
+            children: 1,
+        };
+        assert_eq!(sas, [expected]);
+    }
+
+    #[test]
+    fn no_sas_is_an_empty_list() {
+        assert_eq!(sas_in("list-sas reply {\n}\n").map(|sas| sas.len()).ok(), Some(0));
+    }
+}
