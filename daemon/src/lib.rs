@@ -5,5 +5,6 @@
 //! `bewick-mobike`, the traffic in `bewick-xfrm`.
 
 pub mod cli;
+pub mod config;
 pub mod control;
 pub mod demo;

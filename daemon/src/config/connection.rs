@@ -1,0 +1,349 @@
+//! One `[[connection]]` table.
+
+use std::{net::IpAddr, path::Path, time::Duration};
+
+use bewick_ike::{
+    Secret, TrafficSelector,
+    config::{ConnectionConfig, EspProposal, Retransmission, Role, Selectors},
+    wire::identity::{Identity, IdentityPattern},
+};
+use ipnet::IpNet;
+
+use crate::config::{Seen, networks, proposal, reader::TableReader, secret};
+
+/// A connection as the daemon sees it.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    /// what the machines are told
+    pub ike: ConnectionConfig,
+    /// initiator: names or addresses of the gateway, in the order of the file
+    pub gateways: Vec<String>,
+    /// initiator: when to connect
+    pub start: Start,
+    /// responder: whether a client's new address must answer before traffic goes there
+    /// (RFC 4555 §3.7)
+    pub return_routability: bool,
+}
+
+impl Connection {
+    /// The operator's name for it.
+    pub fn name(&self) -> &str {
+        &self.ike.name
+    }
+}
+
+/// When an initiator connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// when the daemon starts, and again whenever the connection is lost
+    Auto,
+    /// on `bewick up`
+    Manual,
+}
+
+/// Reads a connection; `None` if so much is missing that there is none. What is wrong is in the
+/// reader's report.
+pub(super) fn read(
+    reader: &mut TableReader<'_, '_, '_>,
+    folder: &Path,
+    private: bool,
+    seen: &mut Seen,
+) -> Option<Connection> {
+    let name = name(reader, seen);
+    let roles = [("initiator", Role::Initiator), ("responder", Role::Responder)];
+    let role = reader.word("role", &roles);
+    if role.is_none() && reader.key_span("role").is_none() {
+        reader.missing("role is missing; expected role = \"initiator\" or role = \"responder\"");
+    }
+    let local_id = identity::<Identity>(reader, "local_id", "vpn.example.com");
+    let remote_id = identity::<IdentityPattern>(reader, "remote_id", "*@example.com");
+    let psk = psk(reader, folder, private);
+    let ike_proposals = proposals(reader, "ike", &proposal::IKE_DEFAULTS, proposal::ike);
+    let esp_proposals = proposals(reader, "esp", &proposal::ESP_DEFAULTS, |text| {
+        proposal::esp(text).map(|suite| EspProposal { suite, esn: false })
+    });
+    let local_ts = networks(reader, "local_ts").map(nets);
+    let remote_ts = networks(reader, "remote_ts").map(nets);
+    let mobike = reader.bool("mobike").is_none_or(|field| field.value);
+    let force_encap = reader.bool("force_encap").is_some_and(|field| field.value);
+    let liveness = reader.number("liveness", 0..=86_400, "seconds").map_or(30, |field| field.value);
+
+    let mut initiator = InitiatorPart::default();
+    let mut responder = ResponderPart::default();
+    match role {
+        Some(Role::Initiator) => {
+            initiator = InitiatorPart::read(reader, remote_ts.as_deref());
+            for key in ["pool", "dns", "return_routability"] {
+                reader.refuse(key, "is for role = \"responder\"; remove it");
+            }
+        }
+        Some(Role::Responder) => {
+            let name = name.unwrap_or_default();
+            responder =
+                ResponderPart::read(reader, name, local_ts.is_some(), remote_ts.is_some(), seen);
+            for key in ["gateway", "virtual_ip", "start"] {
+                reader.refuse(key, "is for role = \"initiator\"; remove it");
+            }
+        }
+        // which of these belong here can't be told
+        None => {
+            for key in ["gateway", "virtual_ip", "start", "pool", "dns", "return_routability"] {
+                reader.value(key);
+            }
+        }
+    }
+    let ike = ConnectionConfig {
+        name: name?.into(),
+        role: role?,
+        local_id: local_id?,
+        remote_id: remote_id?,
+        psk: psk?,
+        ike_proposals,
+        esp_proposals,
+        ts_local: selectors(local_ts),
+        ts_remote: selectors(remote_ts),
+        request_ipv4: initiator.ipv4,
+        request_ipv6: initiator.ipv6,
+        pools: responder.pools,
+        dns: responder.dns,
+        mobike,
+        force_encap,
+        liveness: Duration::from_secs(liveness),
+        retransmission: Retransmission::default(),
+    };
+    Some(Connection {
+        ike,
+        gateways: initiator.gateways,
+        start: initiator.start,
+        return_routability: responder.return_routability,
+    })
+}
+
+/// What only an initiator has.
+struct InitiatorPart {
+    gateways: Vec<String>,
+    start: Start,
+    ipv4: bool,
+    ipv6: bool,
+}
+
+impl Default for InitiatorPart {
+    fn default() -> Self {
+        InitiatorPart { gateways: Vec::new(), start: Start::Manual, ipv4: false, ipv6: false }
+    }
+}
+
+impl InitiatorPart {
+    fn read(reader: &mut TableReader<'_, '_, '_>, remote_ts: Option<&[IpNet]>) -> Self {
+        let mut gateways = Vec::new();
+        let fields = reader.one_or_more("gateway", "a name or an address");
+        if fields.is_none() && reader.key_span("gateway").is_none() {
+            reader.missing("gateway is missing; expected gateway = \"a name or an address\"");
+        }
+        for field in fields.unwrap_or_default() {
+            if is_host(field.value) {
+                gateways.push(field.value.to_owned());
+            } else {
+                let text = format!("gateway {:?} is neither a name nor an address", field.value);
+                reader.report.add(&field.span, text);
+            }
+        }
+        if remote_ts.is_none() && reader.key_span("remote_ts").is_none() {
+            reader.missing(
+                "remote_ts is missing; expected the networks behind the gateway, such as \
+                 remote_ts = [\"10.1.0.0/16\"] or [\"0.0.0.0/0\"]",
+            );
+        }
+        let starts = [("auto", Start::Auto), ("manual", Start::Manual)];
+        let start = reader.word("start", &starts).unwrap_or(Start::Auto);
+        let wanted = reader.bool("virtual_ip").is_some_and(|field| field.value);
+        // of the families in which there is something to reach
+        let any =
+            |v4: bool| remote_ts.unwrap_or_default().iter().any(|net| net.addr().is_ipv4() == v4);
+        InitiatorPart { gateways, start, ipv4: wanted && any(true), ipv6: wanted && any(false) }
+    }
+}
+
+/// What only a responder has.
+#[derive(Default)]
+struct ResponderPart {
+    pools: Vec<IpNet>,
+    dns: Vec<IpAddr>,
+    return_routability: bool,
+}
+
+impl ResponderPart {
+    fn read(
+        reader: &mut TableReader<'_, '_, '_>,
+        name: &str,
+        has_local_ts: bool,
+        has_remote_ts: bool,
+        seen: &mut Seen,
+    ) -> Self {
+        if !has_local_ts && reader.key_span("local_ts").is_none() {
+            reader.missing(
+                "local_ts is missing; expected the networks that clients may reach, such as \
+                 local_ts = [\"10.1.0.0/16\"]",
+            );
+        }
+        let pools = networks(reader, "pool");
+        if pools.is_none() && !has_remote_ts && reader.key_span("pool").is_none() {
+            reader.missing(
+                "pool is missing; expected addresses for clients, such as pool = \
+                 [\"10.9.0.0/24\"], or remote_ts for a peer that brings its own",
+            );
+        }
+        let pools = pools.unwrap_or_default();
+        for (pool, span) in &pools {
+            let other = seen.pools.iter().find(|(other, _)| overlap(pool, other));
+            if let Some((other, owner)) = other {
+                let text = format!(
+                    "pool {pool} overlaps {other} of {owner}; expected addresses of its own"
+                );
+                reader.report.add(span, text);
+            }
+            seen.pools.push((*pool, format!("connection {name:?}")));
+        }
+        let dns = reader.list("dns", "an address", "\"10.1.0.53\"").unwrap_or_default();
+        let checks = [("before", true), ("off", false)];
+        ResponderPart {
+            pools: pools.into_iter().map(|(pool, _)| pool).collect(),
+            dns: dns.into_iter().map(|field| field.value).collect(),
+            return_routability: reader.word("return_routability", &checks).unwrap_or(true),
+        }
+    }
+}
+
+fn name<'a>(reader: &mut TableReader<'a, '_, '_>, seen: &mut Seen) -> Option<&'a str> {
+    let Some(field) = reader.string("name", "a name for the connection") else {
+        if reader.key_span("name").is_none() {
+            reader.missing("name is missing; expected a name for `bewick up NAME`");
+        }
+        return None;
+    };
+    let ok = (1..=64).contains(&field.value.len())
+        && !field.value.starts_with('-')
+        && field.value.chars().all(|c| !c.is_whitespace() && !c.is_control());
+    if !ok {
+        let text = format!("name is {:?}; expected 1 to 64 characters without spaces", field.value);
+        reader.report.add(&field.span, text);
+    }
+    if seen.names.iter().any(|name| name == field.value) {
+        let text = format!(
+            "a connection named {:?} stands further up; expected a name of its own",
+            field.value
+        );
+        reader.report.add(&field.span, text);
+    }
+    seen.names.push(field.value.into());
+    Some(field.value)
+}
+
+fn identity<T: std::str::FromStr<Err: std::fmt::Display>>(
+    reader: &mut TableReader<'_, '_, '_>,
+    key: &'static str,
+    example: &str,
+) -> Option<T> {
+    let expected = format!("an identity such as {example}");
+    let Some(field) = reader.string(key, &expected) else {
+        if reader.key_span(key).is_none() {
+            reader.missing(format!("{key} is missing; expected {expected}"));
+        }
+        return None;
+    };
+    match field.value.parse() {
+        Ok(identity) => Some(identity),
+        Err(e) => {
+            reader.report.add(&field.span, format!("{key}: {e}"));
+            None
+        }
+    }
+}
+
+/// The pre-shared key, from the file itself or from one that it names.
+fn psk(reader: &mut TableReader<'_, '_, '_>, folder: &Path, private: bool) -> Option<Secret> {
+    let inline = reader.string("psk", "the pre-shared key");
+    let file = reader.string("psk_file", "the path of a file with the pre-shared key");
+    if let (Some(_), Some(file)) = (&inline, &file) {
+        reader.report.add(&file.span, "both psk and psk_file are there; expected one of them");
+        return None;
+    }
+    if let Some(inline) = inline {
+        if !private {
+            reader.report.add(
+                &inline.span,
+                "psk is in a file that others than its owner can read; do `chmod 0600` on this \
+                 file, or use psk_file",
+            );
+        }
+        if inline.value.is_empty() {
+            reader.report.add(&inline.span, "psk is empty; expected the pre-shared key");
+        }
+        return Some(Secret::new(inline.value.as_bytes().to_vec()));
+    }
+    if let Some(file) = file {
+        return match secret::psk_file(&folder.join(file.value)) {
+            Ok(secret) => Some(secret),
+            Err(text) => {
+                reader.report.add(&file.span, text);
+                None
+            }
+        };
+    }
+    if reader.key_span("psk").is_none() && reader.key_span("psk_file").is_none() {
+        reader.missing(
+            "no secret; expected psk_file = \"a file with the pre-shared key\" or psk = \"…\"",
+        );
+    }
+    None
+}
+
+/// The proposals of `key`, or the defaults.
+fn proposals<T>(
+    reader: &mut TableReader<'_, '_, '_>,
+    key: &'static str,
+    defaults: &[&str],
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Vec<T> {
+    let example = format!("{:?}", defaults.first().unwrap_or(&""));
+    let Some(fields) = reader.strings(key, &example) else {
+        return defaults.iter().filter_map(|text| parse(text).ok()).collect();
+    };
+    if fields.is_empty() {
+        let span = reader.key_span(key).unwrap_or(reader.span.clone());
+        reader.report.add(&span, format!("{key} is empty; expected a list such as [{example}]"));
+    }
+    let mut out = Vec::new();
+    for field in fields {
+        match parse(field.value) {
+            Ok(suite) => out.push(suite),
+            Err(text) => reader.report.add(&field.span, format!("{key}: {text}")),
+        }
+    }
+    out
+}
+
+fn nets(fields: Vec<(IpNet, std::ops::Range<usize>)>) -> Vec<IpNet> {
+    fields.into_iter().map(|(net, _)| net).collect()
+}
+
+fn selectors(nets: Option<Vec<IpNet>>) -> Selectors {
+    match nets {
+        None => Selectors::Dynamic,
+        Some(nets) => Selectors::List(nets.into_iter().map(TrafficSelector::from_net).collect()),
+    }
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+/// Whether `text` can be an address or a name of the DNS.
+fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+    };
+    text.parse::<IpAddr>().is_ok()
+        || (text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label))
+}

@@ -1,0 +1,236 @@
+//! The configuration: one TOML file for either role, read strictly and as a whole.
+//!
+//! Every mistake is reported with its line and column, all of them at once, and with any mistake
+//! nothing is started.
+
+mod connection;
+pub mod proposal;
+mod reader;
+pub mod report;
+mod secret;
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use ipnet::IpNet;
+use toml::de::{DeTable, DeValue};
+use tracing_subscriber::EnvFilter;
+
+use self::{
+    reader::{TableReader, type_name},
+    report::{Problem, Problems, Report, Source},
+};
+pub use connection::{Connection, Start};
+
+/// A configuration in which everything has been checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// the daemon as a whole
+    pub daemon: DaemonConfig,
+    /// the connections, in the order of the file; never empty
+    pub connections: Vec<Connection>,
+}
+
+/// The `[daemon]` table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonConfig {
+    /// which data plane to use
+    pub dataplane: PlaneChoice,
+    /// the name of the tunnel device
+    pub device: String,
+    /// what to log, in the words of `tracing_subscriber::EnvFilter`
+    pub log: String,
+    /// the control socket, if the file names one
+    pub control: Option<PathBuf>,
+}
+
+impl Default for DaemonConfig {
+    fn default() -> Self {
+        DaemonConfig {
+            dataplane: PlaneChoice::Auto,
+            device: "bewick0".into(),
+            log: "info".into(),
+            control: None,
+        }
+    }
+}
+
+/// Which data plane to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlaneChoice {
+    /// the kernel's if it can do ESP, else userspace
+    Auto,
+    /// the kernel's or none
+    Kernel,
+    /// userspace
+    Userspace,
+}
+
+/// Reads and checks the configuration in the file at `path`, with the secrets that it names.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let file = path.display().to_string();
+    let whole = |text: String| Problems(vec![Problem { file: file.clone(), position: None, text }]);
+    let (octets, private) =
+        secret::read(path).map_err(|e| whole(format!("the configuration can't be read: {e}")))?;
+    let text = std::str::from_utf8(&octets)
+        .map_err(|e| whole(format!("not UTF-8 after {} octets", e.valid_up_to())))?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    parse(Source { file: &file, text }, folder, private)
+}
+
+/// Checks the configuration in `source`; `folder` is what relative names in it start from, and
+/// `private` whether nobody but the owner can read it.
+pub fn parse(source: Source<'_>, folder: &Path, private: bool) -> Result<Config, Problems> {
+    let mut report = Report::new(source);
+    let (root, errors) = DeTable::parse_recoverable(source.text);
+    for error in &errors {
+        let end = source.text.len();
+        report.add(&error.span().unwrap_or(end..end), error.message());
+    }
+    // what a broken file seems to say would only raise false alarms
+    if !errors.is_empty() {
+        return report.finish(None);
+    }
+    let mut reader = TableReader::new(root.get_ref(), 0..0, "the file", &mut report);
+    let daemon = daemon_table(&mut reader);
+    let connections = connection_tables(&mut reader, folder, private);
+    reader.finish();
+    report.finish(daemon.map(|daemon| Config { daemon, connections }))
+}
+
+fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {
+    let mut out = DaemonConfig::default();
+    let Some(value) = root.value("daemon") else { return Some(out) };
+    let DeValue::Table(table) = value.get_ref() else {
+        let found = type_name(value.get_ref());
+        root.report.add(&value.span(), format!("daemon is {found}; expected a table [daemon]"));
+        return None;
+    };
+    let mut reader = TableReader::new(table, value.span(), "[daemon]", root.report);
+    let planes = [
+        ("auto", PlaneChoice::Auto),
+        ("kernel", PlaneChoice::Kernel),
+        ("userspace", PlaneChoice::Userspace),
+    ];
+    if let Some(dataplane) = reader.word("dataplane", &planes) {
+        out.dataplane = dataplane;
+    }
+    if let Some(device) = reader.string("device", "the name of the tunnel device") {
+        let name = device.value;
+        let ok = (1..=15).contains(&name.len())
+            && !matches!(name, "." | "..")
+            && name.chars().all(|c| c.is_ascii_graphic() && !"/:%".contains(c));
+        if !ok {
+            let text = format!("device is {name:?}; expected a name of 1 to 15 letters and digits");
+            reader.report.add(&device.span, text);
+        }
+        out.device = name.into();
+    }
+    if let Some(log) = reader.string("log", "\"info\" or another level") {
+        if EnvFilter::builder().parse(log.value).is_err() {
+            let text = format!(
+                "log is {:?}; expected a level (error, warn, info, debug, trace) or a filter such \
+                 as info,bewick_ike=debug",
+                log.value
+            );
+            reader.report.add(&log.span, text);
+        }
+        out.log = log.value.into();
+    }
+    if let Some(control) = reader.string("control", "the path of the control socket") {
+        if !control.value.starts_with('/') {
+            let text = format!("control is {:?}; expected a path from / on", control.value);
+            reader.report.add(&control.span, text);
+        }
+        out.control = Some(control.value.into());
+    }
+    reader.finish();
+    Some(out)
+}
+
+fn connection_tables(
+    root: &mut TableReader<'_, '_, '_>,
+    folder: &Path,
+    private: bool,
+) -> Vec<Connection> {
+    let Some(value) = root.value("connection") else {
+        root.missing("no connection is configured; expected at least one table [[connection]]");
+        return Vec::new();
+    };
+    let tables = match value.get_ref() {
+        DeValue::Array(array) => array,
+        other => {
+            let text = format!("connection is {}; expected [[connection]]", type_name(other));
+            root.report.add(&value.span(), text);
+            return Vec::new();
+        }
+    };
+    let mut out: Vec<Connection> = Vec::new();
+    let mut seen = Seen::default();
+    for item in tables.iter() {
+        let DeValue::Table(table) = item.get_ref() else {
+            let found = type_name(item.get_ref());
+            root.report.add(&item.span(), format!("connection has {found} in it; expected tables"));
+            continue;
+        };
+        let mut reader = TableReader::new(table, item.span(), "[[connection]]", root.report);
+        out.extend(connection::read(&mut reader, folder, private, &mut seen));
+        reader.finish();
+    }
+    out
+}
+
+/// What must be different from one connection to the next.
+#[derive(Default)]
+struct Seen {
+    names: Vec<String>,
+    pools: Vec<(IpNet, String)>,
+}
+
+/// A network as the operator may write it: with a prefix length, or one address.
+struct Network(IpNet);
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse::<std::net::IpAddr>() {
+            return Ok(Network(address.into()));
+        }
+        let net: IpNet = text.parse().map_err(|_| {
+            format!("{text:?} is not a network; expected one such as \"10.1.0.0/16\"")
+        })?;
+        match net.trunc() {
+            trunc if trunc == net => Ok(Network(net)),
+            trunc => {
+                Err(format!("{text:?} has bits set beyond its prefix; did you mean \"{trunc}\"?"))
+            }
+        }
+    }
+}
+
+/// The networks of a list; `None` if `key` is not there.
+fn networks(
+    reader: &mut TableReader<'_, '_, '_>,
+    key: &'static str,
+) -> Option<Vec<(IpNet, Range<usize>)>> {
+    let fields = reader.strings(key, "\"10.1.0.0/16\"")?;
+    let mut out = Vec::new();
+    for field in &fields {
+        match field.value.parse::<Network>() {
+            Ok(Network(net)) => out.push((net, field.span.clone())),
+            Err(text) => reader.report.add(&field.span, format!("{key}: {text}")),
+        }
+    }
+    if fields.is_empty() {
+        let span = reader.key_span(key).unwrap_or(reader.span.clone());
+        reader.report.add(&span, format!("{key} is empty; expected at least one network"));
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,310 @@
+//! Each mistake, with the exact words that an operator sees.
+
+use bewick_ike::config::{Role, Selectors};
+
+use super::*;
+
+const GATEWAY: &str = r#"[[connection]]
+name = "road-warriors"
+role = "responder"
+local_id = "vpn.example.com"
+remote_id = "*@example.com"
+psk = "swordfish"
+local_ts = ["10.1.0.0/16"]
+pool = ["10.9.0.0/24"]
+"#;
+
+const CLIENT: &str = r#"[[connection]]
+name = "office"
+role = "initiator"
+gateway = "192.0.2.1"
+local_id = "laptop@example.com"
+remote_id = "vpn.example.com"
+psk = "swordfish"
+remote_ts = ["10.1.0.0/16"]
+virtual_ip = true
+"#;
+
+fn read(text: &str) -> Result<Config, Problems> {
+    parse(Source { file: "b.toml", text }, Path::new("/nowhere"), true)
+}
+
+/// The problems of `text`, one line each.
+fn problems(text: &str) -> Vec<String> {
+    read(text).expect_err("a problem").0.iter().map(ToString::to_string).collect()
+}
+
+/// The one problem of the client's configuration with `from` replaced by `to`.
+fn problem(from: &str, to: &str) -> String {
+    one(CLIENT, from, to)
+}
+
+fn one(base: &str, from: &str, to: &str) -> String {
+    assert!(base.contains(from));
+    let problems = problems(&base.replace(from, to));
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    problems.into_iter().next().unwrap()
+}
+
+#[test]
+fn a_gateway_in_eight_lines() {
+    let config = read(GATEWAY).unwrap();
+    assert_eq!(config.daemon, DaemonConfig::default());
+    let connection = &config.connections[0];
+    assert_eq!(connection.name(), "road-warriors");
+    assert_eq!(connection.ike.role, Role::Responder);
+    assert_eq!(connection.ike.psk.expose(), b"swordfish");
+    assert_eq!(connection.ike.ts_remote, Selectors::Dynamic);
+    assert_eq!(connection.ike.pools, ["10.9.0.0/24".parse().unwrap()]);
+    assert!(connection.ike.mobike && connection.return_routability);
+    assert!(!connection.ike.request_ipv4);
+}
+
+#[test]
+fn a_client_in_nine_lines() {
+    let config = read(CLIENT).unwrap();
+    let connection = &config.connections[0];
+    assert_eq!(connection.gateways, ["192.0.2.1"]);
+    assert_eq!(connection.start, Start::Auto);
+    assert!(connection.ike.request_ipv4 && !connection.ike.request_ipv6);
+    assert_eq!(connection.ike.ike_proposals.len(), proposal::IKE_DEFAULTS.len());
+    assert_eq!(connection.ike.esp_proposals.len(), proposal::ESP_DEFAULTS.len());
+}
+
+#[test]
+fn every_other_key() {
+    let text = format!(
+        "[daemon]\ndataplane = \"userspace\"\ndevice = \"vpn0\"\nlog = \"info,bewick_ike=debug\"\n\
+         control = \"/tmp/c.sock\"\n{CLIENT}mobike = false\nliveness = 5\nforce_encap = true\n\
+         start = \"manual\"\nike = [\"aes128-sha256-ecp256\"]\nesp = [\"aes128-sha256\"]\n\
+         {GATEWAY}dns = [\"10.1.0.53\"]\nreturn_routability = \"off\"\n"
+    );
+    let text = text.replace("\"192.0.2.1\"", "[\"vpn.example.com\", \"2001:db8::1\"]");
+    let config = read(&text).unwrap();
+    assert_eq!(config.daemon.dataplane, PlaneChoice::Userspace);
+    assert_eq!(config.daemon.device, "vpn0");
+    assert_eq!(config.daemon.control, Some("/tmp/c.sock".into()));
+    let [client, gateway] = &config.connections[..] else { panic!("two connections") };
+    assert_eq!(client.gateways, ["vpn.example.com", "2001:db8::1"]);
+    assert!(!client.ike.mobike && client.ike.force_encap);
+    assert_eq!(client.ike.liveness.as_secs(), 5);
+    assert_eq!(client.start, Start::Manual);
+    assert_eq!(gateway.ike.dns.len(), 1);
+    assert!(!gateway.return_routability);
+}
+
+#[test]
+fn a_secret_is_not_in_the_debug_output() {
+    let shown = format!("{:?}", read(CLIENT).unwrap());
+    assert!(!shown.contains("swordfish"));
+}
+
+#[test]
+fn an_unknown_key_with_its_likely_meaning() {
+    assert_eq!(
+        problem("virtual_ip = true", "virtualip = true"),
+        "b.toml:9:1: unknown key virtualip in [[connection]]; did you mean virtual_ip?"
+    );
+    assert_eq!(
+        problems(&format!("[deamon]\n{CLIENT}")),
+        ["b.toml:1:2: unknown key deamon in the file; did you mean daemon?"]
+    );
+    assert_eq!(
+        problems(&format!("[daemon]\ncolour = 1\n{CLIENT}")),
+        ["b.toml:2:1: unknown key colour in [daemon]; known here: control, dataplane, device, log"]
+    );
+}
+
+#[test]
+fn a_wrong_type() {
+    assert_eq!(
+        problem("virtual_ip = true", "virtual_ip = \"yes\""),
+        "b.toml:9:14: virtual_ip is a string; expected true or false"
+    );
+    assert_eq!(
+        problem("remote_ts = [\"10.1.0.0/16\"]", "remote_ts = \"10.1.0.0/16\""),
+        "b.toml:8:13: remote_ts is a string; expected a list such as [\"10.1.0.0/16\"]"
+    );
+    assert_eq!(
+        problem("gateway = \"192.0.2.1\"", "gateway = 7"),
+        "b.toml:4:11: gateway is a number; expected a name or an address in quotes"
+    );
+    assert_eq!(
+        problem("virtual_ip = true", "liveness = 100000"),
+        "b.toml:9:12: liveness is 100000; expected a number of seconds from 0 to 86400"
+    );
+    assert_eq!(
+        problems(&CLIENT.replace("[[connection]]", "[connection]")),
+        ["b.toml:1:1: connection is a table; expected [[connection]]"]
+    );
+}
+
+#[test]
+fn a_missing_secret() {
+    assert_eq!(
+        problem("psk = \"swordfish\"\n", ""),
+        "b.toml:1:1: no secret; expected psk_file = \"a file with the pre-shared key\" or psk = \"…\""
+    );
+    assert_eq!(
+        problem("psk = \"swordfish\"", "psk = \"\""),
+        "b.toml:7:7: psk is empty; expected the pre-shared key"
+    );
+    assert_eq!(
+        problem("psk = \"swordfish\"", "psk_file = \"psk\""),
+        "b.toml:7:12: psk_file /nowhere/psk does not exist"
+    );
+    assert_eq!(
+        problem("psk = \"swordfish\"", "psk = \"a\"\npsk_file = \"b\""),
+        "b.toml:8:12: both psk and psk_file are there; expected one of them"
+    );
+}
+
+#[test]
+fn an_inline_secret_in_a_file_that_others_can_read() {
+    let problems = parse(Source { file: "b.toml", text: CLIENT }, Path::new(""), false);
+    assert_eq!(
+        problems.unwrap_err().to_string(),
+        "b.toml:7:7: psk is in a file that others than its owner can read; do `chmod 0600` on \
+         this file, or use psk_file"
+    );
+}
+
+#[test]
+fn a_bad_network() {
+    assert_eq!(
+        problem("10.1.0.0/16", "10.1.0.0/33"),
+        "b.toml:8:14: remote_ts: \"10.1.0.0/33\" is not a network; expected one such as \
+         \"10.1.0.0/16\""
+    );
+    assert_eq!(
+        problem("10.1.0.0/16", "10.1.2.3/16"),
+        "b.toml:8:14: remote_ts: \"10.1.2.3/16\" has bits set beyond its prefix; did you mean \
+         \"10.1.0.0/16\"?"
+    );
+    assert_eq!(
+        problem("[\"10.1.0.0/16\"]", "[]"),
+        "b.toml:8:1: remote_ts is empty; expected at least one network"
+    );
+}
+
+#[test]
+fn a_bad_proposal() {
+    assert_eq!(
+        problem("virtual_ip = true", "ike = [\"3des-sha1-modp1024\"]"),
+        "b.toml:9:8: ike: \"3des\" is not an encryption; known: aes256gcm16, aes128gcm16, aes256, \
+         aes128"
+    );
+    assert_eq!(
+        problem("virtual_ip = true", "esp = []"),
+        "b.toml:9:1: esp is empty; expected a list such as [\"aes256gcm16\"]"
+    );
+}
+
+#[test]
+fn a_bad_identity() {
+    assert_eq!(
+        problem("\"laptop@example.com\"", "\"*@example.com\""),
+        "b.toml:5:12: local_id: \"*@example.com\" is no identity: '*' can't be in a name or address"
+    );
+    assert_eq!(
+        problem("local_id = \"laptop@example.com\"\n", ""),
+        "b.toml:1:1: local_id is missing; expected an identity such as vpn.example.com"
+    );
+}
+
+#[test]
+fn what_a_role_needs() {
+    assert_eq!(
+        problem("gateway = \"192.0.2.1\"\n", ""),
+        "b.toml:1:1: gateway is missing; expected gateway = \"a name or an address\""
+    );
+    assert_eq!(
+        problem("192.0.2.1", "192.0.2.1:500"),
+        "b.toml:4:11: gateway \"192.0.2.1:500\" is neither a name nor an address"
+    );
+    assert!(problem("remote_ts = [\"10.1.0.0/16\"]\n", "").starts_with("b.toml:1:1: remote_ts is"));
+    assert!(
+        one(GATEWAY, "pool = [\"10.9.0.0/24\"]\n", "").starts_with("b.toml:1:1: pool is missing;")
+    );
+    assert!(
+        one(GATEWAY, "local_ts = [\"10.1.0.0/16\"]\n", "").starts_with("b.toml:1:1: local_ts is")
+    );
+    assert_eq!(
+        problem("role = \"initiator\"", "role = \"inititator\""),
+        "b.toml:3:8: role is \"inititator\"; expected \"initiator\" or \"responder\"; did you mean \
+         \"initiator\"?"
+    );
+    assert!(problem("role = \"initiator\"\n", "").starts_with("b.toml:1:1: role is missing;"));
+}
+
+#[test]
+fn what_a_role_does_not_have() {
+    assert_eq!(
+        problem("virtual_ip = true", "pool = [\"10.9.0.0/24\"]"),
+        "b.toml:9:1: pool is for role = \"responder\"; remove it"
+    );
+    assert_eq!(
+        one(GATEWAY, "pool =", "gateway = \"192.0.2.1\"\npool ="),
+        "b.toml:8:1: gateway is for role = \"initiator\"; remove it"
+    );
+}
+
+#[test]
+fn what_two_connections_can_not_share() {
+    assert_eq!(
+        problems(&format!("{CLIENT}{CLIENT}")),
+        [
+            "b.toml:11:8: a connection named \"office\" stands further up; expected a name of its own"
+        ]
+    );
+    let other = GATEWAY.replace("road-warriors", "b").replace("10.9.0.0/24", "10.9.0.128/25");
+    assert_eq!(
+        problems(&format!("{GATEWAY}{other}")),
+        ["b.toml:16:9: pool 10.9.0.128/25 overlaps 10.9.0.0/24 of connection \"road-warriors\"; \
+          expected addresses of its own"]
+    );
+}
+
+#[test]
+fn all_mistakes_at_once_and_in_order() {
+    let text = CLIENT.replace("name = ", "nam = ").replace("virtual_ip = true", "virtual_ip = 1");
+    assert_eq!(
+        problems(&text),
+        [
+            "b.toml:1:1: name is missing; expected a name for `bewick up NAME`",
+            "b.toml:2:1: unknown key nam in [[connection]]; did you mean name?",
+            "b.toml:9:14: virtual_ip is a number; expected true or false",
+        ]
+    );
+}
+
+#[test]
+fn what_is_no_toml() {
+    let found = problems("[[connection]]\nname = office\n");
+    assert!(found[0].starts_with("b.toml:2:8: "), "{found:#?}");
+    assert_eq!(
+        problems(""),
+        ["b.toml:1:1: no connection is configured; expected at least one table [[connection]]"]
+    );
+}
+
+#[test]
+fn the_daemon_table() {
+    let with = |line: &str| problems(&format!("[daemon]\n{line}\n{CLIENT}"));
+    assert_eq!(
+        with("dataplane = \"kernal\""),
+        [
+            "b.toml:2:13: dataplane is \"kernal\"; expected \"auto\" or \"kernel\" or \"userspace\"; \
+          did you mean \"kernel\"?"
+        ]
+    );
+    assert_eq!(
+        with("device = \"a/b\""),
+        ["b.toml:2:10: device is \"a/b\"; expected a name of 1 to 15 letters and digits"]
+    );
+    assert!(with("log = \"loud=very=much\"")[0].starts_with("b.toml:2:7: log is"));
+    assert_eq!(
+        with("control = \"c.sock\""),
+        ["b.toml:2:11: control is \"c.sock\"; expected a path from / on"]
+    );
+}
