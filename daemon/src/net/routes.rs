@@ -1,0 +1,467 @@
+//! Brings inner packets to the tunnel device: addresses on the device, routes in a table of our own,
+//! and one rule per family that sends everything but our outer packets through that table.
+//!
+//! What is wanted is kept here and compared with what was made, so that adding is idempotent and
+//! removing is exact. Once a client's connection has been up, its networks stay blocked until it is
+//! taken down, so that nothing leaves in clear while the tunnel is away.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use bewick_ike::{ChildId, ChildSa};
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use tokio::task::JoinHandle;
+
+use crate::net::{MARK, NetError, RULE_PRIORITY, TABLE};
+
+/// rtm_protocol of our routes, so that others can tell whose they are.
+const PROTOCOL: u8 = 0xbe;
+/// The metric of what blocks: worse than any other route.
+const BLOCK_METRIC: u32 = 0xffff_0000;
+
+/// The tunnel device's addresses, routes and rules.
+pub struct Routes {
+    handle: Handle,
+    connection: JoinHandle<()>,
+    device: String,
+    wanted: Wanted,
+    made: State,
+}
+
+/// What the connections ask for.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    children: BTreeMap<ChildId, Child>,
+    /// by connection, what must not leave in clear
+    blocks: BTreeMap<String, Vec<IpNet>>,
+}
+
+/// What one CHILD_SA asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Child {
+    addresses: Vec<IpAddr>,
+    /// with the address that packets of this machine are to have
+    routes: Vec<(IpNet, Option<IpAddr>)>,
+}
+
+/// What there is, or is to be, in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct State {
+    addresses: BTreeSet<IpAddr>,
+    /// by network and whether it blocks
+    routes: BTreeMap<(IpNet, bool), Option<IpAddr>>,
+    /// by whether it is IPv4
+    rules: BTreeSet<bool>,
+}
+
+impl Wanted {
+    fn state(&self) -> State {
+        let mut state = State::default();
+        for child in self.children.values() {
+            state.addresses.extend(&child.addresses);
+            for (net, source) in &child.routes {
+                state.routes.entry((*net, false)).or_insert(*source);
+            }
+        }
+        for net in self.blocks.values().flatten() {
+            state.routes.insert((*net, true), None);
+        }
+        state.rules = state.routes.keys().map(|(net, _)| net.addr().is_ipv4()).collect();
+        state
+    }
+}
+
+/// What `sa` needs; `own` are the addresses of this machine, one of which is the source of what it
+/// sends itself where the peer has assigned none.
+fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
+    let mut routes: Vec<(IpNet, Option<IpAddr>)> = Vec::new();
+    for net in sa.ts_remote.iter().flat_map(|ts| ts.nets()) {
+        let fits = |address: &&IpAddr| {
+            address.is_ipv4() == net.addr().is_ipv4()
+                && sa.ts_local.iter().any(|ts| ts.contains(**address, ts.protocol(), None))
+        };
+        let source = sa.virtual_ips.iter().find(fits).or_else(|| own.iter().find(fits));
+        routes.push((net, source.copied()));
+    }
+    Child { addresses: sa.virtual_ips.clone(), routes }
+}
+
+impl Routes {
+    /// Starts with nothing, after removing what an earlier run may have left.
+    pub async fn open(device: &str) -> Result<Self, NetError> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|e| NetError::io("open a netlink socket", &e))?;
+        let connection = tokio::spawn(connection);
+        let (wanted, made) = (Wanted::default(), State::default());
+        let routes = Routes { handle, connection, device: device.into(), wanted, made };
+        routes.remove_leftovers().await?;
+        Ok(routes)
+    }
+
+    /// Adds what `sa` needs; on an error everything is as before.
+    pub async fn add(&mut self, sa: &ChildSa, own: &[IpAddr]) -> Result<(), NetError> {
+        let before = self.wanted.clone();
+        self.wanted.children.insert(sa.id, child(sa, own));
+        let result = self.reconcile().await;
+        if result.is_err() {
+            self.wanted = before;
+            // what can't be put back is tried again with the next change
+            let _ = self.reconcile().await;
+        }
+        result
+    }
+
+    /// Removes what only `id` needed.
+    pub async fn remove(&mut self, id: ChildId) -> Result<(), NetError> {
+        self.wanted.children.remove(&id);
+        self.reconcile().await
+    }
+
+    /// Lets nothing for `nets` leave in clear from now on, whether `connection` is up or not.
+    pub async fn block(&mut self, connection: &str, nets: Vec<IpNet>) -> Result<(), NetError> {
+        self.wanted.blocks.insert(connection.into(), nets);
+        self.reconcile().await
+    }
+
+    /// Ends [`Routes::block`].
+    pub async fn unblock(&mut self, connection: &str) -> Result<(), NetError> {
+        self.wanted.blocks.remove(connection);
+        self.reconcile().await
+    }
+
+    /// Puts back what the kernel has dropped by itself: it removes a route with its source address.
+    pub async fn refresh(&mut self) -> Result<(), NetError> {
+        self.made.routes.clear();
+        self.reconcile().await
+    }
+
+    /// Removes everything.
+    pub async fn shutdown(&mut self) -> Result<(), NetError> {
+        self.wanted = Wanted::default();
+        let result = self.reconcile().await;
+        self.remove_leftovers().await?;
+        result
+    }
+
+    /// Makes the kernel's state the one that is wanted. Goes on after an error, and returns the
+    /// first.
+    async fn reconcile(&mut self) -> Result<(), NetError> {
+        let goal = self.wanted.state();
+        if goal == self.made {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        let mut note = |outcome: Result<(), NetError>| {
+            let ok = outcome.is_ok();
+            if result.is_ok() {
+                result = outcome;
+            }
+            ok
+        };
+        // before anything points to it there is what it points to, and the other way round
+        let link = if goal.addresses.is_empty() && goal.routes.is_empty() {
+            None
+        } else {
+            match self.device_index().await {
+                Ok(index) => Some(index),
+                Err(e) => {
+                    note(Err(e));
+                    None
+                }
+            }
+        };
+        if let Some(link) = link {
+            for address in goal.addresses.difference(&self.made.addresses.clone()) {
+                if note(self.add_address(link, *address).await) {
+                    self.made.addresses.insert(*address);
+                }
+            }
+            for (key, source) in &goal.routes {
+                if self.made.routes.get(key) != Some(source)
+                    && note(self.add_route(link, *key, *source).await)
+                {
+                    self.made.routes.insert(*key, *source);
+                }
+            }
+        }
+        for ipv4 in goal.rules.difference(&self.made.rules.clone()) {
+            if note(self.add_rule(*ipv4).await) {
+                self.made.rules.insert(*ipv4);
+            }
+        }
+        for ipv4 in self.made.rules.clone().difference(&goal.rules) {
+            if note(self.remove_rule(*ipv4).await) {
+                self.made.rules.remove(ipv4);
+            }
+        }
+        for (key, _) in self.made.routes.clone() {
+            if !goal.routes.contains_key(&key) && note(self.remove_route(key).await) {
+                self.made.routes.remove(&key);
+            }
+        }
+        for address in self.made.addresses.clone().difference(&goal.addresses) {
+            if note(self.remove_address(*address).await) {
+                self.made.addresses.remove(address);
+            }
+        }
+        result
+    }
+
+    async fn device_index(&self) -> Result<u32, NetError> {
+        let mut found = self.handle.link().get().match_name(self.device.clone()).execute();
+        let what = || format!("find the device {}", self.device);
+        match found.try_next().await {
+            Ok(Some(link)) => Ok(link.header.index),
+            Ok(None) => Err(NetError::new(what(), &rtnetlink::Error::RequestFailed)),
+            Err(e) => Err(NetError::new(what(), &e)),
+        }
+    }
+
+    async fn add_address(&self, link: u32, address: IpAddr) -> Result<(), NetError> {
+        let mut request = self.handle.address().add(link, address, host_prefix(address)).replace();
+        // nobody else can have it, and there is no one to ask
+        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        let message = request.message_mut();
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.header.scope = AddressScope::Universe;
+        message.attributes.push(AddressAttribute::Flags(flags));
+        let what = format!("put address {address} on {}", self.device);
+        request.execute().await.map_err(|e| NetError::new(what, &e))
+    }
+
+    async fn remove_address(&self, address: IpAddr) -> Result<(), NetError> {
+        let Ok(link) = self.device_index().await else { return Ok(()) };
+        let mut message = AddressMessage::default();
+        message.header.family = family(address.is_ipv4());
+        message.header.prefix_len = host_prefix(address);
+        message.header.index = link;
+        message.attributes.push(AddressAttribute::Local(address));
+        message.attributes.push(AddressAttribute::Address(address));
+        let what = format!("remove address {address} from {}", self.device);
+        gone_is_fine(self.handle.address().del(message).execute().await, what)
+    }
+
+    fn route(
+        &self,
+        link: Option<u32>,
+        (net, block): (IpNet, bool),
+        source: Option<IpAddr>,
+    ) -> Result<RouteMessage, NetError> {
+        let what = |e: &dyn std::fmt::Display| NetError {
+            operation: format!("build a route to {net}"),
+            message: e.to_string(),
+            errno: None,
+        };
+        let mut route = RouteMessageBuilder::<IpAddr>::new()
+            .table_id(TABLE)
+            .protocol(RouteProtocol::from(PROTOCOL))
+            .destination_prefix(net.network(), net.prefix_len())
+            .map_err(|e| what(&e))?;
+        if block {
+            route = route.kind(RouteType::Unreachable).priority(BLOCK_METRIC);
+        } else {
+            route = route.scope(RouteScope::Link);
+            if let Some(link) = link {
+                route = route.output_interface(link);
+            }
+        }
+        if let Some(source) = source {
+            route = route.pref_source(source).map_err(|e| what(&e))?;
+        }
+        Ok(route.build())
+    }
+
+    async fn add_route(
+        &self,
+        link: u32,
+        key: (IpNet, bool),
+        source: Option<IpAddr>,
+    ) -> Result<(), NetError> {
+        let route = self.route(Some(link), key, source)?;
+        let what = match key {
+            (net, true) => format!("block {net}"),
+            (net, false) => format!("route {net} to {}", self.device),
+        };
+        let request = self.handle.route().add(route).replace();
+        request.execute().await.map_err(|e| NetError::new(what, &e))
+    }
+
+    async fn remove_route(&self, key: (IpNet, bool)) -> Result<(), NetError> {
+        let mut route = self.route(None, key, None)?;
+        // any scope: the kernel has it as it was made
+        route.header.scope = RouteScope::NoWhere;
+        let what = format!("remove the route to {}", key.0);
+        gone_is_fine(self.handle.route().del(route).execute().await, what)
+    }
+
+    /// `not fwmark 0xbe1c lookup 48668`
+    fn rule(ipv4: bool) -> RuleMessage {
+        let mut rule = RuleMessage::default();
+        rule.header.family = family(ipv4);
+        rule.header.action = RuleAction::ToTable;
+        rule.header.flags = RuleFlags::Invert;
+        rule.attributes.extend([
+            RuleAttribute::Priority(RULE_PRIORITY),
+            RuleAttribute::FwMark(MARK),
+            RuleAttribute::Table(TABLE),
+            RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
+        ]);
+        rule
+    }
+
+    async fn add_rule(&self, ipv4: bool) -> Result<(), NetError> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = Self::rule(ipv4);
+        let what = format!("add the rule to look up table {TABLE}");
+        match request.execute().await {
+            Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::EEXIST => Ok(()),
+            result => result.map_err(|e| NetError::new(what, &e)),
+        }
+    }
+
+    async fn remove_rule(&self, ipv4: bool) -> Result<(), NetError> {
+        let what = format!("remove the rule to look up table {TABLE}");
+        gone_is_fine(self.handle.rule().del(Self::rule(ipv4)).execute().await, what)
+    }
+
+    /// Removes every rule that leads to our table, and every route in it.
+    async fn remove_leftovers(&self) -> Result<(), NetError> {
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let mut rules = self.handle.rule().get(version).execute();
+            let mut ours = Vec::new();
+            // a machine without the family has none of its rules
+            while let Ok(Some(rule)) = rules.try_next().await {
+                if rule.attributes.contains(&RuleAttribute::Table(TABLE)) {
+                    ours.push(rule);
+                }
+            }
+            for rule in ours {
+                let what = "remove a rule of an earlier run";
+                gone_is_fine(self.handle.rule().del(rule).execute().await, what.into())?;
+            }
+        }
+        let families = [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ];
+        for family in families {
+            let mut routes = self.handle.route().get(family).execute();
+            let mut ours = Vec::new();
+            while let Ok(Some(route)) = routes.try_next().await {
+                if route.attributes.contains(&RouteAttribute::Table(TABLE)) {
+                    ours.push(route);
+                }
+            }
+            for route in ours {
+                let what = "remove a route of an earlier run";
+                gone_is_fine(self.handle.route().del(route).execute().await, what.into())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Routes {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+fn family(ipv4: bool) -> AddressFamily {
+    if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// The result of a removal: what is not there any more is removed.
+fn gone_is_fine(result: Result<(), rtnetlink::Error>, what: String) -> Result<(), NetError> {
+    const GONE: [i32; 4] = [libc::ESRCH, libc::ENOENT, libc::ENODEV, libc::EADDRNOTAVAIL];
+    match result {
+        Err(rtnetlink::Error::NetlinkError(e)) if GONE.contains(&e.raw_code().saturating_abs()) => {
+            Ok(())
+        }
+        result => result.map_err(|e| NetError::new(what, &e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bewick_ike::{EspKeys, EspSpi, EspSuite, Path, Secret, TrafficSelector};
+
+    use super::*;
+
+    fn sa(id: u64, local: &str, remote: &str, virtual_ips: &[&str]) -> ChildSa {
+        let keys = EspKeys { encryption: Secret::default(), integrity: Secret::default() };
+        let ts = |text: &str| vec![TrafficSelector::from_net(text.parse().unwrap())];
+        ChildSa {
+            id: ChildId(id),
+            reqid: 1,
+            spi_in: EspSpi(256),
+            spi_out: EspSpi(257),
+            suite: EspSuite::AesGcm16 { key_bits: 256 },
+            esn: false,
+            keys_in: keys.clone(),
+            keys_out: keys,
+            ts_local: ts(local),
+            ts_remote: ts(remote),
+            path: Path::new("192.0.2.1:4500".parse().unwrap(), "192.0.2.2:4500".parse().unwrap()),
+            encap: true,
+            virtual_ips: virtual_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+        }
+    }
+
+    fn ips(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|ip| ip.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_client_sends_from_its_virtual_address() {
+        let child = child(&sa(1, "10.9.0.1/32", "10.1.0.0/16", &["10.9.0.1"]), &[]);
+        assert_eq!(child.addresses, ips(&["10.9.0.1"]));
+        assert_eq!(child.routes, [("10.1.0.0/16".parse().unwrap(), Some(ips(&["10.9.0.1"])[0]))]);
+    }
+
+    #[test]
+    fn a_gateway_sends_from_an_address_that_the_tunnel_carries() {
+        let own = ips(&["192.0.2.1", "10.1.0.1"]);
+        let with = child(&sa(1, "10.1.0.0/16", "10.9.0.1/32", &[]), &own);
+        assert_eq!(with.routes, [("10.9.0.1/32".parse().unwrap(), Some(own[1]))]);
+        let without = child(&sa(1, "10.7.0.0/16", "10.9.0.1/32", &[]), &own);
+        assert_eq!(without.routes, [("10.9.0.1/32".parse().unwrap(), None)]);
+    }
+
+    #[test]
+    fn what_two_need_stays_until_both_are_gone() {
+        let mut wanted = Wanted::default();
+        wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "2001:db8::/32", &[]), &[]));
+        wanted.children.insert(ChildId(2), child(&sa(2, "::/0", "2001:db8::/32", &[]), &[]));
+        let both = wanted.state();
+        wanted.children.remove(&ChildId(1));
+        assert_eq!(wanted.state(), both);
+        assert_eq!(both.rules, [false].into());
+        wanted.children.remove(&ChildId(2));
+        assert_eq!(wanted.state(), State::default());
+    }
+
+    #[test]
+    fn what_is_blocked_stays_blocked_without_the_tunnel() {
+        let mut wanted = Wanted::default();
+        let net: IpNet = "10.1.0.0/16".parse().unwrap();
+        wanted.blocks.insert("office".into(), vec![net]);
+        let state = wanted.state();
+        assert_eq!(state.routes.keys().collect::<Vec<_>>(), [&(net, true)]);
+        assert_eq!(state.rules, [true].into());
+    }
+}
