@@ -6,9 +6,11 @@
 
 pub mod client;
 pub mod protocol;
+pub mod server;
 
 pub use client::{Client, ClientError};
 pub use protocol::{EventRecord, Reply, Request, Status};
+pub use server::{Call, Server, ServerError};
 
 /// Where the control socket is when neither option, environment nor configuration says otherwise.
 pub const DEFAULT_PATH: &str = "/run/bewick/control.sock";
