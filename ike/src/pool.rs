@@ -1,7 +1,7 @@
 //! Virtual addresses for clients (RFC 7296 §2.19): a lease lives as long as its IKE_SA.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -34,10 +34,10 @@ impl Pool {
     ///
     /// Addresses are handed out in turn, so that one just returned is not at once another's.
     pub fn lease(&mut self, wanted: Option<IpAddr>, sa: SaId) -> Option<IpAddr> {
-        if let Some(addr) =
-            wanted.filter(|addr| self.is_host(*addr) && !self.leases.contains_key(addr))
+        if let Some(addr) = wanted.filter(|addr| self.is_host(*addr))
+            && let Entry::Vacant(free) = self.leases.entry(addr)
         {
-            self.leases.insert(addr, sa);
+            free.insert(sa);
             return Some(addr);
         }
         let size = self.size();
@@ -47,8 +47,8 @@ impl Pool {
         for _ in 0..=self.leases.len() {
             let addr = self.nth(self.next % size);
             self.next = (self.next + 1) % size;
-            if !self.leases.contains_key(&addr) {
-                self.leases.insert(addr, sa);
+            if let Entry::Vacant(free) = self.leases.entry(addr) {
+                free.insert(sa);
                 return Some(addr);
             }
         }

@@ -1,1 +1,20 @@
-//! mobike
+//! MOBIKE (RFC 4555) without IO: which addresses there are, which pair of them an IKE_SA uses, when it
+//! moves and where to.
+//!
+//! [`Host`] is the machine that a driver feeds: it holds the IKE machines of `bewick-ike` and joins
+//! their exchanges. Inputs are datagrams, the time, commands, our addresses and the answers of the
+//! data plane; outputs are datagrams, actions for the data plane and events.
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod event;
+pub mod host;
+mod initiator;
+mod mobility;
+mod notify;
+mod responder;
+
+pub use address::LocalAddress;
+pub use event::{Cause, Event};
+pub use host::{Command, Host, HostConfig, Input, MoveTarget, Output};
+pub use mobility::{ConnectionPolicy, ReturnRoutability};

@@ -265,11 +265,11 @@ fn on_installed(
     result: Result<(), ActionError>,
 ) {
     let error = result.err();
-    if error.is_some() {
-        if let State::Live(live) = &mut sa.state {
-            for child in live.children.drain(..) {
-                cx.shared.esp_spis.remove(&child.spi_in.0);
-            }
+    if error.is_some()
+        && let State::Live(live) = &mut sa.state
+    {
+        for child in live.children.drain(..) {
+            cx.shared.esp_spis.remove(&child.spi_in.0);
         }
     }
     if let Some(held) = response {

@@ -1,0 +1,80 @@
+//! Our addresses, and the pairs that they make with the peer's.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bewick_ike::Path;
+
+/// One of our addresses that packets can be sent from: assigned and not tentative, its interface up
+/// and with a route.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalAddress {
+    /// of the route through its interface: the smaller, the better
+    pub metric: u32,
+    /// the address
+    pub address: IpAddr,
+    /// the name of its interface
+    pub interface: String,
+}
+
+/// Every pair of one of `locals` and one of `remotes` of the same family, best first: the order of
+/// the routes' metrics, then the order of `remotes`.
+pub(crate) fn pairs(locals: &[LocalAddress], remotes: &[IpAddr]) -> Vec<(IpAddr, IpAddr)> {
+    let mut locals: Vec<&LocalAddress> = locals.iter().collect();
+    locals.sort();
+    locals
+        .into_iter()
+        .flat_map(|local| remotes.iter().map(move |remote| (local.address, *remote)))
+        .filter(|(local, remote)| local.is_ipv4() == remote.is_ipv4())
+        .collect()
+}
+
+/// The path of an IKE_SA that is up: both ends on port 4500 (RFC 4555 §3.3), the peer's port as it is
+/// if its address stays.
+pub(crate) fn path(current: Path, (local, remote): (IpAddr, IpAddr)) -> Path {
+    let remote_port = if remote == current.remote.ip() { current.remote.port() } else { 4500 };
+    Path::new(SocketAddr::new(local, current.local.port()), SocketAddr::new(remote, remote_port))
+}
+
+/// Whether a NAT on the way is likely: we have a private address and the peer a public one. Then ESP
+/// goes in UDP from the first packet on (RFC 4555 §3.5, step 3).
+pub(crate) fn suggests_nat(path: Path) -> bool {
+    is_private(path.local.ip()) && !is_private(path.remote.ip())
+}
+
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        // RFC 1918, RFC 3927, and the shared space of RFC 6598.
+        IpAddr::V4(a) => {
+            let [first, second, ..] = a.octets();
+            a.is_private() || a.is_link_local() || (first == 100 && (64..128).contains(&second))
+        }
+        IpAddr::V6(a) => a.is_unique_local() || a.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(address: &str, metric: u32) -> LocalAddress {
+        LocalAddress { metric, address: address.parse().unwrap(), interface: "eth".into() }
+    }
+
+    #[test]
+    fn pairs_keep_to_the_family_and_the_metric() {
+        let locals = [local("10.0.0.2", 200), local("10.0.1.2", 100), local("2001:db8::2", 50)];
+        let remotes = ["192.0.2.1".parse().unwrap(), "2001:db8:1::1".parse().unwrap()];
+        let text: Vec<String> =
+            pairs(&locals, &remotes).iter().map(|(l, r)| format!("{l} {r}")).collect();
+        assert_eq!(text, ["2001:db8::2 2001:db8:1::1", "10.0.1.2 192.0.2.1", "10.0.0.2 192.0.2.1"]);
+    }
+
+    #[test]
+    fn m_3_5_10_a_private_address_towards_a_public_one_suggests_a_nat() {
+        let path = |l: &str, r: &str| Path::new(l.parse().unwrap(), r.parse().unwrap());
+        assert!(suggests_nat(path("192.168.1.2:4500", "203.0.113.1:4500")));
+        assert!(suggests_nat(path("100.64.0.2:4500", "203.0.113.1:4500")));
+        assert!(!suggests_nat(path("198.51.100.2:4500", "203.0.113.1:4500")));
+        assert!(!suggests_nat(path("10.0.0.2:4500", "10.1.0.1:4500")));
+    }
+}

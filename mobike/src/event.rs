@@ -1,0 +1,227 @@
+//! What the operator hears.
+
+use std::{fmt, net::IpAddr, time::Duration};
+
+use bewick_ike::{ActionError, CloseReason, ConnectionId, Established, Path, SaId};
+
+/// Why an IKE_SA moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// the address that it used is no longer ours
+    AddressGone(IpAddr),
+    /// the operator asked for it
+    Requested,
+    /// the peer moved and told us so (UPDATE_SA_ADDRESSES)
+    PeerMoved,
+    /// a NAT has given us another mapping (RFC 4555 §3.8)
+    NatMapping,
+    /// the address that we used is no longer the peer's
+    PeerAddressGone(IpAddr),
+    /// the peer does not answer on this path
+    NoAnswer,
+    /// the peer does not accept the path that was tried (UNACCEPTABLE_ADDRESSES)
+    Refused,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::AddressGone(address) => write!(f, "our address {address} is gone"),
+            Cause::Requested => f.write_str("asked for"),
+            Cause::PeerMoved => f.write_str("the peer moved"),
+            Cause::NatMapping => f.write_str("a NAT has changed its mapping"),
+            Cause::PeerAddressGone(address) => write!(f, "the peer's address {address} is gone"),
+            Cause::NoAnswer => f.write_str("no answer on the path in use"),
+            Cause::Refused => f.write_str("the peer does not accept the path that was tried"),
+        }
+    }
+}
+
+/// News for the operator and for the driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// IKE_SA_INIT is on its way.
+    Connecting {
+        /// the connection
+        connection: ConnectionId,
+        /// on which path
+        path: Path,
+    },
+    /// There is no address of ours that could reach the gateway; every change is tried at once.
+    Waiting {
+        /// the connection
+        connection: ConnectionId,
+    },
+    /// The tunnel is up.
+    Established {
+        /// who and what
+        established: Established,
+        /// its path
+        path: Path,
+        /// whether both sides support MOBIKE
+        mobike: bool,
+    },
+    /// A move has begun.
+    Moving {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+        /// from here
+        from: Path,
+        /// to here
+        to: Path,
+        /// why
+        cause: Cause,
+    },
+    /// A move is done: the peer has confirmed it and the data plane has followed.
+    Moved {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+        /// from here
+        from: Path,
+        /// to here
+        to: Path,
+        /// why
+        cause: Cause,
+        /// from the decision to the confirmation
+        took: Duration,
+    },
+    /// The data plane refused a move; nothing has moved there.
+    MoveFailed {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+        /// where it was to go
+        to: Path,
+        /// why not
+        error: ActionError,
+    },
+    /// No address of ours is left for this IKE_SA; it is held until there is one.
+    Stranded {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+    },
+    /// The peer told all its addresses.
+    PeerAddresses {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+        /// the address that it used, then the additional ones
+        addresses: Vec<IpAddr>,
+    },
+    /// An IKE_SA is gone, or never came to be.
+    Closed {
+        /// the connection, if that was known by then
+        connection: Option<ConnectionId>,
+        /// the IKE_SA
+        sa: SaId,
+        /// its last path
+        path: Path,
+        /// why
+        reason: CloseReason,
+    },
+    /// A message or a part of a request was refused.
+    Refused {
+        /// where it came from
+        path: Path,
+        /// why
+        reason: CloseReason,
+    },
+    /// The connection will be tried again.
+    Retrying {
+        /// the connection
+        connection: ConnectionId,
+        /// after this time
+        after: Duration,
+    },
+}
+
+impl Event {
+    /// A name for machines, in kebab case.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Event::Connecting { .. } => "connecting",
+            Event::Waiting { .. } => "waiting",
+            Event::Established { .. } => "established",
+            Event::Moving { .. } => "moving",
+            Event::Moved { .. } => "moved",
+            Event::MoveFailed { .. } => "move-failed",
+            Event::Stranded { .. } => "stranded",
+            Event::PeerAddresses { .. } => "peer-addresses",
+            Event::Closed { .. } => "closed",
+            Event::Refused { .. } => "refused",
+            Event::Retrying { .. } => "retrying",
+        }
+    }
+
+    /// The connection that it is about.
+    pub fn connection(&self) -> Option<ConnectionId> {
+        match self {
+            Event::Connecting { connection, .. }
+            | Event::Waiting { connection }
+            | Event::Moving { connection, .. }
+            | Event::Moved { connection, .. }
+            | Event::MoveFailed { connection, .. }
+            | Event::Stranded { connection, .. }
+            | Event::PeerAddresses { connection, .. }
+            | Event::Retrying { connection, .. } => Some(*connection),
+            Event::Established { established, .. } => Some(established.connection),
+            Event::Closed { connection, .. } => *connection,
+            Event::Refused { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    /// One sentence for a person, without the connection's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Connecting { path, .. } => write!(f, "connecting, {path}"),
+            Event::Waiting { .. } => {
+                f.write_str("waiting for an address that can reach the gateway")
+            }
+            Event::Established { established, path, mobike } => {
+                write!(f, "established with {}, {path}", established.peer)?;
+                for address in &established.virtual_ips {
+                    write!(f, ", virtual address {address}")?;
+                }
+                if !mobike {
+                    f.write_str(", without MOBIKE: the tunnel can't move")?;
+                }
+                Ok(())
+            }
+            Event::Moving { from, to, cause, .. } => {
+                write!(f, "moving from {from} to {to}: {cause}")
+            }
+            Event::Moved { from, to, cause, took, .. } => {
+                write!(f, "moved from {from} to {to} in {:.1} ms: {cause}", ms(*took))
+            }
+            Event::MoveFailed { to, error, .. } => {
+                write!(f, "the data plane could not move to {to}: {}", error.0)
+            }
+            Event::Stranded { .. } => {
+                f.write_str("no address left that can reach the peer: held until there is one")
+            }
+            Event::PeerAddresses { addresses, .. } => {
+                f.write_str("the peer's addresses:")?;
+                addresses.iter().try_for_each(|address| write!(f, " {address}"))
+            }
+            Event::Closed { path, reason, .. } => write!(f, "closed, {path}: {reason}"),
+            Event::Refused { path, reason } => write!(f, "refused, {path}: {reason}"),
+            Event::Retrying { after, .. } => {
+                write!(f, "next try in {:.1} s", after.as_secs_f64())
+            }
+        }
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

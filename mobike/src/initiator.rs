@@ -1,0 +1,97 @@
+//! The initiator's choice of a pair, and what UPDATE_SA_ADDRESSES says and is answered
+//! (RFC 4555 §3.5).
+
+use std::net::IpAddr;
+
+use bewick_ike::{
+    Path, Random,
+    nat::{self, Nat},
+    wire::{NotifyType, Payload},
+};
+
+use crate::{
+    address::{self, LocalAddress},
+    mobility::Mobility,
+    notify,
+};
+
+/// The best path that is not `avoid`, the current one if it can still be used.
+pub(crate) fn choose(
+    mobility: &Mobility,
+    locals: &[LocalAddress],
+    current: Path,
+    avoid: Option<Path>,
+) -> Option<Path> {
+    let mut remotes = vec![current.remote.ip()];
+    remotes.retain(|remote| mobility.peer_addresses.contains(remote));
+    remotes.extend(mobility.peer_addresses.iter().filter(|a| **a != current.remote.ip()));
+    let mut paths: Vec<Path> = address::pairs(locals, &remotes)
+        .into_iter()
+        .map(|pair| address::path(current, pair))
+        .collect();
+    if avoid.is_none() && paths.contains(&current) {
+        return Some(current);
+    }
+    // After the one that failed comes the next of the list, round and round.
+    if let Some(at) = avoid.and_then(|avoid| paths.iter().position(|path| *path == avoid)) {
+        paths.rotate_left(at + 1);
+        paths.pop();
+    }
+    paths.first().copied()
+}
+
+/// UPDATE_SA_ADDRESSES with NAT detection, COOKIE2 and our whole list, so that the peer never has a
+/// new address with an old list (RFC 4555 §3.5, §3.6).
+pub(crate) fn update(
+    (spis, path, force_encap): ((u64, u64), Path, bool),
+    cookie: &[u8],
+    addresses: &[IpAddr],
+    random: &mut Random,
+) -> Vec<Payload> {
+    let mut payloads = vec![notify::empty(NotifyType::UPDATE_SA_ADDRESSES)];
+    payloads.extend(nat::payloads(spis, path, force_encap, random));
+    payloads.push(notify::cookie2(cookie));
+    payloads.extend(notify::address_list(addresses, path.local.ip()));
+    payloads
+}
+
+/// What the answer to UPDATE_SA_ADDRESSES means.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// the peer has our new addresses; NATs as its hashes show them
+    Updated(Option<Nat>),
+    /// UNACCEPTABLE_ADDRESSES
+    Unacceptable,
+    /// another cookie than ours: close the IKE_SA (RFC 4555 §3.7)
+    WrongCookie,
+    /// no cookie, though we sent one: the peer has not acted on it
+    NotMoved,
+}
+
+/// Reads the answer that came on `path`.
+pub(crate) fn verdict(
+    spis: (u64, u64),
+    path: Path,
+    cookie: &[u8],
+    payloads: &[Payload],
+) -> Verdict {
+    match notify::read_cookie2(payloads) {
+        Some(echo) if echo != cookie => return Verdict::WrongCookie,
+        _ if notify::has(payloads, NotifyType::UNACCEPTABLE_ADDRESSES) => {
+            return Verdict::Unacceptable;
+        }
+        None => return Verdict::NotMoved,
+        Some(_) => {}
+    }
+    Verdict::Updated(nat::detect(spis, path, payloads))
+}
+
+/// The hash of how the peer sees us, from a message with NAT detection.
+pub(crate) fn seen_as(payloads: &[Payload]) -> Option<Vec<u8>> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(n) if n.kind == NotifyType::NAT_DETECTION_DESTINATION_IP => {
+            Some(n.data.clone())
+        }
+        _ => None,
+    })
+}

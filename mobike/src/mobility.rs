@@ -1,0 +1,223 @@
+//! What MOBIKE keeps for each IKE_SA, and where it joins the exchanges of `bewick-ike`.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+};
+
+use bewick_ike::{
+    ActionId, ConnectionId, Extension, Path, Random, Role, SaId, SaView, Time,
+    extension::Request,
+    nat::{self, Nat},
+    wire::{NotifyType, Payload},
+};
+
+use crate::{address::LocalAddress, event::Cause, notify, responder};
+
+/// When the responder's traffic follows the initiator to a new address (RFC 4555 §3.7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReturnRoutability {
+    /// after the peer has answered a COOKIE2 from there: nobody can point our traffic at a victim
+    #[default]
+    Before,
+    /// at once: for peers that are trusted not to lie
+    Off,
+}
+
+/// What the operator decides about how a connection moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionPolicy {
+    /// as responder: check a new address before traffic goes there
+    pub return_routability: ReturnRoutability,
+    /// as initiator: try again after a failure or a loss, for ever
+    pub keep_up: bool,
+}
+
+/// An exchange of ours that MOBIKE waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Awaiting {
+    /// initiator: UPDATE_SA_ADDRESSES, sent first on this generation of the addresses
+    Update { generation: u64, cookie: Vec<u8> },
+    /// responder: COOKIE2 to the peer's new address
+    Routability { generation: u64, cookie: Vec<u8>, path: Path },
+    /// either: our list of addresses
+    List,
+}
+
+/// A move that is under way, for its record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Underway {
+    pub(crate) from: Path,
+    pub(crate) cause: Cause,
+    pub(crate) since: Time,
+    /// the peer has confirmed it
+    pub(crate) confirmed: bool,
+}
+
+/// One IKE_SA as MOBIKE sees it.
+#[derive(Debug)]
+pub(crate) struct Mobility {
+    pub(crate) connection: ConnectionId,
+    pub(crate) role: Role,
+    /// both sides sent MOBIKE_SUPPORTED (RFC 4555 §3.2)
+    pub(crate) supported: bool,
+    pub(crate) established: bool,
+    /// the peer's addresses: the one that its list came from, then the additional ones
+    pub(crate) peer_addresses: Vec<IpAddr>,
+    /// what we told of ours last
+    pub(crate) announced: Vec<IpAddr>,
+    /// counts the changes of the address pair: an answer to an older one says nothing (§3.5)
+    pub(crate) generation: u64,
+    /// RFC 4555 §3.5's pending_update
+    pub(crate) pending_update: bool,
+    /// responder: the peer's new address is still to be checked
+    pub(crate) pending_check: bool,
+    pub(crate) awaiting: Option<(u64, Awaiting)>,
+    pub(crate) underway: Option<Underway>,
+    /// data-plane moves that are not answered yet
+    pub(crate) actions: Vec<(ActionId, Path)>,
+    /// where the CHILD_SAs are
+    pub(crate) children_at: Path,
+    pub(crate) encap: bool,
+    /// Message IDs of the newest UPDATE and the newest list (RFC 4555 §3.5, §3.6)
+    pub(crate) newest_update: Option<u32>,
+    pub(crate) newest_list: Option<u32>,
+    /// NAT_DETECTION_DESTINATION_IP of the last answer, to notice another mapping (§3.8)
+    pub(crate) seen_as: Option<Vec<u8>>,
+    /// there is no address of ours that it could use
+    pub(crate) stranded: bool,
+}
+
+impl Mobility {
+    pub(crate) fn new(view: &SaView) -> Self {
+        Mobility {
+            connection: view.connection,
+            role: view.role,
+            supported: false,
+            established: false,
+            peer_addresses: vec![view.path.remote.ip()],
+            announced: Vec::new(),
+            generation: 0,
+            pending_update: false,
+            pending_check: false,
+            awaiting: None,
+            underway: None,
+            actions: Vec::new(),
+            children_at: view.path,
+            encap: false,
+            newest_update: None,
+            newest_list: None,
+            seen_as: None,
+            stranded: false,
+        }
+    }
+}
+
+/// What a request asks the host to do once its response is on its way.
+#[derive(Debug)]
+pub(crate) enum Intent {
+    /// the initiator is at this path now (UPDATE_SA_ADDRESSES)
+    Updated { path: Path, nat: Option<Nat> },
+    /// the peer's list has changed
+    PeerList,
+}
+
+/// The extension of all IKE_SAs of a host.
+#[derive(Debug, Default)]
+pub(crate) struct Movers {
+    pub(crate) sas: BTreeMap<SaId, Mobility>,
+    pub(crate) locals: Vec<LocalAddress>,
+    /// connections with MOBIKE, by number
+    pub(crate) enabled: Vec<bool>,
+    pub(crate) force_encap: bool,
+    pub(crate) intents: VecDeque<(SaId, Intent)>,
+}
+
+impl Movers {
+    fn is_enabled(&self, view: &SaView) -> bool {
+        self.enabled.get(view.connection.0).copied().unwrap_or(false)
+    }
+
+    pub(crate) fn own_addresses(&self) -> Vec<IpAddr> {
+        let mut addresses: Vec<IpAddr> = self.locals.iter().map(|l| l.address).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// MOBIKE_SUPPORTED and our list, which go into IKE_AUTH together (RFC 4555 §3.2, §3.4).
+    fn offer(&mut self, view: &SaView) -> Vec<Payload> {
+        let addresses = self.own_addresses();
+        let mut payloads = vec![notify::empty(NotifyType::MOBIKE_SUPPORTED)];
+        payloads.extend(notify::address_list(&addresses, view.path.local.ip()));
+        if let Some(mobility) = self.sas.get_mut(&view.id) {
+            mobility.announced = addresses;
+        }
+        payloads
+    }
+}
+
+impl Extension for Movers {
+    fn auth_request(&mut self, view: &SaView) -> Vec<Payload> {
+        self.sas.insert(view.id, Mobility::new(view));
+        if self.is_enabled(view) { self.offer(view) } else { Vec::new() }
+    }
+
+    fn auth_request_received(&mut self, view: &SaView, payloads: &[Payload]) -> Vec<Payload> {
+        let mut mobility = Mobility::new(view);
+        // RFC 4555 §3.2: no MOBIKE_SUPPORTED from the peer, no MOBIKE at all.
+        mobility.supported =
+            self.is_enabled(view) && notify::has(payloads, NotifyType::MOBIKE_SUPPORTED);
+        let supported = mobility.supported;
+        if supported && let Some(list) = notify::read_address_list(payloads, view.path.remote.ip())
+        {
+            mobility.peer_addresses = list;
+        }
+        self.sas.insert(view.id, mobility);
+        if supported { self.offer(view) } else { Vec::new() }
+    }
+
+    fn auth_response_received(&mut self, view: &SaView, payloads: &[Payload]) {
+        let enabled = self.is_enabled(view);
+        let Some(mobility) = self.sas.get_mut(&view.id) else { return };
+        mobility.supported = enabled && notify::has(payloads, NotifyType::MOBIKE_SUPPORTED);
+        if mobility.supported
+            && let Some(list) = notify::read_address_list(payloads, view.path.remote.ip())
+        {
+            mobility.peer_addresses = list;
+        }
+    }
+
+    fn informational(
+        &mut self,
+        view: &SaView,
+        request: &Request<'_>,
+        random: &mut Random,
+    ) -> Vec<Payload> {
+        let mut response = Vec::new();
+        if let Some(mobility) = self.sas.get_mut(&view.id).filter(|m| m.supported) {
+            let intents = responder::on_request(mobility, view, request);
+            self.intents.extend(intents.into_iter().map(|intent| (view.id, intent)));
+            // RFC 4555 §3.7: the cookie goes back as it is.
+            if let Some(cookie) = notify::read_cookie2(request.payloads) {
+                response.push(notify::cookie2(cookie));
+            }
+        }
+        // RFC 4555 §3.8: asked with NAT detection, answered with it, for the pair of this exchange.
+        if notify::has(request.payloads, NotifyType::NAT_DETECTION_SOURCE_IP) {
+            let spis = (view.spi_i, view.spi_r);
+            response.extend(nat::payloads(spis, request.path, self.force_encap, random));
+        }
+        response
+    }
+
+    fn liveness(&mut self, view: &SaView, random: &mut Random) -> Vec<Payload> {
+        // RFC 4555 §3.8: the initiator finds out so whether its NAT mapping has changed.
+        let wanted =
+            view.role == Role::Initiator && self.sas.get(&view.id).is_some_and(|m| m.supported);
+        if !wanted {
+            return Vec::new();
+        }
+        nat::payloads((view.spi_i, view.spi_r), view.path, self.force_encap, random).to_vec()
+    }
+}
