@@ -114,7 +114,7 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
             cx.shared.esp_spis.remove(&spi_in);
             let reason = CloseReason::Child(text);
             cx.shared.event(Event::Refused { path, reason: reason.clone() });
-            let mut live = up(connection, peer, Vec::new());
+            let mut live = Live::new(connection, peer, Vec::new());
             live.verdict = Some(reason);
             sa.state = State::Live(Box::new(live));
             live::delete(sa, cx, Vec::new());
@@ -182,7 +182,7 @@ fn fail(sa: &mut Sa, cx: &mut Cx<'_>, connection: ConnectionId, fault: Fault) {
             let path = sa.path;
             cx.shared.event(Event::Refused { path, reason: reason.clone() });
             let notify = Notify::new(NotifyType::AUTHENTICATION_FAILED, Vec::new());
-            let mut live = up(connection, String::new(), Vec::new());
+            let mut live = Live::new(connection, String::new(), Vec::new());
             live.verdict = Some(reason);
             sa.state = State::Live(Box::new(live));
             live::delete(sa, cx, vec![Payload::Notify(notify)]);
@@ -265,13 +265,9 @@ fn install(
     };
     let info = Child::of(&child);
     let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
-    let mut live = up(connection, peer, vec![info]);
+    let mut live = Live::new(connection, peer, vec![info]);
     live.phase = Phase::Installing { action, response: None, news };
     sa.state = State::Live(Box::new(live));
-}
-
-fn up(connection: ConnectionId, peer: String, children: Vec<Child>) -> Live {
-    Live { connection, peer, children, phase: Phase::Up, moving: Vec::new(), verdict: None }
 }
 
 fn error_notify(payloads: &[Payload]) -> Option<NotifyType> {

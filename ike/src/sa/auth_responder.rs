@@ -145,14 +145,7 @@ fn accept(
     if replaces {
         cx.shared.replaced.push((sa.id, proven.connection, peer.clone()));
     }
-    let mut live = Live {
-        connection: proven.connection,
-        peer: peer.clone(),
-        children: Vec::new(),
-        phase: Phase::Up,
-        moving: Vec::new(),
-        verdict: None,
-    };
+    let mut live = Live::new(proven.connection, peer.clone(), Vec::new());
     match agree(sa, cx, state, proven.connection, payloads) {
         Ok((child, mut answer)) => {
             let news = Established {
@@ -172,7 +165,8 @@ fn accept(
             first.extend(extra);
             live.children.push(Child::of(&child));
             let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
-            let response = HeldResponse { path, message_id, payloads: first, without_child };
+            let payloads = first;
+            let response = HeldResponse { path, message_id, payloads, without_child };
             live.phase = Phase::Installing { action, response: Some(response), news };
             sa.state = State::Live(Box::new(live));
         }

@@ -22,6 +22,8 @@ const MOST_SELECTORS: usize = 32;
 pub struct Child {
     /// our own name for it
     pub id: ChildId,
+    /// kept when it is rekeyed
+    pub reqid: u32,
     /// the SPI in packets to us
     pub spi_in: EspSpi,
     /// the SPI in packets from us
@@ -36,12 +38,15 @@ pub struct Child {
     pub path: Path,
     /// whether ESP travels in UDP
     pub encap: bool,
+    /// addresses that the peer assigned to us
+    pub virtual_ips: Vec<IpAddr>,
 }
 
 impl Child {
     pub(crate) fn of(sa: &ChildSa) -> Self {
         Child {
             id: sa.id,
+            reqid: sa.reqid,
             spi_in: sa.spi_in,
             spi_out: sa.spi_out,
             suite: sa.suite,
@@ -49,6 +54,7 @@ impl Child {
             ts_remote: sa.ts_remote.clone(),
             path: sa.path,
             encap: sa.encap,
+            virtual_ips: sa.virtual_ips.clone(),
         }
     }
 }

@@ -9,7 +9,12 @@ use crate::{
     wire::{Delete, ExchangeType, Notify, NotifyType, Payload},
 };
 
-use super::{Cx, Sa, State, Timer, child::Child, exchange::Outstanding};
+use super::{
+    Cx, Sa, State, Timer,
+    child::Child,
+    exchange::Outstanding,
+    rekey::{self, Rekey},
+};
 
 /// Where an authenticated IKE_SA stands.
 pub(crate) enum Phase {
@@ -43,6 +48,8 @@ pub(crate) struct Live {
     pub(crate) phase: Phase,
     /// moves that the data plane has not answered yet, and where they lead
     pub(crate) moving: Vec<(ActionId, Vec<ChildMove>)>,
+    /// the peer's rekey of a CHILD_SA that waits for the data plane
+    pub(crate) rekeying: Option<Rekey>,
     /// why we close it, if not because we were told to
     pub(crate) verdict: Option<CloseReason>,
 }
@@ -58,6 +65,27 @@ impl Live {
 
     pub(crate) fn is_closing(&self) -> bool {
         matches!(self.phase, Phase::Closing { .. })
+    }
+
+    /// An IKE_SA that has just been authenticated.
+    pub(crate) fn new(connection: ConnectionId, peer: String, children: Vec<Child>) -> Self {
+        Live {
+            connection,
+            peer,
+            children,
+            phase: Phase::Up,
+            moving: Vec::new(),
+            rekeying: None,
+            verdict: None,
+        }
+    }
+
+    /// Where the CHILD_SAs are or are going, and whether in UDP.
+    pub(crate) fn place(&self) -> Option<(Path, bool)> {
+        let going = self.moving.last().and_then(|(_, moves)| moves.first());
+        going
+            .map(|change| (change.path, change.encap))
+            .or_else(|| self.children.first().map(|child| (child.path, child.encap)))
     }
 
     /// Why it is closing.
@@ -115,14 +143,13 @@ pub(crate) fn on_request(
     payloads: &[Payload],
 ) -> Result<(), Refusal> {
     arm_liveness(sa, cx);
-    let mut end = None;
-    let response = if exchange == ExchangeType::CREATE_CHILD_SA {
-        // One CHILD_SA for each IKE_SA, and no rekeying (RFC 7296 §1.3: NO_ADDITIONAL_SAS).
-        vec![Payload::Notify(Notify::new(NotifyType::NO_ADDITIONAL_SAS, Vec::new()))]
+    let (response, end) = if exchange == ExchangeType::CREATE_CHILD_SA {
+        let Some(response) = rekey::on_request(sa, cx, path, message_id, payloads) else {
+            return Ok(());
+        };
+        (response, None)
     } else {
-        let (response, reason) = on_informational(sa, cx, path, message_id, payloads);
-        end = reason;
-        response
+        on_informational(sa, cx, path, message_id, payloads)
     };
     let sent = sa.respond(cx, path, exchange, message_id, &response);
     if let Some(reason) = end.or_else(|| sent.err()) {
@@ -233,6 +260,9 @@ pub(crate) fn on_answer(
     id: ActionId,
     result: Result<(), ActionError>,
 ) {
+    if rekey::on_answer(sa, cx, id, &result) {
+        return;
+    }
     let State::Live(live) = &mut sa.state else { return };
     if let Some(at) = live.moving.iter().position(|(action, _)| *action == id) {
         let (_, moves) = live.moving.remove(at);
@@ -331,8 +361,9 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
     if live.is_closing() {
         return;
     }
+    let new = live.rekeying.take().map(|rekey| rekey.child);
     let children: Vec<(ChildId, u32)> =
-        live.children.drain(..).map(|c| (c.id, c.spi_in.0)).collect();
+        live.children.drain(..).chain(new).map(|c| (c.id, c.spi_in.0)).collect();
     let mut payloads = first;
     payloads.push(Payload::Delete(Delete::Ike));
     live.phase = Phase::Closing { payloads, sent: false };

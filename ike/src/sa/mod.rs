@@ -13,6 +13,7 @@ pub(crate) mod init;
 pub(crate) mod init_responder;
 pub(crate) mod live;
 pub(crate) mod negotiate;
+pub(crate) mod rekey;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -414,7 +415,10 @@ impl Sa {
         let state = std::mem::replace(&mut self.state, State::Lingering);
         let children: Vec<(ChildId, u32)> = match state {
             State::Lingering => return,
-            State::Live(live) => live.children().iter().map(|c| (c.id, c.spi_in.0)).collect(),
+            State::Live(live) => {
+                let new = live.rekeying.iter().map(|rekey| &rekey.child);
+                live.children().iter().chain(new).map(|c| (c.id, c.spi_in.0)).collect()
+            }
             State::AuthResponse(state) => {
                 cx.shared.esp_spis.remove(&state.spi_in());
                 Vec::new()
