@@ -4,7 +4,9 @@
 //! A plane is told what CHILD_SAs are to exist and where they go ([`bewick_ike::ChildSa`],
 //! [`bewick_ike::ChildMove`]); it knows nothing of IKE messages.
 
+pub mod auto;
 pub mod fake;
+pub mod kernel;
 pub mod plane;
 pub mod udp;
 pub mod userspace;

@@ -1,0 +1,139 @@
+//! What the kernel reports by itself: EXPIRE, MAPPING and ACQUIRE.
+//!
+//! All of it is hints. A message that is too short or about a state that is not ours is skipped.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use netlink_packet_xfrm::{Address, UserExpire, UserMapping, UserTemplate, constants::*};
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
+use tokio::sync::mpsc;
+use zeroize::Zeroizing;
+
+use super::{
+    ledger::Shared,
+    message::{Message, attribute, messages},
+    state::{Key, Side, Usage},
+};
+use crate::plane::{PlaneError, PlaneEvent};
+
+/// Octets of struct xfrm_user_expire, xfrm_user_mapping, xfrm_user_acquire and xfrm_user_tmpl.
+const EXPIRE: usize = 232;
+const MAPPING: usize = 64;
+const ACQUIRE: usize = 280;
+const TEMPLATE: usize = 64;
+
+/// Events that may wait for the daemon; more than that are dropped and said to be lost.
+const QUEUE: usize = 256;
+
+/// Room for one datagram of events.
+const BUFFER: usize = 64 * 1024;
+
+/// Opens the event socket and starts the task that reads it. Needs a tokio runtime.
+pub(super) fn start(
+    ledger: Shared,
+) -> Result<(mpsc::Receiver<PlaneEvent>, tokio::task::AbortHandle), PlaneError> {
+    let open = || -> io::Result<TokioSocket> {
+        let mut socket = TokioSocket::new(libc::NETLINK_XFRM as isize)?;
+        socket.socket_mut().bind_auto()?;
+        for group in [XFRMNLGRP_ACQUIRE, XFRMNLGRP_EXPIRE, XFRMNLGRP_MAPPING] {
+            socket.socket_mut().add_membership(group)?;
+        }
+        Ok(socket)
+    };
+    let socket = open().map_err(|error| PlaneError::kernel("listening to XFRM events", &error))?;
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let task = tokio::spawn(run(socket, ledger, sender));
+    Ok((receiver, task.abort_handle()))
+}
+
+async fn run(socket: TokioSocket, ledger: Shared, sender: mpsc::Sender<PlaneEvent>) {
+    let mut buffer = Zeroizing::new(vec![0u8; BUFFER]);
+    let mut lost = false;
+    loop {
+        if lost && sender.try_send(PlaneEvent::EventsLost).is_ok() {
+            lost = false;
+        }
+        let mut room = buffer.as_mut_slice();
+        let received = socket.recv(&mut room).await;
+        let length = BUFFER - room.len();
+        match received {
+            Ok(()) => {
+                for message in messages(buffer.get(..length).unwrap_or_default()) {
+                    if let Some(event) = read(&message, &ledger) {
+                        lost |= sender.try_send(event).is_err();
+                    }
+                }
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                tracing::error!(%error, "no more events from the kernel");
+                return;
+            }
+        }
+        if sender.is_closed() {
+            return;
+        }
+    }
+}
+
+/// Turns a message of the kernel into an event, if it is about something of ours.
+pub(super) fn read(message: &Message<'_>, ledger: &Shared) -> Option<PlaneEvent> {
+    match message.kind {
+        XFRM_MSG_EXPIRE => expire(message.body, ledger),
+        XFRM_MSG_MAPPING => mapping(message.body, ledger),
+        XFRM_MSG_ACQUIRE => acquire(message.body, ledger),
+        _ => None,
+    }
+}
+
+fn expire(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
+    let body = body.get(..EXPIRE)?;
+    let expire = UserExpire::parse(body).ok()?;
+    let info = &expire.state;
+    let key = Key { destination: ip(&info.id.daddr, info.family)?, spi: info.id.spi };
+    let hard = expire.hard != 0;
+    let mut ledger = ledger.lock();
+    let entry = ledger.get(&key).filter(|_| info.id.proto == IPPROTO_ESP)?;
+    if entry.lingering {
+        // The end that the move has set for it.
+        if hard {
+            ledger.close(&key, Usage::of_info(body).unwrap_or_default());
+        }
+        return None;
+    }
+    Some(PlaneEvent::Expire { id: entry.id, hard })
+}
+
+fn mapping(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
+    let mapping = UserMapping::parse(body.get(..MAPPING)?).ok()?;
+    let id = &mapping.id;
+    let key = Key { destination: ip(&id.daddr, id.family)?, spi: id.spi };
+    let seen = SocketAddr::new(ip(&mapping.new_saddr, id.family)?, mapping.new_sport);
+    let mut ledger = ledger.lock();
+    let entry = ledger.get(&key).filter(|_| id.proto == IPPROTO_ESP)?;
+    // During a move, and on a path that it has left, other addresses are what one expects.
+    if entry.lingering || entry.side == Side::Out || entry.remote == seen {
+        return None;
+    }
+    ledger.count_wrong_path(entry.id);
+    Some(PlaneEvent::Mapping { id: entry.id, seen })
+}
+
+fn acquire(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
+    let template = attribute(body, ACQUIRE, XFRMA_TMPL)?.get(..TEMPLATE)?;
+    let reqid = UserTemplate::parse(template).ok()?.reqid;
+    // While a state is deleted and added, a packet may miss it; nobody has to act on that.
+    (reqid != 0 && !ledger.lock().knows(reqid)).then_some(PlaneEvent::Acquire { reqid })
+}
+
+fn ip(address: &Address, family: u16) -> Option<IpAddr> {
+    match family {
+        AF_INET => Some(address.to_ipv4().into()),
+        AF_INET6 => Some(address.to_ipv6().into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,367 @@
+//! The data plane of the Linux kernel: XFRM over netlink.
+//!
+//! A CHILD_SA is two states in tunnel mode and, for each pair of traffic selectors, three policies
+//! (in, forward, out), bound together by a reqid of its own. Keys go into the kernel and are not read
+//! back but for the counters' sake, in buffers that are zeroed.
+
+mod device;
+mod events;
+mod ledger;
+mod message;
+mod migrate;
+mod moves;
+mod policy;
+mod socket;
+mod sockopt;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use bewick_ike::{
+    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, Path, Secret, TrafficSelector,
+};
+use netlink_packet_xfrm::constants::{XFRM_MSG_NEWSA, XFRM_MSG_UPDSA};
+use tokio::sync::mpsc;
+
+use self::{
+    ledger::{Entry, Shared, add},
+    message::Request,
+    policy::{DIRECTIONS, Direction, Flow, Owners},
+    socket::Socket,
+    state::{Key, Place, Replay, Side, Usage},
+};
+use crate::plane::{
+    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+};
+
+pub use self::sockopt::bypass;
+
+/// How a [`KernelPlane`] is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// the name of the dummy device for virtual addresses and inner routes
+    pub device: String,
+    /// the firewall mark of the outer packets, 0 for none
+    pub mark: u32,
+    /// why this plane was taken, for `bewick status`
+    pub reason: String,
+    /// moves states by deleting and adding them even where the kernel can migrate: for tests
+    pub avoid_migrate: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            device: "bewick0".into(),
+            mark: 0xbe1c,
+            reason: String::new(),
+            avoid_migrate: false,
+        }
+    }
+}
+
+/// How a state gets to another path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Method {
+    Migrate,
+    DeleteAdd,
+}
+
+/// A CHILD_SA that is installed; `sa.path` and `sa.encap` are where it is now.
+struct Child {
+    sa: ChildSa,
+    flows: Vec<Flow>,
+}
+
+/// CHILD_SAs in the kernel's XFRM, in the network namespace of the thread that made the plane.
+pub struct KernelPlane {
+    config: Config,
+    xfrm: Socket,
+    route: Socket,
+    method: Method,
+    children: BTreeMap<ChildId, Child>,
+    owners: Owners,
+    ledger: Shared,
+    events: Option<mpsc::Receiver<PlaneEvent>>,
+    task: tokio::task::AbortHandle,
+}
+
+impl KernelPlane {
+    /// Asks the kernel whether it does ESP, by adding a state that nothing uses and deleting it.
+    pub fn probe() -> Result<(), PlaneError> {
+        probe(&mut Socket::open(libc::NETLINK_XFRM)?)
+    }
+
+    /// Opens the sockets and makes the device. Must be called within a tokio runtime.
+    ///
+    /// Fails if the kernel has no ESP, if we lack CAP_NET_ADMIN, or if the device's name is taken.
+    pub fn new(config: Config) -> Result<Self, PlaneError> {
+        let mut xfrm = Socket::open(libc::NETLINK_XFRM)?;
+        probe(&mut xfrm)?;
+        let migrates = match xfrm.request("asking for MIGRATE", migrate::probe()) {
+            Err(error) => error.errno() != Some(libc::ENOPROTOOPT),
+            Ok(()) => true,
+        };
+        let method = match migrates && !config.avoid_migrate {
+            true => Method::Migrate,
+            false => Method::DeleteAdd,
+        };
+        let ledger = Shared::default();
+        let (events, task) = events::start(ledger.clone())?;
+        let mut route = Socket::open(libc::NETLINK_ROUTE)?;
+        device::create(&mut route, &config.device).inspect_err(|_| task.abort())?;
+        Ok(KernelPlane {
+            config,
+            xfrm,
+            route,
+            method,
+            children: BTreeMap::new(),
+            owners: Owners::default(),
+            ledger,
+            events: Some(events),
+            task,
+        })
+    }
+
+    fn add(&mut self, sa: &ChildSa) -> Result<(), PlaneError> {
+        if self.children.contains_key(&sa.id) {
+            return Err(PlaneError::Unsupported(format!("{:?} is installed already", sa.id)));
+        }
+        let child = Child { sa: sa.clone(), flows: policy::flows(sa)? };
+        let place = Place::of(sa);
+        for side in [Side::In, Side::Out] {
+            if let Err(error) = self.put_state(sa, side, place, &Replay::fresh()) {
+                if side == Side::Out {
+                    let _ = self.delete_state(place.key(sa, Side::In));
+                }
+                return Err(match error.errno() {
+                    Some(libc::EEXIST) => PlaneError::SpiInUse,
+                    _ => error,
+                });
+            }
+            self.enter(sa, side, place);
+        }
+        let flows = child.flows.clone();
+        self.children.insert(sa.id, child);
+        for flow in &flows {
+            self.owners.add(*flow, sa.id);
+        }
+        for direction in DIRECTIONS {
+            for flow in &flows {
+                let request = policy::put(flow, direction, sa.reqid, place);
+                if let Err(error) = self.xfrm.request("adding a policy", request) {
+                    let _ = self.take_out(sa.id);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_out(&mut self, id: ChildId) -> Result<(), PlaneError> {
+        let Some(child) = self.children.remove(&id) else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        for flow in &child.flows {
+            self.owners.remove(flow, id);
+            let heir = self.owners.current(flow).and_then(|id| self.children.get(&id));
+            for direction in [Direction::Out, Direction::Forward, Direction::In] {
+                let done = match heir {
+                    Some(Child { sa, .. }) => self.xfrm.request(
+                        "restoring a policy",
+                        policy::put(flow, direction, sa.reqid, Place::of(sa)),
+                    ),
+                    None => gone(
+                        self.xfrm.request("deleting a policy", policy::delete(flow, direction)),
+                        libc::ENOENT,
+                    ),
+                };
+                result = result.and(done);
+            }
+        }
+        let states = self.ledger.lock().states_of(id);
+        for (key, _) in states {
+            result = result.and(self.delete_state(key));
+        }
+        self.ledger.lock().forget(id);
+        result
+    }
+
+    fn count(&mut self, id: ChildId) -> Result<Counters, PlaneError> {
+        if !self.children.contains_key(&id) {
+            return Err(PlaneError::UnknownChild(id));
+        }
+        // Read before the states: what expires in between is then missing, not counted twice.
+        let (mut counters, states) = {
+            let ledger = self.ledger.lock();
+            (ledger.carried(id), ledger.states_of(id))
+        };
+        for (key, entry) in states {
+            match self.xfrm.ask("reading a state's counters", state::get(key), state::usage) {
+                Ok(usage) => add(&mut counters, entry.side, usage),
+                Err(error) if error.errno() == Some(libc::ESRCH) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(counters)
+    }
+
+    fn close(&mut self) -> Result<(), PlaneError> {
+        let ids: Vec<ChildId> = self.children.keys().copied().collect();
+        let mut result = Ok(());
+        for id in ids {
+            result = result.and(self.take_out(id));
+        }
+        self.task.abort();
+        result.and(device::delete(&mut self.route, &self.config.device))
+    }
+
+    /// Adds the state of `sa` in one direction at `place`.
+    fn put_state(
+        &mut self,
+        sa: &ChildSa,
+        side: Side,
+        place: Place,
+        replay: &Replay,
+    ) -> Result<(), PlaneError> {
+        let request = state::put(XFRM_MSG_NEWSA, sa, side, place, replay, self.config.mark, 0)?;
+        self.xfrm
+            .request(words(side, "adding the inbound state", "adding the outbound state"), request)
+    }
+
+    /// Changes ports, and the seconds after its making at which the state ends (0: never).
+    fn update_state(
+        &mut self,
+        sa: &ChildSa,
+        side: Side,
+        place: Place,
+        lifetime: u64,
+    ) -> Result<(), PlaneError> {
+        let replay = Replay::fresh(); // has to be well-formed, and is not applied
+        let mark = self.config.mark;
+        let request = state::put(XFRM_MSG_UPDSA, sa, side, place, &replay, mark, lifetime)?;
+        self.xfrm.request(
+            words(side, "updating the inbound state", "updating the outbound state"),
+            request,
+        )
+    }
+
+    fn delete_state(&mut self, key: Key) -> Result<(), PlaneError> {
+        gone(self.xfrm.request("deleting a state", state::delete(key)), libc::ESRCH)
+    }
+
+    /// Sequence numbers, replay window and traffic of a state.
+    fn snapshot(&mut self, key: Key) -> Result<(Replay, Usage), PlaneError> {
+        self.xfrm.ask("reading a state's sequence numbers", state::query(key), state::snapshot)
+    }
+
+    /// Notes that `sa` has a state at `place`.
+    fn enter(&mut self, sa: &ChildSa, side: Side, place: Place) {
+        let entry =
+            Entry { id: sa.id, side, reqid: sa.reqid, remote: place.path.remote, lingering: false };
+        self.ledger.lock().insert(place.key(sa, side), entry);
+    }
+}
+
+impl DataPlane for KernelPlane {
+    fn describe(&self) -> Description {
+        let move_method = match self.method {
+            Method::Migrate => "migrate",
+            Method::DeleteAdd => "delete-add",
+        };
+        Description { kind: Kind::Kernel, reason: self.config.reason.clone(), move_method }
+    }
+
+    fn device(&self) -> &str {
+        &self.config.device
+    }
+
+    fn install<'a>(&'a mut self, sa: &'a ChildSa) -> Answer<'a, ()> {
+        Box::pin(async move { self.add(sa) })
+    }
+
+    fn move_children<'a>(&'a mut self, moves: &'a [ChildMove]) -> Answer<'a, MoveReport> {
+        Box::pin(async move { self.move_all(moves) })
+    }
+
+    fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
+        Box::pin(async move { self.take_out(id) })
+    }
+
+    fn counters(&mut self, id: ChildId) -> Answer<'_, Counters> {
+        Box::pin(async move { self.count(id) })
+    }
+
+    fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>> {
+        self.events.take()
+    }
+
+    fn path(&self, id: ChildId) -> Option<Path> {
+        self.children.get(&id).map(|child| child.sa.path)
+    }
+
+    fn shutdown(&mut self) -> Answer<'_, ()> {
+        Box::pin(async move { self.close() })
+    }
+}
+
+impl Drop for KernelPlane {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn words(side: Side, inbound: &'static str, outbound: &'static str) -> &'static str {
+    match side {
+        Side::In => inbound,
+        Side::Out => outbound,
+    }
+}
+
+/// Takes "it is not there" for success.
+fn gone(result: Result<(), PlaneError>, errno: i32) -> Result<(), PlaneError> {
+    match result {
+        Err(error) if error.errno() == Some(errno) => Ok(()),
+        result => result,
+    }
+}
+
+fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
+    // From and to addresses that are nobody's (RFC 5737), so that no packet ever meets it.
+    let (a, b) = (Ipv4Addr::new(192, 0, 2, 253), Ipv4Addr::new(192, 0, 2, 254));
+    let keys = || EspKeys { encryption: Secret::new(vec![0; 20]), integrity: Secret::default() };
+    let any = TrafficSelector::from_addr(a.into());
+    let sa = ChildSa {
+        id: ChildId(0),
+        reqid: 0,
+        spi_in: EspSpi(0xbe1c_0001),
+        spi_out: EspSpi(0xbe1c_0002),
+        suite: EspSuite::AesGcm16 { key_bits: 128 },
+        esn: false,
+        keys_in: keys(),
+        keys_out: keys(),
+        ts_local: vec![any],
+        ts_remote: vec![any],
+        path: Path::new(SocketAddr::from((a, 500)), SocketAddr::from((b, 500))),
+        encap: false,
+        virtual_ips: Vec::new(),
+    };
+    let place = Place::of(&sa);
+    let request: Request =
+        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, place, &Replay::fresh(), 0, 0)?;
+    match xfrm.request("adding a state", request) {
+        // Another probe at the same moment.
+        Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => gone(
+            xfrm.request("deleting a state", state::delete(place.key(&sa, Side::Out))),
+            libc::ESRCH,
+        ),
+    }
+}

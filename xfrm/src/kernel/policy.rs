@@ -1,0 +1,235 @@
+//! Policies: which inner packets a CHILD_SA carries (RFC 4301 §4.4.1, struct
+//! xfrm_userpolicy_info), and who shares them.
+//!
+//! The templates of the in and forward policies name our reqid and no address, so a move leaves
+//! them alone; the out policy's template holds the outer path.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use bewick_ike::{ChildId, ChildSa, TrafficSelector};
+use ipnet::IpNet;
+use netlink_packet_xfrm::{
+    Address, Id, Selector, UserPolicyId, UserPolicyInfo, UserTemplate, XfrmAttrs,
+    constants::*,
+    policy::{DelGetMessage, ModifyMessage},
+};
+
+use super::{
+    message::Request,
+    state::{Place, Side, family},
+};
+use crate::plane::PlaneError;
+
+/// More policies than this for one CHILD_SA point to a mistake, not to a network.
+const MOST_FLOWS: usize = 256;
+
+/// Added to every priority, so that an operator can put policies of his own before ours.
+const PRIORITY: u32 = 0x1_0000;
+
+const ICMP: [u8; 2] = [IPPROTO_ICMP, IPPROTO_ICMPV6];
+
+/// A port and the bits of it that count.
+type Ports = (u16, u16);
+
+/// What one policy selects, as the kernel can say it, in the direction out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Flow {
+    local: IpNet,
+    remote: IpNet,
+    protocol: u8,
+    local_ports: Ports,
+    remote_ports: Ports,
+}
+
+/// The direction of a policy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Direction {
+    In,
+    Out,
+    Forward,
+}
+
+/// All directions, in the order in which they are set up: nothing is sent before we can receive.
+pub(super) const DIRECTIONS: [Direction; 3] = [Direction::In, Direction::Forward, Direction::Out];
+
+impl Direction {
+    fn number(self) -> u8 {
+        match self {
+            Direction::In => XFRM_POLICY_IN,
+            Direction::Out => XFRM_POLICY_OUT,
+            Direction::Forward => XFRM_POLICY_FWD,
+        }
+    }
+}
+
+impl Flow {
+    /// The selector of the policy in `direction`.
+    pub(super) fn selector(&self, direction: Direction) -> Selector {
+        let ours = (self.local, self.local_ports);
+        let theirs = (self.remote, self.remote_ports);
+        let ((source, sports), (destination, dports)) = match direction {
+            Direction::Out => (ours, theirs),
+            Direction::In | Direction::Forward => (theirs, ours),
+        };
+        Selector {
+            daddr: Address::from_ip(&destination.addr()),
+            saddr: Address::from_ip(&source.addr()),
+            dport: dports.0,
+            dport_mask: dports.1,
+            sport: sports.0,
+            sport_mask: sports.1,
+            family: family(destination.addr()),
+            prefixlen_d: destination.prefix_len(),
+            prefixlen_s: source.prefix_len(),
+            proto: self.protocol,
+            ifindex: 0,
+            user: 0,
+        }
+    }
+
+    /// The kernel takes the policy with the lowest number. Each bit that a flow leaves open counts
+    /// one, so a flow inside another one always comes first.
+    fn priority(&self) -> u32 {
+        let net = |net: IpNet| u32::from(net.max_prefix_len() - net.prefix_len());
+        PRIORITY
+            + net(self.local)
+            + net(self.remote)
+            + self.local_ports.1.count_zeros()
+            + self.remote_ports.1.count_zeros()
+            + if self.protocol == 0 { 8 } else { 0 }
+    }
+}
+
+/// The flows between the selectors of both sides of `sa`.
+pub(super) fn flows(sa: &ChildSa) -> Result<Vec<Flow>, PlaneError> {
+    let mut flows = Vec::new();
+    for local in &sa.ts_local {
+        for remote in &sa.ts_remote {
+            let protocol = match (local.protocol(), remote.protocol()) {
+                (0, protocol) | (protocol, 0) => protocol,
+                (a, b) if a == b => a,
+                _ => continue,
+            };
+            if local.is_ipv4() != remote.is_ipv4() {
+                continue;
+            }
+            let (local_ports, remote_ports) = (ports(local, protocol)?, ports(remote, protocol)?);
+            for &local in &local.nets() {
+                for &remote in &remote.nets() {
+                    for &local_ports in &local_ports {
+                        for &remote_ports in &remote_ports {
+                            flows.push(Flow { local, remote, protocol, local_ports, remote_ports });
+                        }
+                    }
+                }
+            }
+            if flows.len() > MOST_FLOWS {
+                return Err(PlaneError::Unsupported(format!(
+                    "the traffic selectors need more than {MOST_FLOWS} kernel policies"
+                )));
+            }
+        }
+    }
+    flows.sort_unstable();
+    flows.dedup();
+    if flows.is_empty() {
+        return Err(PlaneError::Unsupported("the traffic selectors select nothing".into()));
+    }
+    Ok(flows)
+}
+
+/// The blocks of ports with a common prefix that cover exactly the selector's range.
+fn ports(selector: &TrafficSelector, protocol: u8) -> Result<Vec<Ports>, PlaneError> {
+    let (first, last) = selector.ports();
+    if (first, last) == (0, u16::MAX) {
+        return Ok(vec![(0, 0)]);
+    }
+    // Type and code of ICMP share the field of one port (RFC 7296 §3.13.1), but not in the kernel.
+    if protocol == 0 || first > last || ICMP.contains(&protocol) {
+        return Err(PlaneError::Unsupported(format!("the kernel can't select {selector}")));
+    }
+    let (mut at, last) = (u32::from(first), u32::from(last));
+    let mut blocks = Vec::new();
+    while at <= last {
+        let mut size = 1;
+        while at % (size * 2) == 0 && at + size * 2 - 1 <= last {
+            size *= 2;
+        }
+        blocks.push((at as u16, !((size - 1) as u16)));
+        at += size;
+    }
+    Ok(blocks)
+}
+
+/// UPDPOLICY: makes or replaces the policy for `flow` in `direction`.
+pub(super) fn put(flow: &Flow, direction: Direction, reqid: u32, place: Place) -> Request {
+    let path = place.path;
+    let (source, destination) = match direction {
+        Direction::Out => place.addresses(Side::Out),
+        // No address, but a family: the one of the selector would do as well.
+        _ if path.local.is_ipv4() => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()),
+        _ => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    };
+    let template = UserTemplate {
+        id: Id { daddr: Address::from_ip(&destination), spi: 0, proto: IPPROTO_ESP },
+        family: family(destination),
+        saddr: Address::from_ip(&source),
+        reqid,
+        mode: XFRM_MODE_TUNNEL,
+        ..UserTemplate::default()
+    };
+    let info = UserPolicyInfo {
+        selector: flow.selector(direction),
+        priority: flow.priority(),
+        direction: direction.number(),
+        action: XFRM_POLICY_ALLOW,
+        ..UserPolicyInfo::default()
+    };
+    let nlas = vec![XfrmAttrs::Template(vec![template])];
+    Request::new(XFRM_MSG_UPDPOLICY, 0, &ModifyMessage { user_policy_info: info, nlas })
+}
+
+/// DELPOLICY.
+pub(super) fn delete(flow: &Flow, direction: Direction) -> Request {
+    Request::new(
+        XFRM_MSG_DELPOLICY,
+        0,
+        &DelGetMessage { user_policy_id: policy_id(flow, direction), nlas: Vec::new() },
+    )
+}
+
+/// The fixed part of a message that is about the policy for `flow` in `direction`.
+pub(super) fn policy_id(flow: &Flow, direction: Direction) -> UserPolicyId {
+    UserPolicyId { selector: flow.selector(direction), index: 0, direction: direction.number() }
+}
+
+/// Which CHILD_SAs want which flow. Two share one while the first is replaced by the second.
+#[derive(Default)]
+pub(super) struct Owners(BTreeMap<Flow, Vec<ChildId>>);
+
+impl Owners {
+    /// Notes that `id` wants `flow` too; the latest decides about the policy.
+    pub(super) fn add(&mut self, flow: Flow, id: ChildId) {
+        let owners = self.0.entry(flow).or_default();
+        owners.retain(|owner| *owner != id);
+        owners.push(id);
+    }
+
+    /// Notes that `id` wants `flow` no longer.
+    pub(super) fn remove(&mut self, flow: &Flow, id: ChildId) {
+        if let Some(owners) = self.0.get_mut(flow) {
+            owners.retain(|owner| *owner != id);
+            if owners.is_empty() {
+                self.0.remove(flow);
+            }
+        }
+    }
+
+    /// Whose path and reqid the policy for `flow` is to have.
+    pub(super) fn current(&self, flow: &Flow) -> Option<ChildId> {
+        self.0.get(flow).and_then(|owners| owners.last()).copied()
+    }
+}

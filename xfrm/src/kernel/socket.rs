@@ -1,0 +1,158 @@
+//! A netlink socket for requests: one at a time, each with its answer.
+//!
+//! The kernel carries a request out while we send it, so the answer is there when sending returns.
+//! The calls therefore block: there is nothing to wait for, and an operation of several requests
+//! can't be cancelled half way.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use netlink_sys::SocketAddr;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::message::{Request, messages, refusal};
+use crate::plane::PlaneError;
+
+/// How long an answer may take before we give up on it.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Room for one datagram of answers; the kernel makes dump datagrams of at most 32 KiB.
+const BUFFER: usize = 64 * 1024;
+
+const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
+const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
+
+/// A netlink socket in the network namespace of the thread that opened it.
+pub(super) struct Socket {
+    socket: netlink_sys::Socket,
+    sequence: u32,
+    sent: u32,
+    /// Answers may hold keys, so it is zeroed.
+    buffer: Zeroizing<Vec<u8>>,
+}
+
+impl Socket {
+    /// A socket for `protocol` (NETLINK_XFRM or NETLINK_ROUTE).
+    pub(super) fn open(protocol: libc::c_int) -> Result<Self, PlaneError> {
+        let open = || -> io::Result<netlink_sys::Socket> {
+            let mut socket = netlink_sys::Socket::new(protocol as isize)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            // Without it, an error carries our request back, keys and all.
+            socket.set_cap_ack(true)?;
+            socket.set_ext_ack(true)?;
+            socket2::SockRef::from(&socket).set_read_timeout(Some(TIMEOUT))?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|error| {
+            let what = if protocol == libc::NETLINK_XFRM { "XFRM" } else { "route" };
+            PlaneError::kernel(&format!("opening a {what} netlink socket"), &error)
+        })?;
+        Ok(Socket { socket, sequence: 0, sent: 0, buffer: Zeroizing::new(Vec::new()) })
+    }
+
+    /// How many requests went out so far.
+    pub(super) fn sent(&self) -> u32 {
+        self.sent
+    }
+
+    /// Sends `request` and waits for the acknowledgement. `operation` is for the error.
+    pub(super) fn request(&mut self, operation: &str, request: Request) -> Result<(), PlaneError> {
+        self.exchange(operation, request, |_, _| None::<()>).map(|_| ())
+    }
+
+    /// Sends `request` and returns what `read` makes of the answer (message type and body).
+    pub(super) fn ask<T>(
+        &mut self,
+        operation: &str,
+        request: Request,
+        read: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> Result<T, PlaneError> {
+        self.exchange(operation, request, read)?.ok_or_else(|| PlaneError::Kernel {
+            operation: operation.to_owned(),
+            errno: libc::EBADMSG,
+            message: "the kernel's answer can't be read".into(),
+        })
+    }
+
+    fn exchange<T>(
+        &mut self,
+        operation: &str,
+        mut request: Request,
+        mut read: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> Result<Option<T>, PlaneError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sent = self.sent.wrapping_add(1);
+        self.socket
+            .send(request.finish(self.sequence), 0)
+            .map_err(|error| PlaneError::kernel(operation, &error))?;
+        drop(request);
+
+        let deadline = Instant::now() + TIMEOUT;
+        let mut found = None;
+        while Instant::now() < deadline {
+            self.buffer.resize(BUFFER, 0);
+            let length = match self.socket.recv(&mut &mut self.buffer[..], 0) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(PlaneError::kernel(operation, &error)),
+            };
+            let datagram = self.buffer.get(..length).unwrap_or_default();
+            let mut outcome = None;
+            // An answer to an earlier request that we gave up on has another sequence number.
+            for message in messages(datagram).filter(|m| m.sequence == self.sequence) {
+                match message.kind {
+                    NLMSG_ERROR => outcome = refusal(&message),
+                    NLMSG_DONE => {}
+                    kind => found = found.or_else(|| read(kind, message.body)),
+                }
+            }
+            self.buffer.zeroize();
+            match outcome {
+                None => {}
+                Some(answer) if answer.errno == 0 => return Ok(found),
+                Some(answer) => {
+                    let system = io::Error::from_raw_os_error(answer.errno);
+                    return Err(PlaneError::Kernel {
+                        operation: operation.to_owned(),
+                        errno: answer.errno,
+                        message: answer.text.unwrap_or_else(|| text(&system)),
+                    });
+                }
+            }
+        }
+        Err(PlaneError::Timeout(operation.to_owned()))
+    }
+}
+
+impl PlaneError {
+    /// A system call that failed while doing `operation`.
+    pub(super) fn kernel(operation: &str, error: &io::Error) -> Self {
+        PlaneError::Kernel {
+            operation: operation.to_owned(),
+            errno: error.raw_os_error().unwrap_or(0),
+            message: text(error),
+        }
+    }
+
+    /// The error number, if the kernel gave one.
+    pub(super) fn errno(&self) -> Option<i32> {
+        match self {
+            PlaneError::Kernel { errno, .. } => Some(*errno),
+            PlaneError::SpiInUse => Some(libc::EEXIST),
+            _ => None,
+        }
+    }
+}
+
+/// The system's words for `error` without the "(os error N)" that the standard library adds.
+pub(super) fn text(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(at) => text.get(..at).unwrap_or(&text).to_owned(),
+        None => text,
+    }
+}

@@ -1,0 +1,302 @@
+//! States: one direction of a CHILD_SA in the kernel (struct xfrm_usersa_info and its attributes).
+
+use std::net::IpAddr;
+
+use bewick_ike::{ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path};
+use netlink_packet_xfrm::{
+    Address, AsyncEventId, EncapTmpl, Id, LifetimeConfig, ReplayEsn, UserSaId, UserSaInfo,
+    XfrmAttrs, constants::*, state::DelGetMessage,
+};
+
+use super::message::{Request, attribute, u32_at, u64_at};
+use crate::plane::PlaneError;
+
+/// Packets that the anti-replay window spans: two paths whose delays differ by 20 ms overlap by as
+/// many at 100,000 packets a second (RFC 4303 §3.4.3 wants 64 at least and leaves the rest to us).
+pub(super) const WINDOW: u32 = 2048;
+const WINDOW_WORDS: usize = (WINDOW / 32) as usize;
+
+/// MAPPING events per inbound state: at most one in so many seconds.
+const MAPPING_SECONDS: u32 = 1;
+
+/// Octets of struct xfrm_usersa_info.
+const SA_INFO: usize = 224;
+/// Octets of struct xfrm_aevent_id.
+const EVENT_ID: usize = 48;
+/// Octets of struct xfrm_replay_state_esn without its bitmap.
+const REPLAY_ESN: usize = 24;
+
+/// Which of a CHILD_SA's two states.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Side {
+    In,
+    Out,
+}
+
+/// What names a state in the kernel; the protocol is always ESP.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Key {
+    pub(super) destination: IpAddr,
+    pub(super) spi: u32,
+}
+
+/// Where a state stands: the outer path and whether ESP is in UDP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Place {
+    pub(super) path: Path,
+    pub(super) encap: bool,
+}
+
+impl Place {
+    pub(super) fn of(sa: &ChildSa) -> Self {
+        Place { path: sa.path, encap: sa.encap }
+    }
+
+    /// The source and destination address of the packets in one direction.
+    pub(super) fn addresses(&self, side: Side) -> (IpAddr, IpAddr) {
+        let (local, remote) = (self.path.local.ip(), self.path.remote.ip());
+        match side {
+            Side::In => (remote, local),
+            Side::Out => (local, remote),
+        }
+    }
+
+    /// The key of the state of `sa` in one direction at this place.
+    pub(super) fn key(&self, sa: &ChildSa, side: Side) -> Key {
+        let EspSpi(spi) = match side {
+            Side::In => sa.spi_in,
+            Side::Out => sa.spi_out,
+        };
+        Key { destination: self.addresses(side).1, spi }
+    }
+
+    /// The UDP ports of the packets in one direction, if ESP is in UDP (RFC 3948 §2.1).
+    pub(super) fn encapsulation(&self, side: Side) -> Option<EncapTmpl> {
+        let (local, remote) = (self.path.local.port(), self.path.remote.port());
+        let (encap_sport, encap_dport) = match side {
+            Side::In => (remote, local),
+            Side::Out => (local, remote),
+        };
+        self.encap.then_some(EncapTmpl {
+            encap_type: UDP_ENCAP_ESPINUDP,
+            encap_sport,
+            encap_dport,
+            encap_oa: Address::default(),
+        })
+    }
+}
+
+/// Sequence numbers and replay window of a state, in the kernel's own layout.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Replay(ReplayEsn);
+
+impl Replay {
+    /// A state that has neither sent nor received.
+    pub(super) fn fresh() -> Self {
+        Replay(ReplayEsn {
+            bmp_len: WINDOW_WORDS as u32,
+            replay_window: WINDOW,
+            bmp: vec![0; WINDOW_WORDS],
+            ..ReplayEsn::default()
+        })
+    }
+
+    /// Leaves `count` outbound sequence numbers out; they can't be used again by anybody.
+    ///
+    /// `None` if that would pass the end of the sequence space (RFC 4303 §3.3.3).
+    pub(super) fn skip(mut self, count: u32, esn: bool) -> Option<Self> {
+        let replay = &mut self.0;
+        let last = u64::from(replay.oseq_hi) << 32 | u64::from(replay.oseq);
+        let next = last.checked_add(u64::from(count))?;
+        if !esn && next > u64::from(u32::MAX) {
+            return None;
+        }
+        replay.oseq = next as u32;
+        replay.oseq_hi = (next >> 32) as u32;
+        Some(self)
+    }
+
+    /// The last sequence number that was sent.
+    #[cfg(test)]
+    pub(super) fn sent(&self) -> u64 {
+        u64::from(self.0.oseq_hi) << 32 | u64::from(self.0.oseq)
+    }
+
+    fn parse(value: &[u8]) -> Option<Self> {
+        // Of a state that another program installed, the bitmap may have any length.
+        (value.len() >= REPLAY_ESN).then(|| ReplayEsn::parse(value).ok()).flatten().map(Replay)
+    }
+}
+
+/// How much a state carried, and when it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Usage {
+    pub(super) octets: u64,
+    pub(super) packets: u64,
+    /// seconds since 1970
+    pub(super) added: u64,
+    /// packets that were replays or failed the integrity check
+    pub(super) rejected: u64,
+}
+
+impl Usage {
+    /// From struct xfrm_lifetime_cur.
+    pub(super) fn parse(octets: &[u8]) -> Option<Self> {
+        Some(Usage {
+            octets: u64_at(octets, 0)?,
+            packets: u64_at(octets, 8)?,
+            added: u64_at(octets, 16)?,
+            rejected: 0,
+        })
+    }
+
+    /// From struct xfrm_usersa_info, whose lifetime and statistics follow 64 octets of limits.
+    pub(super) fn of_info(info: &[u8]) -> Option<Self> {
+        let usage = Usage::parse(info.get(160..)?)?;
+        let replays = u64::from(u32_at(info, 196)?);
+        let forged = u64::from(u32_at(info, 200)?);
+        Some(Usage { rejected: replays + forged, ..usage })
+    }
+}
+
+/// NEWSA (or UPDSA) for one direction of `sa` at `place`.
+///
+/// `lifetime` is how many seconds after it was made the kernel is to remove the state, 0 for never.
+pub(super) fn put(
+    message: u16,
+    sa: &ChildSa,
+    side: Side,
+    place: Place,
+    replay: &Replay,
+    mark: u32,
+    lifetime: u64,
+) -> Result<Request, PlaneError> {
+    let (source, destination) = place.addresses(side);
+    if source.is_ipv4() != destination.is_ipv4() {
+        return Err(PlaneError::Unsupported(format!("{} mixes IPv4 and IPv6", place.path)));
+    }
+    let Key { spi, .. } = place.key(sa, side);
+    let mut info = UserSaInfo {
+        id: Id { daddr: Address::from_ip(&destination), spi, proto: IPPROTO_ESP },
+        lifetime_cfg: LifetimeConfig { hard_add_expires_seconds: lifetime, ..Default::default() },
+        reqid: sa.reqid,
+        mode: XFRM_MODE_TUNNEL,
+        // The inner packets may be of either family, whatever the outer ones are.
+        flags: XFRM_STATE_AF_UNSPEC | if sa.esn { XFRM_STATE_ESN } else { 0 },
+        ..Default::default()
+    };
+    info.source(&source);
+    let keys = match side {
+        Side::In => &sa.keys_in,
+        Side::Out => &sa.keys_out,
+    };
+    let mut request = algorithms(Request::new(message, 0, &info), sa.suite, keys)?
+        .xfrm(&XfrmAttrs::ReplayStateEsn(replay.0.clone()));
+    if let Some(template) = place.encapsulation(side) {
+        request = request.xfrm(&XfrmAttrs::EncapsulationTemplate(template));
+        if side == Side::In {
+            request = request.xfrm(&XfrmAttrs::MappingTimeThreshold(MAPPING_SECONDS));
+        }
+    }
+    if side == Side::Out && mark != 0 {
+        // The outer packet must not meet the rule that sends inner packets to our device.
+        request = request.xfrm(&XfrmAttrs::MarkVal(mark)).xfrm(&XfrmAttrs::MarkMask(u32::MAX));
+    }
+    Ok(request)
+}
+
+/// DELSA.
+pub(super) fn delete(key: Key) -> Request {
+    Request::new(XFRM_MSG_DELSA, 0, &DelGetMessage { user_sa_id: id(key), nlas: Vec::new() })
+}
+
+/// GETSA; the answer is read by [`Usage::of_answer`] and holds keys.
+pub(super) fn get(key: Key) -> Request {
+    Request::new(XFRM_MSG_GETSA, 0, &DelGetMessage { user_sa_id: id(key), nlas: Vec::new() })
+}
+
+/// GETAE: replay state and usage without keys; the answer is read by [`snapshot`].
+pub(super) fn query(key: Key) -> Request {
+    Request::new(
+        XFRM_MSG_GETAE,
+        0,
+        &AsyncEventId {
+            sa_id: id(key),
+            flags: XFRM_AE_RVAL | XFRM_AE_LVAL,
+            ..AsyncEventId::default()
+        },
+    )
+}
+
+/// Reads the answer to [`query`].
+pub(super) fn snapshot(kind: u16, body: &[u8]) -> Option<(Replay, Usage)> {
+    if kind != XFRM_MSG_NEWAE {
+        return None;
+    }
+    let replay = Replay::parse(attribute(body, EVENT_ID, XFRMA_REPLAY_ESN_VAL)?)?;
+    let usage = Usage::parse(attribute(body, EVENT_ID, XFRMA_LTIME_VAL)?)?;
+    Some((replay, usage))
+}
+
+/// Reads the answer to [`get`].
+pub(super) fn usage(kind: u16, body: &[u8]) -> Option<Usage> {
+    (kind == XFRM_MSG_NEWSA).then(|| Usage::of_info(body.get(..SA_INFO)?)).flatten()
+}
+
+fn id(key: Key) -> UserSaId {
+    UserSaId {
+        daddr: Address::from_ip(&key.destination),
+        spi: key.spi,
+        family: family(key.destination),
+        proto: IPPROTO_ESP,
+    }
+}
+
+/// AF_INET or AF_INET6.
+pub(super) fn family(address: IpAddr) -> u16 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+/// Adds the algorithms and keys (struct xfrm_algo_aead, xfrm_algo and xfrm_algo_auth).
+fn algorithms(request: Request, suite: EspSuite, keys: &EspKeys) -> Result<Request, PlaneError> {
+    if keys.encryption.len() != suite.encryption_key_len()
+        || keys.integrity.len() != suite.integrity_key_len()
+    {
+        return Err(PlaneError::Unsupported(format!("wrong key length for {suite:?}")));
+    }
+    let key = keys.encryption.expose();
+    let bits = |octets: usize| ((octets * 8) as u32).to_ne_bytes();
+    Ok(match suite {
+        EspSuite::AesGcm16 { .. } => request.attribute(
+            XFRMA_ALG_AEAD,
+            &[&name("rfc4106(gcm(aes))"), &bits(key.len()), &bits(16), key],
+        ),
+        EspSuite::ChaCha20Poly1305 => request.attribute(
+            XFRMA_ALG_AEAD,
+            &[&name("rfc7539esp(chacha20,poly1305)"), &bits(key.len()), &bits(16), key],
+        ),
+        EspSuite::AesCbc { integrity, .. } => {
+            let hash = match integrity {
+                HmacSha2::Sha256 => "hmac(sha256)",
+                HmacSha2::Sha384 => "hmac(sha384)",
+                HmacSha2::Sha512 => "hmac(sha512)",
+            };
+            let secret = keys.integrity.expose();
+            request
+                .attribute(
+                    XFRMA_ALG_AUTH_TRUNC,
+                    &[&name(hash), &bits(secret.len()), &bits(integrity.icv_len()), secret],
+                )
+                .attribute(XFRMA_ALG_CRYPT, &[&name("cbc(aes)"), &bits(key.len()), key])
+        }
+    })
+}
+
+/// An algorithm's name in the 64 octets that the kernel gives it.
+fn name(name: &str) -> [u8; 64] {
+    let mut field = [0; 64];
+    for (to, from) in field.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    field
+}

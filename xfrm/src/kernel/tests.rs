@@ -1,0 +1,431 @@
+//! Octets of the requests, and what malformed messages from the kernel do: nothing.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bewick_ike::{
+    ChildId, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path, Secret, TrafficSelector,
+};
+use netlink_packet_core::Emitable;
+use netlink_packet_xfrm::{
+    Address, Id, UserExpire, UserMapping, UserPolicyInfo, UserSaId, UserSaInfo, UserTemplate,
+    constants::*,
+};
+use proptest::prelude::*;
+
+use super::{
+    events,
+    ledger::{Entry, Shared},
+    message::{Message, Request, attribute, attributes, messages, refusal, u16_at, u32_at},
+    migrate::{self, Step},
+    policy::{self, Direction},
+    state::{self, Place, Replay, Side},
+};
+use crate::plane::{PlaneError, PlaneEvent};
+
+fn sa(suite: EspSuite) -> ChildSa {
+    let keys = |octet: u8| EspKeys {
+        encryption: Secret::new(vec![octet; suite.encryption_key_len()]),
+        integrity: Secret::new(vec![octet + 1; suite.integrity_key_len()]),
+    };
+    ChildSa {
+        id: ChildId(5),
+        reqid: 0x77,
+        spi_in: EspSpi(0xc000_0001),
+        spi_out: EspSpi(0xc000_0002),
+        suite,
+        esn: false,
+        keys_in: keys(0xa0),
+        keys_out: keys(0xb0),
+        ts_local: vec![net("10.0.1.0/24")],
+        ts_remote: vec![net("10.0.2.1/32")],
+        path: path("192.0.2.1:4500", "198.51.100.7:61234"),
+        encap: true,
+        virtual_ips: Vec::new(),
+    }
+}
+
+fn gcm() -> ChildSa {
+    sa(EspSuite::AesGcm16 { key_bits: 128 })
+}
+
+fn net(text: &str) -> TrafficSelector {
+    TrafficSelector::from_net(text.parse().unwrap())
+}
+
+fn ports(text: &str, protocol: u8, first: u16, last: u16) -> TrafficSelector {
+    let net = net(text);
+    TrafficSelector::new(protocol, (first, last), net.first(), net.last()).unwrap()
+}
+
+fn path(local: &str, remote: &str) -> Path {
+    Path::new(local.parse().unwrap(), remote.parse().unwrap())
+}
+
+/// Message type, flags and body of a request that is complete.
+fn sent(mut request: Request) -> (u16, u16, Vec<u8>) {
+    let octets = request.finish(9).to_vec();
+    let all: Vec<_> = messages(&octets).collect();
+    assert_eq!(all.len(), 1);
+    assert_eq!(u32_at(&octets, 0), Some(octets.len() as u32), "the length is the whole");
+    assert_eq!(all[0].sequence, 9);
+    (all[0].kind, all[0].flags, all[0].body.to_vec())
+}
+
+#[test]
+fn an_outbound_state_is_what_the_kernel_reads() {
+    let sa = gcm();
+    let request =
+        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, Place::of(&sa), &Replay::fresh(), 0xbe1c, 0);
+    let (kind, flags, body) = sent(request.unwrap());
+    assert_eq!((kind, flags), (0x10, 0x5)); // NEWSA, REQUEST | ACK
+
+    // struct xfrm_usersa_info, field by field.
+    let mut info = vec![0u8; 224];
+    info[56..60].copy_from_slice(&[198, 51, 100, 7]); // id.daddr
+    info[72..76].copy_from_slice(&[0xc0, 0, 0, 2]); // id.spi
+    info[76] = 50; // id.proto
+    info[80..84].copy_from_slice(&[192, 0, 2, 1]); // saddr
+    info[96..128].fill(0xff); // limits of octets and packets: none
+    info[208..212].copy_from_slice(&0x77u32.to_ne_bytes()); // reqid
+    info[212..214].copy_from_slice(&2u16.to_ne_bytes()); // family
+    info[214] = 1; // tunnel
+    info[216] = 32; // af-unspec
+    assert_eq!(body[..224], info[..]);
+
+    let aead = attribute(&body, 224, XFRMA_ALG_AEAD).unwrap();
+    let mut expected = b"rfc4106(gcm(aes))".to_vec();
+    expected.resize(64, 0);
+    expected.extend_from_slice(&160u32.to_ne_bytes());
+    expected.extend_from_slice(&128u32.to_ne_bytes());
+    expected.extend_from_slice(&[0xb0; 20]);
+    assert_eq!(aead, expected);
+
+    let encap = attribute(&body, 224, XFRMA_ENCAP).unwrap();
+    assert_eq!(encap[..2], 2u16.to_ne_bytes());
+    assert_eq!(encap[2..6], [4500u16.to_be_bytes(), 61234u16.to_be_bytes()].concat());
+    assert_eq!(encap[6..], [0; 18]);
+
+    assert_eq!(attribute(&body, 224, XFRMA_SET_MARK), Some(&0xbe1cu32.to_ne_bytes()[..]));
+    assert_eq!(attribute(&body, 224, XFRMA_SET_MARK_MASK), Some(&[0xff; 4][..]));
+    let replay = attribute(&body, 224, XFRMA_REPLAY_ESN_VAL).unwrap();
+    assert_eq!(replay.len(), 24 + 2048 / 8);
+    assert_eq!(u32_at(replay, 0), Some(64));
+    assert_eq!(u32_at(replay, 20), Some(2048));
+}
+
+#[test]
+fn an_inbound_state_has_the_ports_of_packets_to_us_and_no_mark() {
+    let sa = ChildSa { esn: true, ..gcm() };
+    let request =
+        state::put(XFRM_MSG_UPDSA, &sa, Side::In, Place::of(&sa), &Replay::fresh(), 0xbe1c, 7);
+    let (kind, _, body) = sent(request.unwrap());
+    assert_eq!(kind, XFRM_MSG_UPDSA);
+    assert_eq!(body[56..60], [192, 0, 2, 1]);
+    assert_eq!(body[80..84], [198, 51, 100, 7]);
+    assert_eq!(body[216], 32 | 128, "af-unspec and esn");
+    assert_eq!(body[136..144], 7u64.to_ne_bytes(), "hard limit in seconds after it was made");
+    let encap = attribute(&body, 224, XFRMA_ENCAP).unwrap();
+    assert_eq!(encap[2..6], [61234u16.to_be_bytes(), 4500u16.to_be_bytes()].concat());
+    assert_eq!(attribute(&body, 224, XFRMA_SET_MARK), None);
+    assert_eq!(attribute(&body, 224, XFRMA_MTIMER_THRESH), Some(&1u32.to_ne_bytes()[..]));
+}
+
+#[test]
+fn cbc_names_the_truncation_of_its_hmac() {
+    let sa = sa(EspSuite::AesCbc { key_bits: 256, integrity: HmacSha2::Sha256 });
+    let request = state::put(XFRM_MSG_NEWSA, &sa, Side::In, Place::of(&sa), &Replay::fresh(), 0, 0);
+    let (_, _, body) = sent(request.unwrap());
+    let auth = attribute(&body, 224, XFRMA_ALG_AUTH_TRUNC).unwrap();
+    assert!(auth.starts_with(b"hmac(sha256)\0"));
+    assert_eq!((u32_at(auth, 64), u32_at(auth, 68)), (Some(256), Some(128)));
+    assert_eq!(auth[72..], [0xa1; 32]);
+    let crypt = attribute(&body, 224, XFRMA_ALG_CRYPT).unwrap();
+    assert!(crypt.starts_with(b"cbc(aes)\0"));
+    assert_eq!(u32_at(crypt, 64), Some(256));
+    assert_eq!(crypt[68..], [0xa0; 32]);
+}
+
+#[test]
+fn a_key_of_the_wrong_length_never_reaches_the_kernel() {
+    let mut sa = gcm();
+    sa.keys_in.encryption = Secret::new(vec![0; 19]);
+    let put =
+        state::put(XFRM_MSG_NEWSA, &sa, Side::In, Place::of(&sa), &Replay::fresh(), 0, 0).map(drop);
+    assert!(matches!(put, Err(PlaneError::Unsupported(_))));
+}
+
+#[test]
+fn the_out_policy_names_the_path_and_the_in_policy_only_the_reqid() {
+    let sa = gcm();
+    let flows = policy::flows(&sa).unwrap();
+    assert_eq!(flows.len(), 1);
+    let place = Place::of(&sa);
+
+    let (kind, _, body) = sent(policy::put(&flows[0], Direction::Out, sa.reqid, place));
+    assert_eq!(kind, XFRM_MSG_UPDPOLICY);
+    // struct xfrm_selector
+    assert_eq!(body[0..4], [10, 0, 2, 1]);
+    assert_eq!(body[16..20], [10, 0, 1, 0]);
+    assert_eq!(u16_at(&body, 40), Some(2));
+    assert_eq!(body[42..45], [32, 24, 0]);
+    // direction, action, flags, share
+    assert_eq!(body[160..164], [1, 0, 0, 0]);
+    let template = attribute(&body, 168, XFRMA_TMPL).unwrap();
+    assert_eq!(template.len(), 64);
+    assert_eq!(template[0..4], [198, 51, 100, 7]);
+    assert_eq!(template[20], 50);
+    assert_eq!(u16_at(template, 24), Some(2));
+    assert_eq!(template[28..32], [192, 0, 2, 1]);
+    assert_eq!(u32_at(template, 44), Some(0x77));
+    assert_eq!(template[48..51], [1, 0, 0], "tunnel, any share, required");
+    assert_eq!(template[52..64], [0xff; 12]);
+
+    for direction in [Direction::In, Direction::Forward] {
+        let (_, _, body) = sent(policy::put(&flows[0], direction, sa.reqid, place));
+        assert_eq!(body[0..4], [10, 0, 1, 0]);
+        assert_eq!(body[160], if direction == Direction::In { 0 } else { 2 });
+        let template = attribute(&body, 168, XFRMA_TMPL).unwrap();
+        assert_eq!(template[0..20], [0; 20]);
+        assert_eq!(template[28..44], [0; 16]);
+        assert_eq!(u32_at(template, 44), Some(0x77));
+    }
+}
+
+#[test]
+fn a_narrower_flow_comes_before_the_one_that_holds_it() {
+    let priority = |local: TrafficSelector, remote: TrafficSelector| {
+        let sa = ChildSa { ts_local: vec![local], ts_remote: vec![remote], ..gcm() };
+        let flows = policy::flows(&sa).unwrap();
+        let (_, _, body) = sent(policy::put(&flows[0], Direction::Out, 1, Place::of(&sa)));
+        u32_at(&body, 152).unwrap()
+    };
+    let any = net("0.0.0.0/0");
+    let nested = [
+        priority(ports("10.1.2.3/32", 6, 80, 80), net("10.2.0.1/32")),
+        priority(ports("10.1.2.3/32", 6, 80, 81), net("10.2.0.1/32")),
+        priority(ports("10.1.2.3/32", 6, 0, 65535), net("10.2.0.1/32")),
+        priority(net("10.1.2.3/32"), net("10.2.0.1/32")),
+        priority(net("10.1.2.0/24"), net("10.2.0.1/32")),
+        priority(net("10.1.2.0/24"), any),
+        priority(any, any),
+    ];
+    assert!(nested.is_sorted_by(|a, b| a < b), "{nested:?}");
+}
+
+#[test]
+fn a_range_of_ports_becomes_blocks_that_cover_it_exactly() {
+    let cover = |first, last| {
+        let sa = ChildSa {
+            ts_local: vec![ports("10.0.1.1/32", 17, first, last)],
+            ts_remote: vec![ports("10.0.2.1/32", 17, 0, 65535)],
+            ..gcm()
+        };
+        let flows = policy::flows(&sa).unwrap();
+        let selectors = flows.iter().map(|flow| flow.selector(Direction::Out));
+        let blocks: Vec<_> = selectors.map(|s| (s.sport, s.sport_mask)).collect();
+        for port in 0..=u16::MAX {
+            let hits = blocks.iter().filter(|(at, mask)| (port ^ at) & mask == 0).count();
+            assert_eq!(hits, usize::from(first <= port && port <= last), "{port}");
+        }
+    };
+    cover(500, 500);
+    cover(1000, 2999);
+    cover(1024, 65535);
+    cover(0, 65534);
+}
+
+#[test]
+fn selectors_that_the_kernel_cannot_express_are_refused() {
+    let refused = |local: TrafficSelector, remote: TrafficSelector| {
+        let sa = ChildSa { ts_local: vec![local], ts_remote: vec![remote], ..gcm() };
+        matches!(policy::flows(&sa), Err(PlaneError::Unsupported(_)))
+    };
+    let b = net("10.0.2.1/32");
+    assert!(refused(ports("10.0.1.1/32", 1, 0x0800, 0x08ff), b), "ICMP types");
+    assert!(refused(ports("10.0.1.1/32", 6, u16::MAX, 0), b), "OPAQUE");
+    assert!(refused(net("2001:db8::/64"), b), "families");
+    assert!(refused(ports("10.0.1.1/32", 6, 0, u16::MAX), ports("10.0.2.1/32", 17, 0, u16::MAX)));
+    assert!(refused(ports("10.0.1.1/32", 6, 1, 65534), ports("10.0.2.1/32", 6, 1, 65534)), "many");
+}
+
+#[test]
+fn a_migration_names_old_and_new_addresses_and_the_encapsulation() {
+    let sa = gcm();
+    let from = Place::of(&sa);
+    let to = Place { path: path("203.0.113.5:4500", "198.51.100.7:61234"), encap: true };
+    let flows = policy::flows(&sa).unwrap();
+    let steps = [Step::new(Side::Out, from, to)];
+    let (kind, _, body) =
+        sent(migrate::request(&flows[0], sa.reqid, &steps, to.encapsulation(Side::Out)));
+    assert_eq!(kind, XFRM_MSG_MIGRATE);
+    assert_eq!(body[60], XFRM_POLICY_OUT);
+    let step = attribute(&body, 64, XFRMA_MIGRATE).unwrap();
+    assert_eq!(step.len(), 76);
+    assert_eq!(step[0..4], [198, 51, 100, 7], "old destination");
+    assert_eq!(step[16..20], [192, 0, 2, 1], "old source");
+    assert_eq!(step[32..36], [198, 51, 100, 7], "new destination");
+    assert_eq!(step[48..52], [203, 0, 113, 5], "new source");
+    assert_eq!(step[64..68], [50, 1, 0, 0]);
+    assert_eq!(u32_at(step, 68), Some(0x77));
+    assert_eq!((u16_at(step, 72), u16_at(step, 74)), (Some(2), Some(2)));
+    assert!(attribute(&body, 64, XFRMA_ENCAP).is_some());
+}
+
+#[test]
+fn skipped_sequence_numbers_never_wrap() {
+    assert_eq!(Replay::fresh().skip(1024, false).unwrap().sent(), 1024);
+    let late = Replay::fresh().skip(u32::MAX - 10, false).unwrap();
+    assert!(late.clone().skip(10, false).is_some());
+    assert!(late.clone().skip(11, false).is_none(), "RFC 4303 §3.3.3");
+    assert_eq!(late.skip(11, true).unwrap().sent(), 1 << 32);
+}
+
+/// An acknowledgement or error as the kernel writes it with cap_ack and ext_ack.
+fn answer(errno: i32, text: &str) -> Vec<u8> {
+    let mut body = (-errno).to_ne_bytes().to_vec();
+    body.extend_from_slice(&[0; 16]);
+    body.extend_from_slice(&(4 + text.len() as u16 + 1).to_ne_bytes());
+    body.extend_from_slice(&1u16.to_ne_bytes());
+    body.extend_from_slice(text.as_bytes());
+    body.push(0);
+    body
+}
+
+#[test]
+fn the_kernel_s_own_words_are_found() {
+    let body = answer(libc::EINVAL, "Invalid replay window");
+    let message = Message { kind: 2, flags: 0x300, sequence: 0, body: &body };
+    let refusal = refusal(&message).unwrap();
+    assert_eq!(refusal.errno, libc::EINVAL);
+    assert_eq!(refusal.text.as_deref(), Some("Invalid replay window"));
+}
+
+fn known() -> Shared {
+    let ledger = Shared::default();
+    let sa = gcm();
+    let place = Place::of(&sa);
+    for side in [Side::In, Side::Out] {
+        let remote = sa.path.remote;
+        let entry = Entry { id: sa.id, side, reqid: sa.reqid, remote, lingering: false };
+        ledger.lock().insert(place.key(&sa, side), entry);
+    }
+    ledger
+}
+
+fn emitted(body: &impl Emitable) -> Vec<u8> {
+    let mut octets = vec![0; body.buffer_len()];
+    body.emit(&mut octets);
+    octets
+}
+
+/// One well-formed event of each kind, about a state of [`known`].
+fn events() -> [(u16, Vec<u8>, PlaneEvent); 3] {
+    let ip: IpAddr = "192.0.2.1".parse().unwrap();
+    let seen: SocketAddr = "203.0.113.9:1024".parse().unwrap();
+    let state = UserSaInfo {
+        id: Id { daddr: Address::from_ip(&ip), spi: 0xc000_0001, proto: IPPROTO_ESP },
+        family: AF_INET,
+        ..UserSaInfo::default()
+    };
+    let expire = emitted(&UserExpire { state, hard: 1 });
+    let mapping = emitted(&UserMapping {
+        id: UserSaId {
+            daddr: Address::from_ip(&ip),
+            spi: 0xc000_0001,
+            family: AF_INET,
+            proto: IPPROTO_ESP,
+        },
+        new_saddr: Address::from_ip(&seen.ip()),
+        new_sport: seen.port(),
+        ..UserMapping::default()
+    });
+    let mut acquire = vec![0; 96];
+    acquire.extend_from_slice(&emitted(&UserPolicyInfo::default()));
+    acquire.resize(280, 0);
+    acquire.extend_from_slice(&[68, 0, 5, 0]);
+    acquire.extend_from_slice(&emitted(&UserTemplate { reqid: 99, ..UserTemplate::default() }));
+    let id = ChildId(5);
+    [
+        (XFRM_MSG_EXPIRE, expire, PlaneEvent::Expire { id, hard: true }),
+        (XFRM_MSG_MAPPING, mapping, PlaneEvent::Mapping { id, seen }),
+        (XFRM_MSG_ACQUIRE, acquire, PlaneEvent::Acquire { reqid: 99 }),
+    ]
+}
+
+fn read(kind: u16, body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
+    events::read(&Message { kind, flags: 0, sequence: 0, body }, ledger)
+}
+
+#[test]
+fn events_about_our_states_are_read() {
+    for (kind, body, event) in events() {
+        assert_eq!(read(kind, &body, &known()), Some(event));
+    }
+}
+
+#[test]
+fn events_about_others_states_and_our_own_moves_are_skipped() {
+    for (kind, body, _) in events().iter().take(2) {
+        assert_eq!(read(*kind, body, &Shared::default()), None, "not ours");
+    }
+    let ledger = known();
+    let sa = gcm();
+    let key = Place::of(&sa).key(&sa, Side::In);
+    ledger.lock().linger(&key);
+    for (kind, body, _) in events().iter().take(2) {
+        assert_eq!(read(*kind, body, &ledger), None, "left behind by a move");
+    }
+    assert_eq!(ledger.lock().get(&key), None, "expired");
+}
+
+#[test]
+fn a_truncated_event_is_skipped() {
+    for (kind, body, event) in events() {
+        for length in 0..body.len() {
+            let got = read(kind, &body[..length], &known());
+            assert!(got.is_none() || got == Some(event.clone()), "{kind:#x} {length}");
+        }
+    }
+}
+
+#[test]
+fn truncated_answers_and_datagrams_are_survived() {
+    let body = answer(libc::EEXIST, "no");
+    for length in 0..=body.len() {
+        for flags in [0, 0x100, 0x200, 0x300] {
+            let _ = refusal(&Message { kind: 2, flags, sequence: 0, body: &body[..length] });
+        }
+    }
+    let sa = gcm();
+    let place = Place::of(&sa);
+    let mut request =
+        state::put(XFRM_MSG_NEWSA, &sa, Side::In, place, &Replay::fresh(), 1, 0).unwrap();
+    let octets = request.finish(1).to_vec();
+    for length in 0..=octets.len() {
+        for message in messages(&octets[..length]) {
+            let _ = attributes(message.body.get(224..).unwrap_or_default()).count();
+            let _ = state::usage(message.kind, message.body);
+        }
+        let body = octets.get(16..length).unwrap_or_default();
+        let _ = state::usage(XFRM_MSG_NEWSA, body);
+        let _ = state::snapshot(XFRM_MSG_NEWAE, body);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_octets_from_the_kernel_are_survived(
+        octets in proptest::collection::vec(any::<u8>(), 0..600),
+        kind in 0x10u16..0x30,
+        flags in any::<u16>(),
+    ) {
+        let ledger = known();
+        let message = Message { kind, flags, sequence: 0, body: &octets };
+        let _ = refusal(&message);
+        let _ = events::read(&message, &ledger);
+        let _ = state::usage(XFRM_MSG_NEWSA, &octets);
+        let _ = state::snapshot(XFRM_MSG_NEWAE, &octets);
+        prop_assert!(messages(&octets).count() <= octets.len() / 16 + 1);
+        prop_assert!(attributes(&octets).count() <= octets.len() / 4 + 1);
+    }
+}
