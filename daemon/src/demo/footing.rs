@@ -111,6 +111,7 @@ impl Knobs {
 
 fn remedies(error: &io::Error, root: bool, knobs: &Knobs) -> Vec<String> {
     let mut remedies = Vec::new();
+    let forbidden = [knobs.max_user, knobs.max_net].contains(&Some(0));
     let full = error.raw_os_error() == Some(Errno::NOSPC.raw_os_error());
     if knobs.userns_clone == Some(0) {
         remedies.push("allow them: `sudo sysctl kernel.unprivileged_userns_clone=1`".to_owned());
@@ -129,7 +130,7 @@ fn remedies(error: &io::Error, root: bool, knobs: &Knobs) -> Vec<String> {
             Some(0) => {
                 remedies.push(format!("allow them: `sudo sysctl user.{name}=15000`"));
             }
-            Some(limit) if full => remedies.push(format!(
+            Some(limit) if full && !forbidden => remedies.push(format!(
                 "raise the limit of {limit}: `sudo sysctl user.{name}={}`",
                 limit.saturating_mul(2).max(15000)
             )),

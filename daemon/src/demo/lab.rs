@@ -103,7 +103,11 @@ impl Lab {
         }
 
         let [wifi, lte] = &UPLINKS;
-        let end = |netns, interface, address| End { netns, interface, address: net(address) };
+        let mut index = 10;
+        let mut end = |netns, interface, address| {
+            index += 1;
+            End { netns, interface, index, address: net(address) }
+        };
         let hop = |last| Ipv4Addr::new(198, 51, 100, last);
         let outside = Ipv4Addr::new(203, 0, 113, 1);
         cable(end(&router, "to-wifi", wifi.via), end(&client, wifi.name, wifi.address))?;
@@ -145,12 +149,9 @@ impl Lab {
 
     /// The address under which the gateway sees an uplink.
     pub fn seen(&self, uplink: &Uplink) -> IpAddr {
-        let pairs = UPLINKS.iter().zip(self.seen);
-        pairs
-            .filter(|(other, _)| other.name == uplink.name)
-            .map(|(_, seen)| seen)
-            .next()
-            .unwrap_or(uplink.address.into())
+        let mut pairs = UPLINKS.iter().zip(self.seen);
+        let own = pairs.find(|(other, _)| other.name == uplink.name);
+        own.map_or(uplink.address.into(), |(_, seen)| seen)
     }
 
     /// Takes an uplink away: the interface goes down, and its routes with it.
@@ -165,14 +166,20 @@ impl Lab {
         self.probe(uplink).map(|_| ())
     }
 
-    /// Asks the gateway, outside of any tunnel, under which address it sees an uplink.
+    /// Asks the gateway, outside of any tunnel, under which address it sees an uplink, as soon as
+    /// the uplink works.
     pub fn probe(&self, uplink: &Uplink) -> Result<SocketAddr, NetError> {
+        for _ in 0..200 {
+            if self.client.is_running(uplink.name)? {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
         let asked = self.client.enter(|| {
             let socket = bound(uplink)?;
             socket.set_read_timeout(Some(Duration::from_millis(50)))?;
             let mut buffer = [0; 64];
-            // A new link may take a second to be told to the kernel's routing.
-            for _ in 0..100 {
+            for _ in 0..60 {
                 match socket.send_to(b"who am I?", (GATEWAY, ECHO_PORT)) {
                     Ok(_) => {
                         if let Ok(length) = socket.recv(&mut buffer) {
@@ -183,7 +190,7 @@ impl Lab {
                     Err(_) => thread::sleep(Duration::from_millis(50)),
                 }
             }
-            Err(io::Error::other("no answer within 5 s"))
+            Err(io::Error::other("no answer within 3 s"))
         });
         asked.map_err(|error| NetError::new(format!("reach the gateway by {}", uplink.name), error))
     }
@@ -215,7 +222,7 @@ fn masquerade(translator: &Netns) -> Result<PathBuf, NetError> {
         .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
         .map(|directory| directory.join("nft"))
         .find(|nft| nft.is_file())
-        .ok_or_else(|| NetError::new("no NAT", "there is no nft on this machine"))?;
+        .ok_or_else(|| NetError::new("find nft", "there is none on this machine"))?;
     let output = translator.enter(|| {
         let mut child = Command::new(&nft)
             .args(["-f", "-"])
@@ -233,7 +240,7 @@ fn masquerade(translator: &Netns) -> Result<PathBuf, NetError> {
         return Ok(nft);
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
-    Err(NetError::new("nft refused", stderr.lines().next().unwrap_or("without a word")))
+    Err(NetError::new("use nft", stderr.lines().next().unwrap_or("without a word")))
 }
 
 /// Tells whoever asks under which address it is seen.

@@ -22,6 +22,7 @@ use std::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    time::timeout,
 };
 
 use agent::{Exit, make_directory};
@@ -87,6 +88,17 @@ async fn perform(options: DemoOptions, footing: Footing, mut directory: Scratch)
         Some(exit) = exited.recv() => End::Died(exit),
         end = signals.next() => end,
     };
+    // A daemon that died makes everything else fail, and is the better reason.
+    let end = match end {
+        End::Told(Err(error)) => match timeout(Duration::from_millis(100), exited.recv()).await {
+            Ok(Some(exit)) => End::Died(exit),
+            Ok(None) | Err(_) => End::Told(Err(error)),
+        },
+        end => end,
+    };
+    if matches!(end, End::Told(Err(_)) | End::Died(_)) {
+        story.tell_events();
+    }
     // Who is in a hurry interrupts once more: the daemons die with us in any case.
     let killed = tokio::select! {
         killed = story.stop() => killed,
@@ -108,8 +120,8 @@ async fn perform(options: DemoOptions, footing: Footing, mut directory: Scratch)
     };
     let interrupted = code != ExitCode::FAILURE;
     if !killed.is_empty() && story.report.error.is_none() {
-        let names = killed.join(" and the ");
-        story.report.error = Some(format!("the {names}'s daemon did not end when asked to"));
+        let names = killed.join(", ");
+        story.report.error = Some(format!("a daemon did not end when asked to: {names}"));
     }
     let ok = story.report.ok(MOVES.len());
     directory.keep = options.keep || !(ok || interrupted);

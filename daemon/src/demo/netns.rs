@@ -4,6 +4,7 @@ use std::{
     fs::File,
     future::Future,
     io,
+    net::Ipv4Addr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     thread,
 };
@@ -12,10 +13,9 @@ use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::{
     Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::link::{InfoData, InfoVeth},
+    packet_route::link::{InfoData, InfoVeth, LinkFlags, LinkMessage},
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
-use std::net::Ipv4Addr;
 
 /// What could not be done to the network, with the kernel's word on it.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,9 @@ pub struct End<'a> {
     pub netns: &'a Netns,
     /// the name of the interface there
     pub interface: &'a str,
+    /// its index, which has to be another than that of the far end: of equal ones the kernel thinks
+    /// that they are no cable, and lets up to a second pass until it tells of the carrier
+    pub index: u32,
     /// the interface's address
     pub address: Ipv4Net,
 }
@@ -105,6 +108,14 @@ impl Netns {
         })
     }
 
+    /// Whether the kernel has told everyone that the interface works.
+    pub fn is_running(&self, interface: &str) -> Result<bool, NetError> {
+        self.netlink(format!("look at {interface}"), |handle| async move {
+            let link = link(&handle, interface).await?;
+            Ok(link.header.flags.contains(LinkFlags::Running))
+        })
+    }
+
     /// Gives an interface an address.
     pub fn add_address(&self, interface: &str, address: Ipv4Net) -> Result<(), NetError> {
         self.netlink(format!("add {address} to {interface}"), |handle| async move {
@@ -154,10 +165,14 @@ impl AsFd for Netns {
 
 /// Lays a virtual cable between two namespaces, with both ends addressed and up.
 pub fn cable(a: End<'_>, b: End<'_>) -> Result<(), NetError> {
-    let peer = LinkUnspec::new_with_name(b.interface).setns_by_fd(b.netns.fd.as_raw_fd()).build();
+    let peer = LinkUnspec::new_with_name(b.interface)
+        .index(b.index)
+        .setns_by_fd(b.netns.fd.as_raw_fd())
+        .build();
     let what = format!("make the cable {} - {}", a.interface, b.interface);
     a.netns.netlink(what, |handle| async move {
         let pair = LinkVeth::new(a.interface, b.interface)
+            .index(a.index)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
         handle.link().add(pair).execute().await
@@ -170,9 +185,12 @@ pub fn cable(a: End<'_>, b: End<'_>) -> Result<(), NetError> {
 }
 
 async fn index(handle: &Handle, interface: &str) -> Result<u32, rtnetlink::Error> {
+    Ok(link(handle, interface).await?.header.index)
+}
+
+async fn link(handle: &Handle, interface: &str) -> Result<LinkMessage, rtnetlink::Error> {
     let mut links = handle.link().get().match_name(interface.to_owned()).execute();
-    let link = links.try_next().await?;
-    link.map(|link| link.header.index).ok_or(rtnetlink::Error::RequestFailed)
+    links.try_next().await?.ok_or(rtnetlink::Error::RequestFailed)
 }
 
 /// Runs `work` on a thread of its own and waits for it.

@@ -208,10 +208,6 @@ fn verdict(record: &MoveRecord) -> String {
     }
     text.push_str(&format!("\n    {gap:.1} ms without traffic, {} of ", figures.lost));
     text.push_str(&format!("{} packets lost", figures.sent));
-    if figures.sender_pause * 2 > figures.gap && figures.sender_pause > Duration::from_millis(5) {
-        let pause = figures.sender_pause.as_secs_f64() * 1000.0;
-        text.push_str(&format!(" (the machine held the sender up for {pause:.1} ms of it)"));
-    }
     match &record.trouble {
         None => text.push_str(": ok"),
         Some(trouble) => text.push_str(&format!("\n    NOT OK: {trouble}")),
@@ -245,7 +241,6 @@ mod tests {
                 lost: 9,
                 gap: Duration::from_micros(9_600),
                 resumed: ms(2010),
-                sender_pause: ms(1),
                 flowing: true,
             },
             trouble: None,

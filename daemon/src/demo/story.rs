@@ -27,6 +27,9 @@ const LEAD: Duration = Duration::from_millis(500);
 /// Traffic after the move, so that it is seen to flow.
 const TAIL: Duration = Duration::from_millis(700);
 
+/// How many events are told at once.
+const MANY: usize = 40;
+
 /// One move of the demo.
 #[derive(Debug)]
 pub struct Move {
@@ -103,8 +106,8 @@ impl Story {
     pub async fn run(&mut self, footing: Footing) -> Result<(), StoryError> {
         let lab = Arc::new(blocking(Lab::build).await??);
         self.introduce(&lab, footing);
-        self.start_daemons(&lab).await?;
-        self.connect(&lab).await?;
+        let started = self.start_daemons(&lab).await?;
+        self.connect(&lab, started).await?;
         for (index, step) in MOVES.iter().enumerate() {
             let record = self.make_move(&lab, step).await?;
             self.narrator.tell_move(index + 1, MOVES.len(), &record);
@@ -146,12 +149,16 @@ impl Story {
             Nat::Nft(nft) => {
                 self.note(&format!("{} is behind a NAT, made with {}", lte.name, nft.display()))
             }
-            Nat::Missing(why) => self.note(&format!("{} is without a NAT: {why}", lte.name)),
+            Nat::Missing(why) => {
+                self.note(&format!("{} is without a NAT: could not {why}", lte.name))
+            }
         }
     }
 
-    async fn start_daemons(&mut self, lab: &Lab) -> Result<(), StoryError> {
+    /// Starts the gateway's daemon and then the client's; returns when the latter was.
+    async fn start_daemons(&mut self, lab: &Lab) -> Result<Duration, StoryError> {
         let psk = secret()?;
+        let mut started = Duration::ZERO;
         for (netns, configuration) in [(&lab.gateway, GATEWAY_TOML), (&lab.client, CLIENT_TOML)] {
             let name = netns.name();
             let psk_file = self.directory.join(format!("{name}.psk"));
@@ -160,7 +167,7 @@ impl Story {
                 .replace("@PSK@", &psk_file.display().to_string())
                 .replace("@GATEWAY@", &GATEWAY.to_string())
                 .replace("@CONNECTION@", CONNECTION);
-            let started = self.clock.now();
+            started = self.clock.now();
             let directory = self.directory.join(name);
             let agent =
                 Agent::start(netns, &directory, &configuration, self.clock, self.exits.clone())
@@ -171,18 +178,15 @@ impl Story {
                 who: name,
                 text: format!("the daemon starts with {}", directory.join("bewick.toml").display()),
             });
-            self.report.setup = Some(started);
         }
-        Ok(())
+        Ok(started)
     }
 
     /// Waits for the tunnel and sends the first packets through it.
-    async fn connect(&mut self, lab: &Lab) -> Result<(), StoryError> {
-        let started = self.report.setup.take().unwrap_or_default();
+    async fn connect(&mut self, lab: &Lab, started: Duration) -> Result<(), StoryError> {
         let deadline = started + SETUP;
         let connection = CONNECTION.to_owned();
         if let Err(error) = self.client()?.ask(Request::Up { name: connection }).await {
-            self.tell_events(self.clock.now());
             return Err(error.into());
         }
         let status = self.client()?.status().await?;
@@ -199,7 +203,6 @@ impl Story {
             if self.clock.now() > deadline {
                 let refused = flow.tracks().into_iter().find_map(|t| t.refused().map(String::from));
                 let refused = refused.map(|why| format!(" ({why})")).unwrap_or_default();
-                self.tell_events(self.clock.now());
                 return Err(StoryError::NoTunnel(format!(
                     "the tunnel is up, but no packets get through it in both directions{refused}"
                 )));
@@ -211,8 +214,7 @@ impl Story {
         self.report.dataplane = Some(status.dataplane.kind.clone());
         // Events come by another way than the packets: let them arrive before they are told.
         sleep(Duration::from_millis(100)).await;
-        self.tell_events(both_ways);
-        self.told = self.clock.now();
+        self.tell_events();
         if let Some(sa) = tunnel(&status) {
             self.narrator.tell(&Line {
                 at: both_ways,
@@ -270,8 +272,13 @@ impl Story {
 
         let [up, down] = self.flow()?.figures(began, until);
         let figures = up.worse(down);
-        // A gap of a packet or two is how traffic looks at any time.
-        if figures.gap > 4 * PERIOD && figures.flowing {
+        // A gap of a packet or two is how traffic looks at any time, and a later one has another cause.
+        let began = figures.resumed.saturating_sub(figures.gap);
+        if figures.flowing
+            && figures.gap > 4 * PERIOD
+            && (at - LEAD..settled).contains(&began)
+            && figures.resumed > at
+        {
             demo(figures.resumed, "packets arrive again in both directions".to_owned());
         }
         if matches!(step.cause, Cause::UplinkLost) {
@@ -279,11 +286,8 @@ impl Story {
             blocking(move || lab.restore(current)).await??;
             self.knows(current).await?;
         }
-        for agent in &self.agents {
-            for (at, event) in agent.events(began, until) {
-                lines.push(Line { at, who: agent.name(), text: event.text });
-            }
-        }
+        // The daemons' marks are whole milliseconds.
+        lines.extend(self.events(at.saturating_sub(Duration::from_millis(1)), until));
         lines.sort_by_key(|line| line.at);
         let trouble = match &after {
             Err(why) => Some(refused.map_or(why.clone(), |refused| format!("{refused}; {why}"))),
@@ -377,21 +381,30 @@ impl Story {
         self.flow.as_ref().ok_or_else(|| StoryError::NoTunnel("no packets are sent".to_owned()))
     }
 
-    /// Tells what the daemons did since it was last told, up to `until`.
-    fn tell_events(&self, until: Duration) {
-        let mut lines: Vec<Line> = Vec::new();
-        for agent in &self.agents {
-            let events = agent.events(self.told, until);
-            lines.extend(events.into_iter().map(|(at, e)| Line {
-                at,
-                who: agent.name(),
-                text: e.text,
-            }));
+    /// Tells what the daemons did since it was last told.
+    pub fn tell_events(&mut self) {
+        let now = self.clock.now();
+        for line in self.events(self.told, now) {
+            self.narrator.tell(&line);
         }
+        self.told = now;
+    }
+
+    /// What the daemons did in this time, in order, but no more of it than a person reads.
+    fn events(&self, from: Duration, until: Duration) -> Vec<Line> {
+        let of = |agent: &Agent| {
+            let who = agent.name();
+            let events = agent.events(from, until);
+            events.into_iter().map(move |(at, event)| Line { at, who, text: event.text })
+        };
+        let mut lines: Vec<Line> = self.agents.iter().flat_map(of).collect();
         lines.sort_by_key(|line| line.at);
-        for line in &lines {
-            self.narrator.tell(line);
+        let more = lines.len().saturating_sub(MANY);
+        if let (1.., Some(last)) = (more, lines.get(MANY).cloned()) {
+            lines.truncate(MANY);
+            lines.push(Line { who: "demo", text: format!("and {more} events more"), ..last });
         }
+        lines
     }
 
     fn note(&self, text: &str) {

@@ -66,20 +66,17 @@ impl Track {
         let last = self.sent.partition_point(|at| *at < until);
         let sent = self.sent.get(first..last).unwrap_or_default();
         let arrived = self.arrived.get(first..last).unwrap_or_default();
-        let mut arrivals: Vec<Duration> = arrived.iter().copied().flatten().collect();
-        arrivals.sort_unstable();
-        let lost = arrived.len() - arrivals.len();
-        let gap = longest_pause(from, &arrivals, until);
+        let delivered = arrived.iter().flatten().count();
+        let (gap, resumed) = longest_gap(sent, arrived, until);
         let recent = sent.partition_point(|at| *at < until.saturating_sub(RECENT));
         let recent = arrived.get(recent..).unwrap_or_default();
-        let recent_arrived = recent.iter().flatten().count();
+        let recent_delivered = recent.iter().flatten().count();
         Figures {
             sent: sent.len() as u64,
-            lost: lost as u64,
-            gap: gap.1,
-            resumed: gap.0 + gap.1,
-            sender_pause: longest_pause(from, sent, until).1,
-            flowing: !recent.is_empty() && recent_arrived * 10 >= recent.len() * 9,
+            lost: (arrived.len() - delivered) as u64,
+            gap,
+            resumed,
+            flowing: !recent.is_empty() && recent_delivered * 10 >= recent.len() * 9,
         }
     }
 
@@ -109,12 +106,10 @@ pub struct Figures {
     pub sent: u64,
     /// packets that never arrived
     pub lost: u64,
-    /// the longest time in which no packet arrived
+    /// the longest time in which packets were sent and none arrived
     pub gap: Duration,
     /// when that time ended
     pub resumed: Duration,
-    /// the longest time in which the sender was held up by the machine itself
-    pub sender_pause: Duration,
     /// whether packets arrived at the end of the window
     pub flowing: bool,
 }
@@ -127,23 +122,34 @@ impl Figures {
         Figures {
             gap: longer.gap,
             resumed: longer.resumed,
-            sender_pause: more.sender_pause.max(less.sender_pause),
             flowing: more.flowing && less.flowing,
             ..more
         }
     }
 }
 
-/// The start and length of the longest time between two marks.
-fn longest_pause(from: Duration, marks: &[Duration], until: Duration) -> (Duration, Duration) {
-    let mut longest = (from, Duration::ZERO);
-    let mut before = from;
-    for mark in marks.iter().copied().chain([until]) {
-        let pause = mark.saturating_sub(before);
-        if pause > longest.1 {
-            longest = (before, pause);
+/// The longest time in which packets were sent and none arrived, and its end.
+///
+/// It begins with the first packet sent after the last one that arrived, so that a sender that the
+/// machine held up makes no gap.
+fn longest_gap(
+    sent: &[Duration],
+    arrived: &[Option<Duration>],
+    until: Duration,
+) -> (Duration, Duration) {
+    let numbered = arrived.iter().enumerate();
+    let mut arrivals: Vec<(Duration, usize)> =
+        numbered.filter_map(|(number, at)| Some(((*at)?, number))).collect();
+    arrivals.sort_unstable();
+    let mut longest = (Duration::ZERO, Duration::ZERO);
+    let (mut before, mut next) = (Duration::ZERO, 0);
+    for (at, number) in arrivals.into_iter().chain([(until, usize::MAX - 1)]) {
+        if let Some(missing) = sent.get(next) {
+            let gap = at.saturating_sub(before.max(*missing));
+            longest = longest.max((gap, at));
         }
-        before = before.max(mark);
+        before = at;
+        next = next.max(number + 1);
     }
     longest
 }
@@ -314,23 +320,31 @@ mod tests {
     fn a_gap_is_the_longest_time_without_an_arrival() {
         let figures = track(300..310).figures(ms(0), ms(1000));
         assert_eq!((figures.sent, figures.lost), (1000, 10));
-        assert_eq!((figures.gap, figures.resumed), (ms(11), ms(310)));
-        assert_eq!(figures.sender_pause, ms(1));
+        assert_eq!((figures.gap, figures.resumed), (ms(10), ms(310)));
         assert!(figures.flowing);
     }
 
     #[test]
     fn only_packets_of_the_window_count() {
         let figures = track(300..310).figures(ms(400), ms(900));
-        assert_eq!((figures.sent, figures.lost, figures.gap), (500, 0, ms(1)));
+        assert_eq!((figures.sent, figures.lost, figures.gap), (500, 0, ms(0)));
     }
 
     #[test]
     fn traffic_that_never_resumes_is_a_gap_to_the_end() {
         let figures = track(300..1000).figures(ms(0), ms(1000));
-        assert_eq!((figures.lost, figures.gap), (700, ms(701)));
+        assert_eq!((figures.lost, figures.gap), (700, ms(700)));
         assert!(!figures.flowing);
         assert!(!Track::default().figures(ms(0), ms(1000)).flowing);
+    }
+
+    #[test]
+    fn a_sender_that_was_held_up_makes_no_gap() {
+        let mut track = track(0..0);
+        let number = track.send(ms(1400));
+        track.arrive(number, ms(1402));
+        let figures = track.figures(ms(0), ms(1500));
+        assert_eq!((figures.lost, figures.gap, figures.resumed), (0, ms(2), ms(1402)));
     }
 
     #[test]
@@ -342,7 +356,7 @@ mod tests {
         track.arrive(5000, ms(322));
         let figures = track.figures(ms(0), ms(1000));
         assert_eq!(figures.lost, 0);
-        assert_eq!(figures.gap, ms(3));
+        assert_eq!(figures.gap, ms(2));
     }
 
     #[test]
