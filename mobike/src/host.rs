@@ -389,7 +389,7 @@ impl Host {
             if let Some(mobility) = self.movers.sas.get_mut(&id) {
                 let back = std::mem::take(&mut mobility.stranded);
                 if back {
-                    self.ike.hasten(now, id, &mut self.movers);
+                    self.ike.hasten(now, id, true, &mut self.movers);
                 }
             }
             return;
@@ -493,7 +493,9 @@ impl Host {
             mobility.pending_update = true;
         }
         self.move_children(now, id, to);
-        self.ike.hasten(now, id, &mut self.movers);
+        // A peer that answers on no path at all is to be given up one day.
+        let fresh = !matches!(cause, Cause::NoAnswer | Cause::Refused);
+        self.ike.hasten(now, id, fresh, &mut self.movers);
     }
 
     /// Tells the data plane, and remembers where the CHILD_SAs are going.
@@ -672,7 +674,7 @@ impl Host {
                 let before = self.movers.sas.get(&id).is_some_and(|m| m.children_at != path);
                 if path != current {
                     self.begin(now, id, path, Cause::PeerMoved);
-                    self.ike.hasten(now, id, &mut self.movers);
+                    self.ike.hasten(now, id, true, &mut self.movers);
                 }
                 if before {
                     self.follow(now, id, path);

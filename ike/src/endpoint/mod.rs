@@ -286,9 +286,11 @@ impl Endpoint {
     }
 
     fn sweep(&mut self, id: SaId) {
-        let Some(sa) = self.sas.get(&id) else { return };
-        if !matches!(sa.state, State::AuthRequest(_)) && sa.role == Role::Responder {
-            self.half_open.retain(|_, half_open| *half_open != id);
+        let Some(sa) = self.sas.get_mut(&id) else { return };
+        if !matches!(sa.state, State::AuthRequest(_))
+            && let Some(name) = sa.half_open.take()
+        {
+            self.half_open.remove(&name);
         }
         if sa.is_forgotten() {
             self.by_spi.remove(&sa.own_spi());
@@ -389,9 +391,10 @@ impl Endpoint {
     }
 
     /// Sends the outstanding request again at once on the current path: the same octets, the back-off
-    /// from its start (RFC 4555 §3.5).
-    pub fn hasten(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
-        self.with(now, id, extension, |sa, cx| sa.hasten(cx));
+    /// from its start (RFC 4555 §3.5). With `fresh` the time after which the peer is given up starts
+    /// anew too, as after a change of our address.
+    pub fn hasten(&mut self, now: Time, id: SaId, fresh: bool, extension: &mut dyn Extension) {
+        self.with(now, id, extension, |sa, cx| sa.hasten(cx, fresh));
     }
 
     /// Moves every CHILD_SA of the IKE_SA to its current path; [`Event::Moved`] tells the result.

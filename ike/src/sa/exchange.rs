@@ -93,17 +93,20 @@ impl Outgoing {
     }
 
     /// Sends again at once and starts the back-off anew, as after a move; gives the time of the next
-    /// retransmission. The time to give up starts anew too: it is a new path that must be dead.
+    /// retransmission. With `give_up` the peer gets that much time from now on: after a change of
+    /// address it has had none yet.
     pub(crate) fn hasten(
         &mut self,
         now: Time,
         policy: &Retransmission,
-        give_up: Duration,
+        give_up: Option<Duration>,
     ) -> Option<Time> {
         let out = self.outstanding.as_mut()?;
         out.tries += 1;
         out.interval = policy.first;
-        out.give_up = now + give_up;
+        if let Some(give_up) = give_up {
+            out.give_up = now + give_up;
+        }
         Some(now + out.interval)
     }
 

@@ -88,6 +88,7 @@ pub(crate) fn start(
         incoming: Incoming::default(),
         keys: None,
         last_heard: cx.now,
+        half_open: None,
         state: State::Lingering,
     };
     send(&mut sa, cx, Box::new(state))?;

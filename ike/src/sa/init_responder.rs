@@ -137,6 +137,7 @@ pub(crate) fn accept(
         incoming,
         keys: Some(keys),
         last_heard: cx.now,
+        half_open: Some((spi_i, path.remote)),
         state: State::AuthRequest(Box::new(ExpectAuthRequest {
             init_request: datagram.to_vec(),
             init_response: response,

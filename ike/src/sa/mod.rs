@@ -17,6 +17,7 @@ pub(crate) mod rekey;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -151,6 +152,8 @@ pub(crate) struct Sa {
     pub(crate) incoming: Incoming,
     pub(crate) keys: Option<Keys>,
     pub(crate) last_heard: Time,
+    /// its name in the endpoint's table of half-open IKE_SAs
+    pub(crate) half_open: Option<(u64, SocketAddr)>,
     pub(crate) state: State,
 }
 
@@ -184,6 +187,8 @@ impl Sa {
     fn give_up(&self, policy: &Retransmission) -> Duration {
         match self.state {
             State::InitResponse(_) | State::AuthResponse(_) => policy.give_up_handshake,
+            // The CHILD_SAs are gone already: a peer that is not there need not be waited for.
+            State::Live(live) if live.is_closing() => policy.give_up_handshake,
             _ => policy.give_up,
         }
     }
@@ -250,9 +255,10 @@ impl Sa {
     }
 
     /// Sends the outstanding request again at once, on the current path, and starts its back-off anew.
-    pub(crate) fn hasten(&mut self, cx: &mut Cx<'_>) {
+    /// With `fresh` the peer gets its whole time again.
+    pub(crate) fn hasten(&mut self, cx: &mut Cx<'_>, fresh: bool) {
         let policy = self.policy(cx.shared);
-        let give_up = self.give_up(&policy);
+        let give_up = fresh.then(|| self.give_up(&policy));
         if let Some(due) = self.outgoing.hasten(cx.now, &policy, give_up) {
             cx.shared.timers.set(self.id, Timer::Retransmit, due);
             self.retransmit_on(cx, self.path);
