@@ -185,7 +185,7 @@ impl Sa {
     }
 
     fn give_up(&self, policy: &Retransmission) -> Duration {
-        match self.state {
+        match &self.state {
             State::InitResponse(_) | State::AuthResponse(_) => policy.give_up_handshake,
             // The CHILD_SAs are gone already: a peer that is not there need not be waited for.
             State::Live(live) if live.is_closing() => policy.give_up_handshake,
