@@ -21,7 +21,10 @@ use std::{
 use ipnet::Ipv4Net;
 use socket2::{Domain, Socket, Type};
 
-use super::netns::{End, NetError, Netns, cable};
+use super::{
+    leak::Watch,
+    netns::{End, NetError, Netns, cable},
+};
 
 /// One of the client's ways out.
 #[derive(Debug)]
@@ -56,6 +59,11 @@ pub const UPLINKS: [Uplink; 2] = [
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 /// The host behind the gateway that the tunnel is for.
 pub const INNER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+/// The addresses inside the tunnel, on both ends.
+pub const INNER_NETS: [Ipv4Net; 2] = [
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 1, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(10, 9, 0, 0), 24),
+];
 /// The NAT's address on the outside.
 pub const NAT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
@@ -80,6 +88,7 @@ pub struct Lab {
     pub gateway: Netns,
     /// whether the second uplink is behind a NAT
     pub nat: Nat,
+    wires: [Watch; 2],
     seen: [IpAddr; UPLINKS.len()],
     _router: Netns,
     _translator: Netns,
@@ -129,10 +138,16 @@ impl Lab {
             Err(why) => Nat::Missing(why.to_string()),
         };
         let echo = Echo::start(&gateway).map_err(|error| NetError::new("start the echo", error))?;
+        let watch = |netns| {
+            Watch::start(netns, &INNER_NETS)
+                .map_err(|error| NetError::new("watch the wires", error))
+        };
+        let wires = [watch(&router)?, watch(&translator)?];
         let mut lab = Lab {
             client,
             gateway,
             nat,
+            wires,
             seen: UPLINKS.each_ref().map(|uplink| uplink.address.into()),
             _router: router,
             _translator: translator,
@@ -152,6 +167,12 @@ impl Lab {
         let mut pairs = UPLINKS.iter().zip(self.seen);
         let own = pairs.find(|(other, _)| other.name == uplink.name);
         own.map_or(uplink.address.into(), |(_, seen)| seen)
+    }
+
+    /// How many packets that belong into the tunnel went over the wires in the clear since it was
+    /// last asked.
+    pub fn leaked(&self) -> u64 {
+        self.wires.iter().map(Watch::seen).sum()
     }
 
     /// Takes an uplink away: the interface goes down, and its routes with it.
@@ -306,6 +327,19 @@ mod tests {
             Nat::Nft(_) => assert_eq!(lte.ip(), NAT),
             Nat::Missing(_) => assert_eq!(lte.ip(), UPLINKS[1].address),
         }
+    }
+
+    #[test]
+    fn an_inner_packet_on_a_wire_is_seen_and_another_is_not() {
+        let Some(lab) = lab() else { return };
+        assert_eq!(lab.leaked(), 0, "the probes are no inner packets");
+        let [wifi, lte] = UPLINKS.each_ref().map(|u| lab.client.enter(|| bound(u)).expect("one"));
+        wifi.send_to(b"to the inner host", (INNER, 9)).expect("sent");
+        lte.send_to(b"to the inner host", (INNER, 9)).expect("sent");
+        lte.send_to(b"to the gateway", (GATEWAY, 9)).expect("sent");
+        // One on the first uplink's wire, one on each side of the NAT.
+        assert_eq!(lab.leaked(), 3);
+        assert_eq!(lab.leaked(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod agent;
 mod footing;
 mod lab;
+mod leak;
 mod netns;
 mod report;
 mod story;
@@ -143,7 +144,8 @@ fn finish(options: DemoOptions, report: &Report) {
     } else if report.error.is_some() {
         return;
     } else if report.ok(MOVES.len()) {
-        "\nThe tunnel moved each time, and traffic flowed on.".to_owned()
+        "\nThe tunnel moved each time, traffic flowed on, and none of it was seen in the clear."
+            .to_owned()
     } else {
         "\nNot every move ended with traffic flowing.".to_owned()
     };

@@ -1,6 +1,11 @@
 //! What happens in the demo: the tunnel comes up, and then the moves, one after the other.
 
-use std::{net::UdpSocket, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::UdpSocket,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::mpsc, task::spawn_blocking, time::sleep};
 
@@ -67,6 +72,9 @@ pub enum StoryError {
     /// A thread could not be started, or died.
     #[error("{0}")]
     Thread(String),
+    /// Packets that belong into the tunnel were seen outside of it.
+    #[error("{0} packets that belong into the tunnel went over the wires in the clear")]
+    Leak(u64),
     /// The tunnel did not come up in time.
     #[error("{0}")]
     NoTunnel(String),
@@ -114,7 +122,10 @@ impl Story {
             self.told = self.clock.now();
             self.report.moves.push(record);
         }
-        Ok(())
+        match lab.leaked() {
+            0 => Ok(()),
+            packets => Err(StoryError::Leak(packets)),
+        }
     }
 
     /// Ends the daemons, the client's first, so that the gateway hears its farewell. Returns who
@@ -163,10 +174,7 @@ impl Story {
             let name = netns.name();
             let psk_file = self.directory.join(format!("{name}.psk"));
             write_private(&psk_file, &psk)?;
-            let configuration = configuration
-                .replace("@PSK@", &psk_file.display().to_string())
-                .replace("@GATEWAY@", &GATEWAY.to_string())
-                .replace("@CONNECTION@", CONNECTION);
+            let configuration = fill(configuration, &psk_file);
             started = self.clock.now();
             let directory = self.directory.join(name);
             let agent =
@@ -442,6 +450,14 @@ fn secret() -> Result<String, StoryError> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Completes one of the configurations below.
+fn fill(configuration: &str, psk_file: &Path) -> String {
+    configuration
+        .replace("@PSK@", &psk_file.display().to_string())
+        .replace("@GATEWAY@", &GATEWAY.to_string())
+        .replace("@CONNECTION@", CONNECTION)
+}
+
 const GATEWAY_TOML: &str = r#"# The gateway of `bewick demo`.
 [[connection]]
 name = "road-warriors"
@@ -464,3 +480,27 @@ psk_file = "@PSK@"
 remote_ts = ["10.1.0.0/16"]
 virtual_ip = true
 "#;
+
+#[cfg(test)]
+mod tests {
+    use super::{super::agent::make_directory, *};
+    use crate::config;
+
+    #[test]
+    fn the_daemon_understands_both_configurations() {
+        let directory =
+            std::env::temp_dir().join(format!("bewick-demo-test-{}", std::process::id()));
+        make_directory(&directory).expect("a directory");
+        let psk = directory.join("psk");
+        write_private(&psk, &secret().expect("random numbers")).expect("a secret");
+        let read = [GATEWAY_TOML, CLIENT_TOML].map(|text| {
+            let file = directory.join(format!("{}.toml", text.len()));
+            write_private(&file, &fill(text, &psk)).expect("a configuration");
+            config::load(&file).map(|config| config.connections.len())
+        });
+        std::fs::remove_dir_all(&directory).expect("the directory again");
+        for connections in read {
+            assert_eq!(connections.expect("no problems"), 1);
+        }
+    }
+}
