@@ -13,6 +13,7 @@ const RUNNER: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("tcpdump", "tcpdump"),
     ("iptables-legacy", "iptables"),
+    ("nft", "nftables"),
 ];
 
 /// What strongSwan scenarios need besides.
