@@ -46,6 +46,7 @@ fn main() -> Result<()> {
         moving(&runtime, avoid_migrate)?;
     }
     rollback(&runtime)?;
+    leftovers(&runtime)?;
     suites(&runtime)?;
     bypass(&runtime)?;
     println!("kernel-lab: ok");
@@ -165,6 +166,30 @@ fn rollback(runtime: &tokio::runtime::Runtime) -> Result<()> {
     let policies = ip(&["-n", "a", "xfrm", "policy"])?;
     check(policies.matches("10.0.3.0/24").count() == 3, "the heir keeps the policies")?;
     runtime.block_on(pair.a.remove(ChildId(2)))?;
+    pair.close(runtime)
+}
+
+/// What a killed daemon has left is removed by the next one; what others have made stays.
+fn leftovers(runtime: &tokio::runtime::Runtime) -> Result<()> {
+    println!("-- leftovers");
+    let place = (path(A0, 4500, B0, 4500), false);
+    let mut pair = Pair::open(runtime, false)?;
+    pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, place)?;
+    let Pair { a, b, _encap: sockets, .. } = pair;
+    std::mem::forget(a);
+    drop((b, sockets));
+    check(states("a")? == 2 && states("b")? == 0, "a dropped plane clears up, a killed one not")?;
+
+    let other = "src 203.0.113.1 dst 203.0.113.2 proto esp spi 0x5001 reqid 7 mode tunnel";
+    let aead = ["aead", "rfc4106(gcm(aes))", "0x0102030405060708090a0b0c0d0e0f1011121314", "128"];
+    let other: Vec<&str> = other.split(' ').collect();
+    ip(&[&["-n", "a", "xfrm", "state", "add"], &other[..], &aead].concat())?;
+    let mut pair = Pair::open(runtime, false)?;
+    check(states("a")? == 1, "old states are removed, others' are not")?;
+    check(ip(&["-n", "a", "xfrm", "policy", "list", "nosock"])?.is_empty(), "old policies too")?;
+    ip(&["-n", "a", "xfrm", "state", "flush"])?;
+    pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, place)?;
+    check(ping(5)? == 0, "the new ones work")?;
     pair.close(runtime)
 }
 

@@ -2,12 +2,9 @@
 //!
 //! All of it is hints. A message that is too short or about a state that is not ours is skipped.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-};
+use std::{io, net::SocketAddr};
 
-use netlink_packet_xfrm::{Address, UserExpire, UserMapping, UserTemplate, constants::*};
+use netlink_packet_xfrm::{UserExpire, UserMapping, UserTemplate, constants::*};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
@@ -15,7 +12,7 @@ use zeroize::Zeroizing;
 use super::{
     ledger::Shared,
     message::{Message, attribute, messages},
-    state::{Key, Side, Usage},
+    state::{Key, Side, Usage, ip},
 };
 use crate::plane::{PlaneError, PlaneEvent};
 
@@ -128,12 +125,4 @@ fn acquire(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
     let reqid = UserTemplate::parse(template).ok()?.reqid;
     // While a state is deleted and added, a packet may miss it; nobody has to act on that.
     (reqid != 0 && !ledger.lock().knows(reqid)).then_some(PlaneEvent::Acquire { reqid })
-}
-
-fn ip(address: &Address, family: u16) -> Option<IpAddr> {
-    match family {
-        AF_INET => Some(address.to_ipv4().into()),
-        AF_INET6 => Some(address.to_ipv6().into()),
-        _ => None,
-    }
 }

@@ -89,6 +89,7 @@ pub struct KernelPlane {
     ledger: Shared,
     events: Option<mpsc::Receiver<PlaneEvent>>,
     task: tokio::task::AbortHandle,
+    closed: bool,
 }
 
 impl KernelPlane {
@@ -111,6 +112,7 @@ impl KernelPlane {
             true => Method::Migrate,
             false => Method::DeleteAdd,
         };
+        remove_leftovers(&mut xfrm, config.mark)?;
         let ledger = Shared::default();
         let (events, task) = events::start(ledger.clone())?;
         let mut route = Socket::open(libc::NETLINK_ROUTE)?;
@@ -125,6 +127,7 @@ impl KernelPlane {
             ledger,
             events: Some(events),
             task,
+            closed: false,
         })
     }
 
@@ -213,6 +216,9 @@ impl KernelPlane {
     }
 
     fn close(&mut self) -> Result<(), PlaneError> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Ok(());
+        }
         let ids: Vec<ChildId> = self.children.keys().copied().collect();
         let mut result = Ok(());
         for id in ids {
@@ -311,9 +317,12 @@ impl DataPlane for KernelPlane {
     }
 }
 
+/// A plane that nobody has shut down does so by itself.
 impl Drop for KernelPlane {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Err(error) = self.close() {
+            tracing::warn!(%error, "the kernel's IPsec state could not be cleared");
+        }
     }
 }
 
@@ -330,6 +339,33 @@ fn gone(result: Result<(), PlaneError>, errno: i32) -> Result<(), PlaneError> {
         Err(error) if error.errno() == Some(errno) => Ok(()),
         result => result,
     }
+}
+
+/// Removes what a plane with this mark has left in the kernel, which only one that was killed does.
+fn remove_leftovers(xfrm: &mut Socket, mark: u32) -> Result<(), PlaneError> {
+    if mark == 0 {
+        return Ok(());
+    }
+    let mut states = xfrm.dump("listing states", state::dump(), state::found)?;
+    states.retain(|state| state.mark == mark);
+    if states.is_empty() {
+        return Ok(());
+    }
+    let reqids = states.iter().map(|state| state.reqid).collect();
+    let mut policies = xfrm.dump("listing policies", policy::dump(), policy::found)?;
+    policies.retain(|policy| policy.is_ours(&reqids));
+    tracing::info!(
+        states = states.len(),
+        policies = policies.len(),
+        "removing what an earlier run has left in the kernel"
+    );
+    for policy in policies {
+        gone(xfrm.request("deleting an old policy", policy.delete()), libc::ENOENT)?;
+    }
+    for found in states {
+        gone(xfrm.request("deleting an old state", state::delete(found.key)), libc::ESRCH)?;
+    }
+    Ok(())
 }
 
 fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {

@@ -5,7 +5,7 @@
 //! them alone; the out policy's template holds the outer path.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -18,7 +18,7 @@ use netlink_packet_xfrm::{
 };
 
 use super::{
-    message::Request,
+    message::{NLM_F_DUMP, Request, attribute},
     state::{Place, Side, family},
 };
 use crate::plane::PlaneError;
@@ -28,6 +28,13 @@ const MOST_FLOWS: usize = 256;
 
 /// Added to every priority, so that an operator can put policies of his own before ours.
 const PRIORITY: u32 = 0x1_0000;
+
+/// The most that is added to [`PRIORITY`]: two IPv6 addresses, two ports and the protocol.
+const OPEN_BITS: u32 = 128 + 128 + 16 + 16 + 8;
+
+/// Octets of struct xfrm_userpolicy_info and xfrm_user_tmpl.
+const POLICY_INFO: usize = 168;
+const TEMPLATE: usize = 64;
 
 const ICMP: [u8; 2] = [IPPROTO_ICMP, IPPROTO_ICMPV6];
 
@@ -204,6 +211,47 @@ pub(super) fn delete(flow: &Flow, direction: Direction) -> Request {
 /// The fixed part of a message that is about the policy for `flow` in `direction`.
 pub(super) fn policy_id(flow: &Flow, direction: Direction) -> UserPolicyId {
     UserPolicyId { selector: flow.selector(direction), index: 0, direction: direction.number() }
+}
+
+/// A policy that some program has made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Found {
+    index: u32,
+    direction: u8,
+    priority: u32,
+    reqid: u32,
+}
+
+impl Found {
+    /// Whether we could have made it for a CHILD_SA with one of `reqids`.
+    pub(super) fn is_ours(&self, reqids: &BTreeSet<u32>) -> bool {
+        let ours = PRIORITY..=PRIORITY + OPEN_BITS;
+        ours.contains(&self.priority) && reqids.contains(&self.reqid)
+    }
+
+    /// DELPOLICY for exactly this one.
+    pub(super) fn delete(&self) -> Request {
+        let user_policy_id = UserPolicyId {
+            index: self.index,
+            direction: self.direction,
+            ..UserPolicyId::default()
+        };
+        Request::new(XFRM_MSG_DELPOLICY, 0, &DelGetMessage { user_policy_id, nlas: Vec::new() })
+    }
+}
+
+/// GETPOLICY for all policies; each part of the answer is read by [`found`].
+pub(super) fn dump() -> Request {
+    Request::with_body(XFRM_MSG_GETPOLICY, NLM_F_DUMP, &[])
+}
+
+/// Reads one part of the answer to [`dump`]; `None` for what has no template.
+pub(super) fn found(kind: u16, body: &[u8]) -> Option<Found> {
+    let info = body.get(..POLICY_INFO).filter(|_| kind == XFRM_MSG_NEWPOLICY)?;
+    let info = UserPolicyInfo::parse(info).ok()?;
+    let template = attribute(body, POLICY_INFO, XFRMA_TMPL)?.get(..TEMPLATE)?;
+    let reqid = UserTemplate::parse(template).ok()?.reqid;
+    Some(Found { index: info.index, direction: info.direction, priority: info.priority, reqid })
 }
 
 /// Which CHILD_SAs want which flow. Two share one while the first is replaced by the second.

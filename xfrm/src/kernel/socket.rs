@@ -60,7 +60,7 @@ impl Socket {
 
     /// Sends `request` and waits for the acknowledgement. `operation` is for the error.
     pub(super) fn request(&mut self, operation: &str, request: Request) -> Result<(), PlaneError> {
-        self.exchange(operation, request, |_, _| None::<()>).map(|_| ())
+        self.exchange(operation, request, |_, _| {})
     }
 
     /// Sends `request` and returns what `read` makes of the answer (message type and body).
@@ -68,21 +68,37 @@ impl Socket {
         &mut self,
         operation: &str,
         request: Request,
-        read: impl FnMut(u16, &[u8]) -> Option<T>,
+        mut read: impl FnMut(u16, &[u8]) -> Option<T>,
     ) -> Result<T, PlaneError> {
-        self.exchange(operation, request, read)?.ok_or_else(|| PlaneError::Kernel {
+        let mut found = None;
+        self.exchange(operation, request, |kind, body| {
+            found = found.take().or_else(|| read(kind, body));
+        })?;
+        found.ok_or_else(|| PlaneError::Kernel {
             operation: operation.to_owned(),
             errno: libc::EBADMSG,
             message: "the kernel's answer can't be read".into(),
         })
     }
 
-    fn exchange<T>(
+    /// Sends the dump `request` and returns what `read` makes of each part of the answer.
+    pub(super) fn dump<T>(
+        &mut self,
+        operation: &str,
+        request: Request,
+        mut read: impl FnMut(u16, &[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, PlaneError> {
+        let mut found = Vec::new();
+        self.exchange(operation, request, |kind, body| found.extend(read(kind, body)))?;
+        Ok(found)
+    }
+
+    fn exchange(
         &mut self,
         operation: &str,
         mut request: Request,
-        mut read: impl FnMut(u16, &[u8]) -> Option<T>,
-    ) -> Result<Option<T>, PlaneError> {
+        mut read: impl FnMut(u16, &[u8]),
+    ) -> Result<(), PlaneError> {
         self.sequence = self.sequence.wrapping_add(1);
         self.sent = self.sent.wrapping_add(1);
         self.socket
@@ -91,7 +107,6 @@ impl Socket {
         drop(request);
 
         let deadline = Instant::now() + TIMEOUT;
-        let mut found = None;
         while Instant::now() < deadline {
             self.buffer.resize(BUFFER, 0);
             let length = match self.socket.recv(&mut &mut self.buffer[..], 0) {
@@ -105,15 +120,15 @@ impl Socket {
             // An answer to an earlier request that we gave up on has another sequence number.
             for message in messages(datagram).filter(|m| m.sequence == self.sequence) {
                 match message.kind {
-                    NLMSG_ERROR => outcome = refusal(&message),
-                    NLMSG_DONE => {}
-                    kind => found = found.or_else(|| read(kind, message.body)),
+                    // The end of a dump begins with an error number too.
+                    NLMSG_ERROR | NLMSG_DONE => outcome = refusal(&message),
+                    kind => read(kind, message.body),
                 }
             }
             self.buffer.zeroize();
             match outcome {
                 None => {}
-                Some(answer) if answer.errno == 0 => return Ok(found),
+                Some(answer) if answer.errno == 0 => return Ok(()),
                 Some(answer) => {
                     let system = io::Error::from_raw_os_error(answer.errno);
                     return Err(PlaneError::Kernel {

@@ -8,7 +8,7 @@ use netlink_packet_xfrm::{
     XfrmAttrs, constants::*, state::DelGetMessage,
 };
 
-use super::message::{Request, attribute, u32_at, u64_at};
+use super::message::{NLM_F_DUMP, Request, attribute, u32_at, u64_at};
 use crate::plane::PlaneError;
 
 /// Packets that the anti-replay window spans: two paths whose delays differ by 20 ms overlap by as
@@ -123,7 +123,6 @@ impl Replay {
     }
 
     fn parse(value: &[u8]) -> Option<Self> {
-        // Of a state that another program installed, the bitmap may have any length.
         (value.len() >= REPLAY_ESN).then(|| ReplayEsn::parse(value).ok()).flatten().map(Replay)
     }
 }
@@ -198,9 +197,11 @@ pub(super) fn put(
             request = request.xfrm(&XfrmAttrs::MappingTimeThreshold(MAPPING_SECONDS));
         }
     }
-    if side == Side::Out && mark != 0 {
-        // The outer packet must not meet the rule that sends inner packets to our device.
-        request = request.xfrm(&XfrmAttrs::MarkVal(mark)).xfrm(&XfrmAttrs::MarkMask(u32::MAX));
+    if mark != 0 {
+        // The outer packet must not meet the rule that sends inner packets to our device. Inbound,
+        // the mark sets no bit of a packet and only says whose state this is.
+        let mask = if side == Side::Out { u32::MAX } else { 0 };
+        request = request.xfrm(&XfrmAttrs::MarkVal(mark)).xfrm(&XfrmAttrs::MarkMask(mask));
     }
     Ok(request)
 }
@@ -213,6 +214,33 @@ pub(super) fn delete(key: Key) -> Request {
 /// GETSA; the answer is read by [`Usage::of_answer`] and holds keys.
 pub(super) fn get(key: Key) -> Request {
     Request::new(XFRM_MSG_GETSA, 0, &DelGetMessage { user_sa_id: id(key), nlas: Vec::new() })
+}
+
+/// A state that some program has made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Found {
+    pub(super) key: Key,
+    pub(super) reqid: u32,
+    /// 0 if there is none
+    pub(super) mark: u32,
+}
+
+/// GETSA for all states; each part of the answer is read by [`found`] and holds keys.
+pub(super) fn dump() -> Request {
+    Request::with_body(XFRM_MSG_GETSA, NLM_F_DUMP, &[])
+}
+
+/// Reads one part of the answer to [`dump`]; `None` for what is not ESP.
+pub(super) fn found(kind: u16, body: &[u8]) -> Option<Found> {
+    let info = body.get(..SA_INFO).filter(|_| kind == XFRM_MSG_NEWSA)?;
+    let info = UserSaInfo::parse(info).ok().filter(|info| info.id.proto == IPPROTO_ESP)?;
+    let destination = ip(&info.id.daddr, info.family)?;
+    let mark = attribute(body, SA_INFO, XFRMA_SET_MARK).and_then(|value| u32_at(value, 0));
+    Some(Found {
+        key: Key { destination, spi: info.id.spi },
+        reqid: info.reqid,
+        mark: mark.unwrap_or(0),
+    })
 }
 
 /// GETAE: replay state and usage without keys; the answer is read by [`snapshot`].
@@ -255,6 +283,15 @@ fn id(key: Key) -> UserSaId {
 /// AF_INET or AF_INET6.
 pub(super) fn family(address: IpAddr) -> u16 {
     if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+/// An address of struct xfrm_address_t, whose family is elsewhere.
+pub(super) fn ip(address: &Address, family: u16) -> Option<IpAddr> {
+    match family {
+        AF_INET => Some(address.to_ipv4().into()),
+        AF_INET6 => Some(address.to_ipv6().into()),
+        _ => None,
+    }
 }
 
 /// Adds the algorithms and keys (struct xfrm_algo_aead, xfrm_algo and xfrm_algo_auth).

@@ -114,7 +114,7 @@ fn an_outbound_state_is_what_the_kernel_reads() {
 }
 
 #[test]
-fn an_inbound_state_has_the_ports_of_packets_to_us_and_no_mark() {
+fn an_inbound_state_has_the_ports_of_packets_to_us_and_marks_no_packet() {
     let sa = ChildSa { esn: true, ..gcm() };
     let request =
         state::put(XFRM_MSG_UPDSA, &sa, Side::In, Place::of(&sa), &Replay::fresh(), 0xbe1c, 7);
@@ -126,7 +126,7 @@ fn an_inbound_state_has_the_ports_of_packets_to_us_and_no_mark() {
     assert_eq!(body[136..144], 7u64.to_ne_bytes(), "hard limit in seconds after it was made");
     let encap = attribute(&body, 224, XFRMA_ENCAP).unwrap();
     assert_eq!(encap[2..6], [61234u16.to_be_bytes(), 4500u16.to_be_bytes()].concat());
-    assert_eq!(attribute(&body, 224, XFRMA_SET_MARK), None);
+    assert_eq!(attribute(&body, 224, XFRMA_SET_MARK_MASK), Some(&[0; 4][..]), "sets no bit");
     assert_eq!(attribute(&body, 224, XFRMA_MTIMER_THRESH), Some(&1u32.to_ne_bytes()[..]));
 }
 
@@ -405,11 +405,34 @@ fn truncated_answers_and_datagrams_are_survived() {
         for message in messages(&octets[..length]) {
             let _ = attributes(message.body.get(224..).unwrap_or_default()).count();
             let _ = state::usage(message.kind, message.body);
+            let _ = state::found(message.kind, message.body);
         }
         let body = octets.get(16..length).unwrap_or_default();
         let _ = state::usage(XFRM_MSG_NEWSA, body);
         let _ = state::snapshot(XFRM_MSG_NEWAE, body);
     }
+    let flows = policy::flows(&sa).unwrap();
+    let (_, _, body) = sent(policy::put(&flows[0], Direction::In, sa.reqid, place));
+    for length in 0..body.len() {
+        assert_eq!(policy::found(XFRM_MSG_NEWPOLICY, &body[..length]), None);
+    }
+}
+
+#[test]
+fn what_an_earlier_run_has_left_is_known_by_its_mark() {
+    let sa = gcm();
+    let place = Place::of(&sa);
+    for side in [Side::In, Side::Out] {
+        let request = state::put(XFRM_MSG_NEWSA, &sa, side, place, &Replay::fresh(), 0xbe1c, 0);
+        let (kind, _, body) = sent(request.unwrap());
+        let found = state::found(kind, &body).unwrap();
+        assert_eq!((found.key, found.reqid, found.mark), (place.key(&sa, side), 0x77, 0xbe1c));
+    }
+    let flows = policy::flows(&sa).unwrap();
+    let (_, _, body) = sent(policy::put(&flows[0], Direction::In, sa.reqid, place));
+    let found = policy::found(XFRM_MSG_NEWPOLICY, &body).unwrap();
+    assert!(found.is_ours(&[0x77].into()));
+    assert!(!found.is_ours(&[0x78].into()));
 }
 
 proptest! {
@@ -425,6 +448,8 @@ proptest! {
         let _ = events::read(&message, &ledger);
         let _ = state::usage(XFRM_MSG_NEWSA, &octets);
         let _ = state::snapshot(XFRM_MSG_NEWAE, &octets);
+        let _ = state::found(XFRM_MSG_NEWSA, &octets);
+        let _ = policy::found(XFRM_MSG_NEWPOLICY, &octets);
         prop_assert!(messages(&octets).count() <= octets.len() / 16 + 1);
         prop_assert!(attributes(&octets).count() <= octets.len() / 4 + 1);
     }

@@ -235,8 +235,12 @@ impl UdpSockets {
 
     /// Has the kernel take ESP from the NAT port into its own data plane (UDP_ENCAP), or stop it.
     ///
-    /// An error is the system's, from the first socket that refused.
+    /// With it on, IKE passes the kernel's policies in the clear ([`crate::kernel::bypass`]). An
+    /// error is the system's, from the first socket that refused.
     pub fn set_kernel_encap(&self, on: bool) -> io::Result<()> {
+        if on {
+            self.sockets.iter().try_for_each(|socket| socket.bypass())?;
+        }
         self.sockets.iter().filter(|socket| socket.nat).try_for_each(|s| s.set_encap(on))
     }
 

@@ -3,7 +3,7 @@
 use std::{
     io, mem,
     net::SocketAddr,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, RawFd},
 };
 
 use bewick_ike::Path;
@@ -88,6 +88,11 @@ impl Socket {
     pub(super) fn set_encap(&self, on: bool) -> io::Result<()> {
         let kind = if on { UDP_ENCAP_ESPINUDP } else { 0 };
         set(self.fd(), libc::IPPROTO_UDP, UDP_ENCAP, kind)
+    }
+
+    /// Lets what this socket carries pass the policies of the kernel's data plane.
+    pub(super) fn bypass(&self) -> io::Result<()> {
+        crate::kernel::bypass(self.inner.as_fd())
     }
 
     /// Makes a receive that waits return, now and from now on.
