@@ -10,3 +10,4 @@ pub mod control;
 pub mod demo;
 pub mod logging;
 pub mod net;
+pub mod runtime;

@@ -4,6 +4,7 @@
 //! stderr with a remedy, and the exit status is 1. Wrong usage is status 2.
 
 mod ask;
+mod run;
 mod show;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -76,7 +77,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let request = match cli.command {
-        Command::Run { .. } => return fail("not part of this build", None),
+        Command::Run { config, check } => return run::run(&config, check, cli.control, cli.json),
         Command::Demo { keep } => return demo::run(demo::DemoOptions { json: cli.json, keep }),
         Command::Up { name } => Request::Up { name },
         Command::Down { name } => Request::Down { name },

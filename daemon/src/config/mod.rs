@@ -43,6 +43,8 @@ pub struct DaemonConfig {
     pub device: String,
     /// what to log, in the words of `tracing_subscriber::EnvFilter`
     pub log: String,
+    /// whether the log may show addresses
+    pub log_addresses: bool,
     /// the control socket, if the file names one
     pub control: Option<PathBuf>,
 }
@@ -53,6 +55,7 @@ impl Default for DaemonConfig {
             dataplane: PlaneChoice::Auto,
             device: "bewick0".into(),
             log: "info".into(),
+            log_addresses: false,
             control: None,
         }
     }
@@ -140,6 +143,7 @@ fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {
         }
         out.log = log.value.into();
     }
+    out.log_addresses = reader.bool("log_addresses").is_some_and(|field| field.value);
     if let Some(control) = reader.string("control", "the path of the control socket") {
         if !control.value.starts_with('/') {
             let text = format!("control is {:?}; expected a path from / on", control.value);

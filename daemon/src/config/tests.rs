@@ -74,7 +74,7 @@ fn a_client_in_nine_lines() {
 #[test]
 fn every_other_key() {
     let text = format!(
-        "[daemon]\ndataplane = \"userspace\"\ndevice = \"vpn0\"\nlog = \"info,bewick_ike=debug\"\n\
+        "[daemon]\ndataplane = \"userspace\"\ndevice = \"vpn0\"\nlog = \"info,bewick_ike=debug\"\nlog_addresses = true\n\
          control = \"/tmp/c.sock\"\n{CLIENT}mobike = false\nliveness = 5\nforce_encap = true\n\
          start = \"manual\"\nike = [\"aes128-sha256-ecp256\"]\nesp = [\"aes128-sha256\"]\n\
          {GATEWAY}dns = [\"10.1.0.53\"]\nreturn_routability = \"off\"\n"
@@ -83,6 +83,7 @@ fn every_other_key() {
     let config = read(&text).unwrap();
     assert_eq!(config.daemon.dataplane, PlaneChoice::Userspace);
     assert_eq!(config.daemon.device, "vpn0");
+    assert!(config.daemon.log_addresses);
     assert_eq!(config.daemon.control, Some("/tmp/c.sock".into()));
     let [client, gateway] = &config.connections[..] else { panic!("two connections") };
     assert_eq!(client.gateways, ["vpn.example.com", "2001:db8::1"]);
@@ -111,7 +112,9 @@ fn an_unknown_key_with_its_likely_meaning() {
     );
     assert_eq!(
         problems(&format!("[daemon]\ncolour = 1\n{CLIENT}")),
-        ["b.toml:2:1: unknown key colour in [daemon]; known here: control, dataplane, device, log"]
+        [
+            "b.toml:2:1: unknown key colour in [daemon]; known here: control, dataplane, device, log, log_addresses"
+        ]
     );
 }
 

@@ -1,0 +1,183 @@
+//! Carries out what the machines say: datagrams to the sockets, actions to the data plane and the
+//! routes, names to the resolver, events to whoever listens.
+
+use std::{net::IpAddr, time::Duration};
+
+use bewick_ike::{Action, ActionError, ChildSa, ConnectionId, Role, config::Selectors};
+use bewick_mobike::{Event, Input, Output};
+use ipnet::IpNet;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::Daemon;
+use crate::config::{Connection, Start};
+
+/// How long a gateway's name may take to be looked up.
+const LOOKUP: Duration = Duration::from_secs(10);
+
+/// What the resolver says of a connection's gateway.
+pub(super) struct Resolved {
+    connection: ConnectionId,
+    /// name and addresses, of each name that could be resolved
+    found: Vec<(String, Vec<IpAddr>)>,
+}
+
+impl Daemon {
+    /// Carries out everything that waits, and then looks after the control clients that wait for it.
+    pub(super) async fn carry_out(&mut self) {
+        while let Some(output) = self.host.poll_output() {
+            match output {
+                Output::Transmit(transmit) => {
+                    // what could not be sent is a lost packet: the machines send again
+                    if let Err(e) = self.udp.send_ike(&transmit.path, &transmit.bytes) {
+                        debug!(path = %transmit.path, "send: {e}");
+                    }
+                }
+                Output::Keepalive(path) => {
+                    if let Err(e) = self.udp.send_keepalive(&path) {
+                        debug!(%path, "send a keepalive: {e}");
+                    }
+                }
+                Output::Action { id, action } => {
+                    let result = self.act(&action).await;
+                    self.host.handle(self.clock.now(), Input::Answer { id, result });
+                }
+                Output::Resolve(connection) => self.resolve(connection),
+                Output::Event(event) => self.on_event(&event).await,
+            }
+        }
+        self.serve_waiters();
+    }
+
+    /// Has the data plane and the routes do what is to be done, both or neither.
+    async fn act(&mut self, action: &Action) -> Result<(), ActionError> {
+        let refused = |e: &dyn std::fmt::Display| ActionError(e.to_string());
+        match action {
+            Action::Install(sa) => {
+                self.plane.install(sa).await.map_err(|e| refused(&e))?;
+                if let Err(e) = self.route(sa).await {
+                    if let Err(e) = self.plane.remove(sa.id).await {
+                        warn!("{e}");
+                    }
+                    return Err(e);
+                }
+                Ok(())
+            }
+            Action::Remove(id) => {
+                let routes = self.routes.remove(*id).await.map_err(|e| refused(&e));
+                let plane = self.plane.remove(*id).await.map_err(|e| refused(&e));
+                routes.and(plane)
+            }
+            Action::Move(moves) => {
+                let report = self.plane.move_children(moves).await.map_err(|e| refused(&e))?;
+                debug!(requests = report.requests, took = ?report.took, "data plane moved");
+                Ok(())
+            }
+        }
+    }
+
+    async fn route(&mut self, sa: &ChildSa) -> Result<(), ActionError> {
+        let refused = |e: &dyn std::fmt::Display| ActionError(e.to_string());
+        let own = match sa.virtual_ips.is_empty() {
+            true => self.monitor.all_addresses().await.map_err(|e| refused(&e))?,
+            false => Vec::new(),
+        };
+        self.routes.add(sa, &own).await.map_err(|e| refused(&e))
+    }
+
+    /// Looks up the addresses of a connection's gateways, without holding up anything else.
+    fn resolve(&mut self, connection: ConnectionId) {
+        let Some(config) = self.connections.get(connection.0) else { return };
+        let (names, answers) = (config.gateways.clone(), self.resolved.clone());
+        tokio::spawn(async move {
+            let mut found = Vec::new();
+            for name in names {
+                let addresses = match name.parse() {
+                    Ok(address) => vec![address],
+                    Err(_) => lookup(&name).await,
+                };
+                found.push((name, addresses));
+            }
+            // nobody waits for it when the daemon ends
+            let _ = answers.send(Resolved { connection, found }).await;
+        });
+    }
+
+    pub(super) fn on_resolved(&mut self, resolved: Resolved) {
+        let mut addresses = Vec::new();
+        for (name, found) in resolved.found {
+            if found.is_empty() {
+                // while our own tunnel blocks the way to the name server, the last answer is good
+                addresses.extend(self.gateways.get(&name).into_iter().flatten());
+            } else {
+                addresses.extend(&found);
+                self.gateways.insert(name, found);
+            }
+        }
+        let connection = resolved.connection;
+        self.host.handle(self.clock.now(), Input::Resolved { connection, addresses });
+    }
+
+    async fn on_event(&mut self, event: &Event) {
+        match event {
+            Event::Established { established, .. } => {
+                self.virtual_ips.insert(established.sa, established.virtual_ips.clone());
+                self.block(established.connection).await;
+            }
+            Event::Closed { sa, connection, .. } => {
+                self.virtual_ips.remove(sa);
+                let manual = connection
+                    .and_then(|id| self.connections.get(id.0))
+                    .filter(|connection| connection.start == Start::Manual);
+                if let Some(name) = manual.map(|connection| connection.name().to_owned()) {
+                    self.unblock(&name).await;
+                }
+            }
+            _ => {}
+        }
+        self.recorder.event(event);
+        self.waiters.note(event);
+        self.waiters.forward(event, &self.recorder.last());
+    }
+
+    /// From the first time that a client's connection is up, what belongs in its tunnel goes nowhere
+    /// else until the operator takes it down.
+    async fn block(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get(id.0) else { return };
+        if connection.ike.role != Role::Initiator {
+            return;
+        }
+        let name = connection.name().to_owned();
+        if let Err(e) = self.routes.block(&name, remote_nets(connection)).await {
+            warn!("{e}");
+        }
+    }
+
+    pub(super) async fn unblock(&mut self, name: &str) {
+        if let Err(e) = self.routes.unblock(name).await {
+            warn!("{e}");
+        }
+    }
+}
+
+fn remote_nets(connection: &Connection) -> Vec<IpNet> {
+    match &connection.ike.ts_remote {
+        Selectors::List(list) => list.iter().flat_map(|ts| ts.nets()).collect(),
+        Selectors::Dynamic => Vec::new(),
+    }
+}
+
+/// The addresses of `name`, none if it can't be resolved.
+async fn lookup(name: &str) -> Vec<IpAddr> {
+    match timeout(LOOKUP, tokio::net::lookup_host((name, 0))).await {
+        Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
+        Ok(Err(e)) => {
+            warn!("look up {name}: {e}");
+            Vec::new()
+        }
+        Err(_) => {
+            warn!("look up {name}: no answer in {} s", LOOKUP.as_secs());
+            Vec::new()
+        }
+    }
+}

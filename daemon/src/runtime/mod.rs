@@ -1,0 +1,399 @@
+//! The running daemon: one task that owns the machines, feeds them what comes from sockets, kernel,
+//! clock and operator, and carries out what they say.
+
+mod calls;
+mod carry;
+mod plane;
+mod record;
+mod status;
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bewick_ike::{Random, Role, SaId, Time};
+use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig, Input, ReturnRoutability};
+use bewick_xfrm::{
+    DataPlane, PlaneError, PlaneEvent,
+    udp::{IkeDatagram, UdpError, UdpSockets},
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{broadcast, mpsc, watch},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::{Config, Connection, Start},
+    control::{Call, EventRecord, Server, ServerError},
+    net::{LocalAddress, Monitor, NetError, Routes, sysctl},
+};
+
+use calls::Waiters;
+use carry::Resolved;
+use record::Recorder;
+
+/// How long the peers have to confirm that their IKE_SAs are deleted when the daemon ends.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Requests of control clients that wait at most.
+const CALLS: usize = 64;
+
+/// Events that a slow `bewick events` may be behind.
+const EVENTS: usize = 1024;
+
+/// Why the daemon could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// the control socket
+    #[error(transparent)]
+    Control(#[from] ServerError),
+    /// the sockets of IKE
+    #[error(transparent)]
+    Udp(#[from] UdpError),
+    /// the data plane
+    #[error("no data plane: {0}")]
+    Plane(#[from] PlaneError),
+    /// addresses, routes or links
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// the operating system
+    #[error("{0}: {1}")]
+    System(&'static str, std::io::Error),
+    /// no randomness
+    #[error("the operating system gives no randomness: {0}")]
+    Random(getrandom::Error),
+}
+
+impl RunError {
+    /// What the operator can do about it, where the message does not say so itself.
+    pub fn remedy(&self) -> Option<&'static str> {
+        let errno = match self {
+            RunError::Net(e) => e.errno,
+            RunError::Plane(PlaneError::Io { source, .. }) => source.raw_os_error(),
+            RunError::Plane(PlaneError::Kernel { errno, .. }) => Some(*errno),
+            _ => None,
+        };
+        match errno {
+            Some(libc::EPERM | libc::EACCES) => Some("run as root or with CAP_NET_ADMIN"),
+            _ => None,
+        }
+    }
+}
+
+/// Runs the daemon with a configuration that has been checked, until SIGTERM, SIGINT or SIGHUP.
+pub fn run(config: Config, control: PathBuf) -> Result<(), RunError> {
+    // the control socket, and whatever else is made, is for its owner alone
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| RunError::System("start the runtime", e))?;
+    let result = runtime.block_on(async {
+        let (mut daemon, inputs) = Daemon::start(config, control).await?;
+        daemon.serve(inputs).await;
+        daemon.end().await;
+        Ok(())
+    });
+    // a name that is still being looked up is no reason to stay
+    runtime.shutdown_background();
+    result
+}
+
+/// Everything that the one task owns.
+struct Daemon {
+    host: Host,
+    connections: Vec<Connection>,
+    clock: Clock,
+    udp: Arc<UdpSockets>,
+    plane: Box<dyn DataPlane>,
+    routes: Routes,
+    monitor: Monitor,
+    addresses: Vec<LocalAddress>,
+    /// addresses that were assigned, to us or by us
+    virtual_ips: BTreeMap<SaId, Vec<IpAddr>>,
+    /// the last answer for a gateway's name
+    gateways: BTreeMap<String, Vec<IpAddr>>,
+    resolved: mpsc::Sender<Resolved>,
+    recorder: Recorder,
+    waiters: Waiters,
+    _server: Server,
+}
+
+/// Where the inputs come from.
+struct Inputs {
+    ike: mpsc::Receiver<IkeDatagram>,
+    plane: Option<mpsc::Receiver<PlaneEvent>>,
+    addresses: watch::Receiver<Vec<LocalAddress>>,
+    calls: mpsc::Receiver<Call>,
+    resolved: mpsc::Receiver<Resolved>,
+    signals: Signals,
+}
+
+/// The machines' clock.
+#[derive(Clone, Copy)]
+struct Clock(Instant);
+
+impl Clock {
+    fn now(self) -> Time {
+        Time::from_micros(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn instant(self, time: Time) -> tokio::time::Instant {
+        (self.0 + Duration::from_micros(time.as_micros())).into()
+    }
+}
+
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn listen() -> Result<Self, RunError> {
+        let one = |kind| signal(kind).map_err(|e| RunError::System("listen to signals", e));
+        Ok(Signals([
+            one(SignalKind::terminate())?,
+            one(SignalKind::interrupt())?,
+            one(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+impl Daemon {
+    async fn start(config: Config, control: PathBuf) -> Result<(Self, Inputs), RunError> {
+        let signals = Signals::listen()?;
+        let clock = Clock(Instant::now());
+        let (calls, call_receiver) = mpsc::channel(CALLS);
+        let events = broadcast::Sender::<Arc<EventRecord>>::new(EVENTS);
+        // first of all: it tells whether another daemon runs, whose state must not be touched
+        let server = Server::open(&control, calls, events.clone())?;
+        let plane::Opened { plane, udp, ike, force_encap } = plane::open(&config.daemon)?;
+        let description = plane.describe();
+        for note in udp.notes() {
+            warn!("{note}");
+        }
+        let mut plane = plane;
+        let plane_events = plane.take_events();
+        let routes = Routes::open(plane.device()).await?;
+        let monitor = Monitor::start(plane.device()).await?;
+
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(RunError::Random)?;
+        let host_config = HostConfig {
+            connections: config
+                .connections
+                .iter()
+                .map(|connection| (connection.ike.clone(), policy(connection)))
+                .collect(),
+            force_encap,
+        };
+        let (resolved, resolved_receiver) = mpsc::channel(CALLS);
+        let names = config.connections.iter().map(|c| c.name().to_owned()).collect();
+        let inputs = Inputs {
+            ike,
+            plane: plane_events,
+            addresses: monitor.addresses(),
+            calls: call_receiver,
+            resolved: resolved_receiver,
+            signals,
+        };
+        let mut daemon = Daemon {
+            host: Host::new(host_config, Random::from_seed(seed)),
+            connections: config.connections,
+            clock,
+            udp,
+            plane,
+            routes,
+            monitor,
+            addresses: Vec::new(),
+            virtual_ips: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            resolved,
+            recorder: Recorder::new(clock.0, names, config.daemon.log_addresses, events),
+            waiters: Waiters::default(),
+            _server: server,
+        };
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            dataplane = description.kind.as_str(),
+            reason = description.reason,
+            control = %control.display(),
+            "bewick runs"
+        );
+        Ok((daemon.begin(&inputs).await, inputs))
+    }
+
+    /// The first inputs: our addresses, and the connections that are to be up from the start.
+    async fn begin(mut self, inputs: &Inputs) -> Self {
+        let addresses = inputs.addresses.borrow().clone();
+        self.advise(&addresses);
+        self.on_addresses(addresses).await;
+        for (index, connection) in self.connections.iter().enumerate() {
+            if connection.ike.role == Role::Initiator && connection.start == Start::Auto {
+                let command = Command::Up(bewick_ike::ConnectionId(index));
+                if let Err(e) = self.host.command(self.clock.now(), command) {
+                    warn!(connection = connection.name(), "{e}");
+                }
+            }
+        }
+        self.carry_out().await;
+        self
+    }
+
+    /// Tells the operator which settings of the machine are in the way.
+    fn advise(&self, addresses: &[LocalAddress]) {
+        let behind = |ipv4: bool| {
+            self.connections.iter().any(|connection| {
+                let nets = match &connection.ike.ts_local {
+                    bewick_ike::config::Selectors::List(list) => list.as_slice(),
+                    bewick_ike::config::Selectors::Dynamic => &[],
+                };
+                connection.ike.role == Role::Responder
+                    && nets.iter().any(|ts| ts.is_ipv4() == ipv4 && ts.first() != ts.last())
+            })
+        };
+        let mut advice = sysctl::forwarding(behind(true), behind(false));
+        let initiates = self.connections.iter().any(|c| c.ike.role == Role::Initiator);
+        if initiates && addresses.len() > 1 {
+            advice.extend(sysctl::reverse_path(addresses));
+        }
+        for advice in advice {
+            warn!("{advice}");
+        }
+    }
+
+    /// Goes on until a signal asks for the end.
+    async fn serve(&mut self, mut inputs: Inputs) {
+        loop {
+            let due = [self.host.next_timeout(), self.waiters.next_deadline()];
+            let due = due.into_iter().flatten().min().map(|time| self.clock.instant(time));
+            tokio::select! {
+                biased;
+                () = inputs.signals.next() => break,
+                Ok(()) = inputs.addresses.changed() => {
+                    let addresses = inputs.addresses.borrow_and_update().clone();
+                    self.on_addresses(addresses).await;
+                }
+                () = sleep_until(due) => self.on_timeout(),
+                Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
+                Some(resolved) = inputs.resolved.recv() => self.on_resolved(resolved),
+                Some(event) = next_event(&mut inputs.plane) => self.on_plane_event(&event),
+                Some(call) = inputs.calls.recv() => self.on_call(call).await,
+            }
+            self.carry_out().await;
+        }
+        info!("bewick ends");
+        let Inputs { ike, signals, .. } = &mut inputs;
+        tokio::select! {
+            () = self.farewell(ike) => {}
+            () = signals.next() => {
+                warn!("a second signal: ending at once");
+                std::process::exit(1);
+            }
+        }
+    }
+
+    /// Deletes every IKE_SA and waits a moment for the peers to confirm.
+    async fn farewell(&mut self, ike: &mut mpsc::Receiver<IkeDatagram>) {
+        if let Err(e) = self.host.command(self.clock.now(), Command::Shutdown) {
+            warn!("{e}");
+        }
+        self.carry_out().await;
+        let end = tokio::time::Instant::now() + FAREWELL;
+        while self.host.status().next().is_some() {
+            let due = self.host.next_timeout().map(|time| self.clock.instant(time));
+            tokio::select! {
+                Some(datagram) = ike.recv() => self.on_datagram(&datagram),
+                () = sleep_until(due) => self.on_timeout(),
+                () = tokio::time::sleep_until(end) => break,
+            }
+            self.carry_out().await;
+        }
+    }
+
+    /// Removes all that was made. What can't be removed is told and does not stop the rest.
+    async fn end(mut self) {
+        if let Err(e) = self.routes.shutdown().await {
+            warn!("{e}");
+        }
+        if let Err(e) = self.plane.shutdown().await {
+            warn!("{e}");
+        }
+        let udp = self.udp.clone();
+        drop(self);
+        udp.shutdown();
+    }
+
+    fn on_datagram(&mut self, datagram: &IkeDatagram) {
+        let input = Input::Datagram { path: datagram.path, bytes: &datagram.bytes };
+        self.host.handle(self.clock.now(), input);
+    }
+
+    fn on_timeout(&mut self) {
+        let now = self.clock.now();
+        if self.host.next_timeout().is_some_and(|due| due <= now) {
+            self.host.handle(now, Input::Timeout);
+        }
+    }
+
+    async fn on_addresses(&mut self, found: Vec<LocalAddress>) {
+        let interfaces = found.iter().map(|local| (local.address, local.ifindex)).collect();
+        self.udp.set_interfaces(interfaces);
+        let locals = found
+            .iter()
+            .map(|local| bewick_mobike::LocalAddress {
+                metric: local.metric.unwrap_or(u32::MAX),
+                address: local.address,
+                interface: local.interface.clone(),
+            })
+            .collect();
+        self.recorder.addresses(&self.addresses, &found);
+        self.addresses = found;
+        self.host.handle(self.clock.now(), Input::Addresses(locals));
+        // the move comes first: what is left to do here has time
+        self.carry_out().await;
+        if let Err(e) = self.routes.refresh().await {
+            warn!("{e}");
+        }
+    }
+
+    fn on_plane_event(&mut self, event: &PlaneEvent) {
+        debug!(?event, "data plane");
+    }
+}
+
+fn policy(connection: &Connection) -> ConnectionPolicy {
+    ConnectionPolicy {
+        return_routability: match connection.return_routability {
+            true => ReturnRoutability::Before,
+            false => ReturnRoutability::Off,
+        },
+        keep_up: connection.start == Start::Auto,
+    }
+}
+
+async fn next_event(events: &mut Option<mpsc::Receiver<PlaneEvent>>) -> Option<PlaneEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
