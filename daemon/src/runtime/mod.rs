@@ -209,7 +209,7 @@ impl Daemon {
             resolved: resolved_receiver,
             signals,
         };
-        let mut daemon = Daemon {
+        let daemon = Daemon {
             host: Host::new(host_config, Random::from_seed(seed)),
             connections: config.connections,
             clock,

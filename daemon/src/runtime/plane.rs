@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bewick_xfrm::{
-    DataPlane,
+    DataPlane, Kind,
+    auto::{self, Wanted},
+    kernel::{self, KernelPlane},
     udp::{IkeDatagram, UdpConfig, UdpSockets},
     userspace::{DEFAULT_MTU, UserspaceConfig, UserspacePlane},
 };
@@ -27,14 +29,23 @@ pub(super) struct Opened {
 
 /// Opens the sockets on ports 500 and 4500, and the plane.
 pub(super) fn open(config: &DaemonConfig) -> Result<Opened, RunError> {
-    let reason = match config.dataplane {
-        PlaneChoice::Userspace => "the configuration says so",
-        PlaneChoice::Auto | PlaneChoice::Kernel => "the kernel's is not there yet",
-    };
+    let decision = auto::choose(match config.dataplane {
+        PlaneChoice::Auto => Wanted::Auto,
+        PlaneChoice::Kernel => Wanted::Kernel,
+        PlaneChoice::Userspace => Wanted::Userspace,
+    });
     let (udp, ike) = UdpSockets::open(&UdpConfig { mark: Some(MARK), ..UdpConfig::default() })?;
-    let plane = UserspacePlane::new(
-        UserspaceConfig { device: config.device.clone(), mtu: DEFAULT_MTU, reason: reason.into() },
-        udp.clone(),
-    )?;
-    Ok(Opened { plane: Box::new(plane), udp, ike, force_encap: true })
+    let (device, reason) = (config.device.clone(), decision.reason);
+    let kernel = decision.kind == Kind::Kernel;
+    let plane: Box<dyn DataPlane> = if kernel {
+        let config = kernel::Config { device, mark: MARK, reason, ..kernel::Config::default() };
+        let plane = KernelPlane::new(config)?;
+        let failed = |e| RunError::System("hand ESP in UDP to the kernel", e);
+        udp.set_kernel_encap(true).map_err(failed)?;
+        Box::new(plane)
+    } else {
+        let config = UserspaceConfig { device, mtu: DEFAULT_MTU, reason };
+        Box::new(UserspacePlane::new(config, udp.clone())?)
+    };
+    Ok(Opened { plane, udp, ike, force_encap: !kernel })
 }
