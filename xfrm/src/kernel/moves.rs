@@ -272,7 +272,11 @@ impl KernelPlane {
             let _ = self.delete_state(new);
             return Err(error);
         }
-        self.delete_state(old)
+        // Nothing uses it any more, so this is no reason to undo the move.
+        if let Err(error) = self.delete_state(old) {
+            tracing::warn!(%error, id = ?sa.id, "an old outbound state stays");
+        }
+        Ok(())
     }
 
     fn put_policies(

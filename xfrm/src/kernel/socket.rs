@@ -47,8 +47,8 @@ impl Socket {
             Ok(socket)
         };
         let socket = open().map_err(|error| {
-            let what = if protocol == libc::NETLINK_XFRM { "XFRM" } else { "route" };
-            PlaneError::kernel(&format!("opening a {what} netlink socket"), &error)
+            let what = if protocol == libc::NETLINK_XFRM { "an XFRM" } else { "a route" };
+            PlaneError::kernel(&format!("opening {what} netlink socket"), &error)
         })?;
         Ok(Socket { socket, sequence: 0, sent: 0, buffer: Zeroizing::new(Vec::new()) })
     }
