@@ -8,21 +8,29 @@
 //! - [`nat`]: mapping, filtering and expiry (RFC 4787's words);
 //! - [`plane`]: a toy data plane that follows the machines, and the measure of its traffic;
 //! - [`pair`]: machines on the network, and the loop that drives them;
+//! - [`node`]: the real machine on the network, or a [`puppet`] that does what a test says;
+//! - [`lab`]: a client with two uplinks, a gateway, NATs where they are wanted;
 //! - [`capture`]: what was seen where, and a pcap file of it.
 #![forbid(unsafe_code)]
 
 pub mod capture;
 pub mod clock;
+pub mod lab;
 pub mod link;
 pub mod nat;
 pub mod net;
+pub mod node;
 pub mod pair;
 pub mod plane;
+pub mod puppet;
 pub mod seed;
 
 pub use capture::{Capture, Hop, Loss, Record};
 pub use clock::Timeline;
+pub use lab::{Lab, Plan};
 pub use link::{Chance, Link};
 pub use nat::{Behaviour, NatConfig};
 pub use net::{Datagram, Delivery, HostId, NatId, Net, Protocol, Realm, Tally, UplinkId, Verdict};
+pub use node::Node;
 pub use plane::{Flow, Plane};
+pub use puppet::Puppet;
