@@ -99,8 +99,8 @@ pub enum CloseReason {
     /// a newer IKE_SA of the same peer took its place (INITIAL_CONTACT)
     #[error("replaced by a newer IKE_SA of the same peer")]
     Replaced,
-    /// our address is gone and the peer can't follow (RFC 4555 §3.2)
-    #[error("our address {0} is gone and the peer does not support MOBIKE")]
+    /// our address is gone and the IKE_SA is not up yet, or the peer can't follow (RFC 4555 §3.2)
+    #[error("our address {0} is gone, and this IKE_SA can't move")]
     AddressGone(IpAddr),
     /// the peer's COOKIE2 differs from ours (RFC 4555 §3.7)
     #[error("the peer returned another COOKIE2")]

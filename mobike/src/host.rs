@@ -158,9 +158,15 @@ impl Host {
     /// A host with nothing up.
     pub fn new(config: HostConfig, random: Random) -> Self {
         let (connections, policies): (Vec<_>, Vec<_>) = config.connections.into_iter().unzip();
+        // As responder we don't know which connection an IKE_SA_INIT is for, so that one which wants
+        // ESP in UDP decides for all.
+        let any = connections.iter().any(|c| c.role == Role::Responder && c.force_encap);
+        let forced = |c: &ConnectionConfig| {
+            config.force_encap || if c.role == Role::Responder { any } else { c.force_encap }
+        };
         let movers = Movers {
             enabled: connections.iter().map(|c| c.mobike).collect(),
-            force_encap: config.force_encap,
+            forced: connections.iter().map(forced).collect(),
             ..Movers::default()
         };
         Host {
@@ -293,8 +299,10 @@ impl Host {
         let Some(wanted) = self.wanted.get_mut(&connection) else { return };
         let pairs = address::pairs(&self.movers.locals, &wanted.remotes);
         let Some((local, remote)) = pairs.get(wanted.attempt % pairs.len().max(1)).copied() else {
+            // Without any address it is not the peer's fault, and an address will come.
+            let wait = self.movers.locals.is_empty();
             self.event(Event::Waiting { connection });
-            self.retry_later(now, connection);
+            self.retry_later(now, connection, wait);
             return;
         };
         wanted.attempt += 1;
@@ -308,8 +316,8 @@ impl Host {
         }
     }
 
-    fn retry_later(&mut self, now: Time, connection: ConnectionId) {
-        let keep_up = self.policies.get(connection.0).is_some_and(|p| p.keep_up);
+    fn retry_later(&mut self, now: Time, connection: ConnectionId, wait: bool) {
+        let keep_up = wait || self.policies.get(connection.0).is_some_and(|p| p.keep_up);
         let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.up) else { return };
         if !keep_up {
             self.wanted.remove(&connection);
@@ -520,13 +528,7 @@ impl Host {
     }
 
     fn force_encap(&self, id: SaId) -> bool {
-        let configured = self
-            .movers
-            .sas
-            .get(&id)
-            .and_then(|m| self.ike.connection(m.connection))
-            .is_some_and(|c| c.force_encap);
-        configured || self.movers.force_encap
+        self.movers.sas.get(&id).is_some_and(|m| self.movers.forces_encap(m.connection))
     }
 
     /// Sends what waits for the window: the check of a new address, an update, a list.
@@ -644,23 +646,45 @@ impl Host {
             event::Event::Unanswered { sa, tries } => self.on_unanswered(now, sa, tries),
             event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
             event::Event::Closed { sa, connection, path, reason } => {
-                self.movers.sas.remove(&sa);
+                let established = self.movers.sas.remove(&sa).is_some_and(|m| m.established);
                 self.keepalives.retain(|(_, id)| *id != sa);
-                self.event(Event::Closed { connection, sa, path, reason });
+                self.event(Event::Closed { connection, sa, path, reason: reason.clone() });
                 if let Some(connection) = connection {
-                    self.on_closed(now, connection, sa);
+                    self.on_closed(now, connection, sa, established, &reason);
                 }
             }
             event::Event::Refused { path, reason } => self.event(Event::Refused { path, reason }),
         }
     }
 
-    fn on_closed(&mut self, now: Time, connection: ConnectionId, sa: SaId) {
-        if let Some(wanted) = self.wanted.get_mut(&connection)
-            && wanted.current == Some(sa)
-        {
-            wanted.current = None;
-            self.retry_later(now, connection);
+    fn on_closed(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        sa: SaId,
+        established: bool,
+        reason: &CloseReason,
+    ) {
+        let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.current == Some(sa))
+        else {
+            return;
+        };
+        wanted.current = None;
+        let another = match reason {
+            CloseReason::AddressGone(_) => {
+                wanted.attempt = 0;
+                true
+            }
+            // RFC 4555 §3.1: every pair has its turn before the peer counts as unreachable.
+            CloseReason::Unanswered(_) if !established => {
+                wanted.attempt < address::pairs(&self.movers.locals, &wanted.remotes).len()
+            }
+            _ => false,
+        };
+        if another {
+            self.connect(now, connection);
+        } else {
+            self.retry_later(now, connection, false);
         }
     }
 

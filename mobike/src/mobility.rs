@@ -129,13 +129,19 @@ pub(crate) struct Movers {
     pub(crate) locals: Vec<LocalAddress>,
     /// connections with MOBIKE, by number
     pub(crate) enabled: Vec<bool>,
-    pub(crate) force_encap: bool,
+    /// connections whose ESP always goes in UDP, by number
+    pub(crate) forced: Vec<bool>,
     pub(crate) intents: VecDeque<(SaId, Intent)>,
 }
 
 impl Movers {
     fn is_enabled(&self, view: &SaView) -> bool {
         self.enabled.get(view.connection.0).copied().unwrap_or(false)
+    }
+
+    /// Whether NAT detection is to find a NAT whether there is one or not.
+    pub(crate) fn forces_encap(&self, connection: ConnectionId) -> bool {
+        self.forced.get(connection.0).copied().unwrap_or(false)
     }
 
     pub(crate) fn own_addresses(&self) -> Vec<IpAddr> {
@@ -206,7 +212,8 @@ impl Extension for Movers {
         // RFC 4555 §3.8: asked with NAT detection, answered with it, for the pair of this exchange.
         if notify::has(request.payloads, NotifyType::NAT_DETECTION_SOURCE_IP) {
             let spis = (view.spi_i, view.spi_r);
-            response.extend(nat::payloads(spis, request.path, self.force_encap, random));
+            let force = self.forces_encap(view.connection);
+            response.extend(nat::payloads(spis, request.path, force, random));
         }
         response
     }
@@ -218,6 +225,7 @@ impl Extension for Movers {
         if !wanted {
             return Vec::new();
         }
-        nat::payloads((view.spi_i, view.spi_r), view.path, self.force_encap, random).to_vec()
+        let force = self.forces_encap(view.connection);
+        nat::payloads((view.spi_i, view.spi_r), view.path, force, random).to_vec()
     }
 }

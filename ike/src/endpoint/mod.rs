@@ -275,12 +275,18 @@ impl Endpoint {
         input: impl FnOnce(&mut Sa, &mut Cx<'_>) -> T,
     ) -> Option<T> {
         let sa = self.sas.get_mut(&id)?;
+        let before = self.shared.outputs.len();
         let mut cx = Cx { now, shared: &mut self.shared, extension };
         let result = input(sa, &mut cx);
         self.sweep(id);
         let replaced = std::mem::take(&mut self.shared.replaced);
-        for (new, connection, peer) in replaced {
-            self.replace(now, new, connection, &peer, extension);
+        if !replaced.is_empty() {
+            // The old CHILD_SA goes before the new one comes: their selectors may be the same.
+            let new_ones = self.shared.outputs.split_off(before);
+            for (new, connection, peer) in replaced {
+                self.replace(now, new, connection, &peer, extension);
+            }
+            self.shared.outputs.extend(new_ones);
         }
         Some(result)
     }

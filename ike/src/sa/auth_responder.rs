@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::{
     child::ChildSa,
     config::{ConnectionConfig, ConnectionId, Role},
-    event::{Action, CloseReason, Established, Event},
+    event::{Action, CloseReason, Established, Event, SaId},
     path::Path,
     wire::{
         AttributeValue, CfgType, Configuration, ExchangeType, Identification, Identity, Notify,
@@ -143,8 +143,14 @@ fn accept(
         .iter()
         .any(|p| matches!(p, Payload::Notify(n) if n.kind == NotifyType::INITIAL_CONTACT));
     if replaces {
+        // Their virtual addresses are free from now on, for this very peer may need one.
+        let who = (proven.connection, peer.clone());
+        let old: Vec<SaId> =
+            cx.shared.peers.iter().filter(|(_, p)| **p == who).map(|(id, _)| *id).collect();
+        old.into_iter().for_each(|id| cx.shared.release(id));
         cx.shared.replaced.push((sa.id, proven.connection, peer.clone()));
     }
+    cx.shared.peers.insert(sa.id, (proven.connection, peer.clone()));
     let mut live = Live::new(proven.connection, peer.clone(), Vec::new());
     match agree(sa, cx, state, proven.connection, payloads) {
         Ok((child, mut answer)) => {
@@ -241,7 +247,7 @@ fn agree(
     let internal = |text: String| (NotifyType::TEMPORARY_FAILURE, text);
     let keys = sa.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
     let nonces = (state.nonce_i.as_slice(), state.nonce_r.as_slice());
-    let encap = encap(sa, &config, cx.shared.force_encap);
+    let encap = encap(sa, &config, cx.shared.responder_forces_encap());
     let child = child::build(agreed, (id, sa.role), keys, nonces, sa.path, encap)
         .map_err(|e| internal(e.to_string()))?;
     Ok((child, response))

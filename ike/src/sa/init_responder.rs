@@ -115,7 +115,7 @@ pub(crate) fn accept(
         Payload::Nonce(nonce_r.clone()),
     ];
     if detected.is_some() {
-        let force = cx.shared.force_encap;
+        let force = cx.shared.responder_forces_encap();
         payloads.extend(nat::payloads((spi_i, spi_r), path, force, &mut cx.shared.random));
     }
     let flags = Flags { initiator: false, response: true, version: false };

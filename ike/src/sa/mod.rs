@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) pending_actions: BTreeMap<ActionId, SaId>,
     pub(crate) esp_spis: BTreeSet<u32>,
+    /// who is at the other end of the IKE_SAs that we answered
+    pub(crate) peers: BTreeMap<SaId, (ConnectionId, String)>,
     /// new IKE_SAs whose peers said INITIAL_CONTACT, to be acted on after the input
     pub(crate) replaced: Vec<(SaId, ConnectionId, String)>,
     /// the data plane can carry ESP in UDP alone
@@ -73,6 +75,7 @@ impl Shared {
             outputs: VecDeque::new(),
             pending_actions: BTreeMap::new(),
             esp_spis: BTreeSet::new(),
+            peers: BTreeMap::new(),
             replaced: Vec::new(),
             force_encap,
             next_id: 1,
@@ -89,6 +92,13 @@ impl Shared {
         self.connections.get(id.0)
     }
 
+    /// Whether we tell initiators that there is a NAT, so that ESP goes in UDP. When IKE_SA_INIT is
+    /// answered it is not known yet which connection it is for: one that wants it is enough.
+    pub(crate) fn responder_forces_encap(&self) -> bool {
+        let wants = |c: &ConnectionConfig| c.role == Role::Responder && c.force_encap;
+        self.force_encap || self.connections.iter().any(wants)
+    }
+
     pub(crate) fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
     }
@@ -102,6 +112,14 @@ impl Shared {
 
     pub(crate) fn transmit(&mut self, path: Path, bytes: Vec<u8>) {
         self.outputs.push_back(Output::Transmit(Transmit { path, bytes }));
+    }
+
+    /// Returns the virtual addresses of an IKE_SA.
+    pub(crate) fn release(&mut self, sa: SaId) {
+        self.peers.remove(&sa);
+        for pool in self.pools.values_mut().flatten() {
+            pool.release(sa);
+        }
     }
 
     /// An inbound ESP SPI that no CHILD_SA of ours has; above the reserved ones (RFC 4303 §2.1).
@@ -435,9 +453,7 @@ impl Sa {
             cx.shared.esp_spis.remove(&spi);
             cx.shared.action(self.id, Action::Remove(child));
         }
-        for pool in cx.shared.pools.values_mut().flatten() {
-            pool.release(self.id);
-        }
+        cx.shared.release(self.id);
         cx.shared.timers.clear_all(self.id);
         cx.shared.timers.set(self.id, Timer::HalfOpen, cx.now + LINGER);
         cx.shared.event(Event::Closed {
