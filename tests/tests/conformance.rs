@@ -60,11 +60,7 @@ fn listed() -> Vec<String> {
         .flat_map(|line| {
             let cell = line.trim_end_matches('|').rsplit('|').next().unwrap_or_default().to_owned();
             assert!(cell.contains('`'), "a row without a test: {line}");
-            cell.split('`')
-                .skip(1)
-                .step_by(2)
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
+            cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
         })
         .collect()
 }
