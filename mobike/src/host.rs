@@ -513,8 +513,12 @@ impl Host {
         let was = sa.children.first().is_some_and(|child| child.encap);
         let force = self.force_encap(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        // Step 3: encapsulation that is on stays on until the answer shows that there is no NAT.
-        let encap = was || nat || force || address::suggests_nat(to);
+        let encap = match mobility.role {
+            // Step 3: encapsulation that is on stays on until the answer shows that there is no NAT.
+            Role::Initiator => was || nat || force || address::suggests_nat(to),
+            // The request that moves it has shown already whether there is one.
+            Role::Responder => nat || force,
+        };
         mobility.encap = encap;
         mobility.children_at = to;
         self.order_move(now, id, to, encap);

@@ -6,12 +6,16 @@ use bewick_ike::{
 };
 
 /// What an IKE_SA may use if the configuration does not say, best first.
-pub const IKE_DEFAULTS: [&str; 6] = [
+pub const IKE_DEFAULTS: [&str; 10] = [
     "aes256gcm16-prfsha384-x25519",
+    "aes256gcm16-prfsha256-x25519",
     "aes128gcm16-prfsha256-x25519",
-    "aes256gcm16-prfsha384-ecp256",
-    "aes128gcm16-prfsha256-ecp256",
     "aes256-sha256-x25519",
+    "aes128-sha256-x25519",
+    "aes256gcm16-prfsha384-ecp256",
+    "aes256gcm16-prfsha256-ecp256",
+    "aes128gcm16-prfsha256-ecp256",
+    "aes256-sha256-ecp256",
     "aes128-sha256-ecp256",
 ];
 
