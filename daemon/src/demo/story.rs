@@ -251,25 +251,23 @@ impl Story {
         sleep(LEAD).await;
 
         let at = self.clock.now();
-        let mut lines = Vec::new();
-        let mut refused = None;
-        let mut demo = |at, text: String| lines.push(Line { at, who: "demo", text });
-        let title = match step.cause {
+        let (title, what, refused) = match step.cause {
             Cause::UplinkLost => {
-                demo(at, format!("takes {} down", current.name));
                 let lab = lab.clone();
                 blocking(move || lab.take(current)).await??;
-                format!("{}, the current uplink, is taken away", current.name)
+                let title = format!("{}, the current uplink, is taken away", current.name);
+                (title, format!("takes {} down", current.name), None)
             }
             Cause::Asked => {
-                let to = other.address.to_string();
-                demo(at, format!("asks the client: bewick move {CONNECTION} --to {to}"));
-                let request = Request::Move { name: CONNECTION.to_owned(), to };
+                let (name, to) = (CONNECTION.to_owned(), other.address.to_string());
+                let what = format!("asks the client: bewick move {name} --to {to}");
                 // What the daemon thinks of it shows in the outcome.
-                refused = self.client()?.ask(request).await.err();
-                format!("a request to use {}, while both uplinks work", other.name)
+                let refused = self.client()?.ask(Request::Move { name, to }).await.err();
+                let title = format!("a request to use {}, while both uplinks work", other.name);
+                (title, what, refused)
             }
         };
+        let mut lines = vec![Line { at, who: "demo", text: what }];
         let after = self.moved(lab, &before, at + MOVE).await?;
         let settled = self.clock.now();
         while self.flow()?.sent() < sent + step.packets || self.clock.now() < settled + TAIL {
@@ -280,14 +278,11 @@ impl Story {
 
         let [up, down] = self.flow()?.figures(began, until);
         let figures = up.worse(down);
-        // A gap of a packet or two is how traffic looks at any time, and a later one has another cause.
-        let began = figures.resumed.saturating_sub(figures.gap);
-        if figures.flowing
-            && figures.gap > 4 * PERIOD
-            && (at - LEAD..settled).contains(&began)
-            && figures.resumed > at
-        {
-            demo(figures.resumed, "packets arrive again in both directions".to_owned());
+        // A gap of a packet or two is how traffic looks at any time; a later one has another cause.
+        let ceased = figures.resumed.saturating_sub(figures.gap);
+        if figures.flowing && figures.gap > 4 * PERIOD && ceased < settled && figures.resumed > at {
+            let text = "packets arrive again in both directions".to_owned();
+            lines.push(Line { at: figures.resumed, who: "demo", text });
         }
         if matches!(step.cause, Cause::UplinkLost) {
             let lab = lab.clone();
