@@ -8,7 +8,7 @@ use std::{
 
 use bewick_ike::{
     Action, ActionError, ActionId, CloseReason, ConnectionConfig, ConnectionId, Endpoint, Path,
-    Random, Role, SaId, Tag, Time, Transmit, endpoint::SaStatus, event,
+    Random, Role, SaId, SaView, Tag, Time, Transmit, endpoint::SaStatus, event,
 };
 
 use crate::{
@@ -485,6 +485,11 @@ impl Host {
         let connection = mobility.connection;
         mobility.generation += 1;
         mobility.stranded = false;
+        // It was of the old pair; the answer to the update tells the new one.
+        mobility.seen_as = None;
+        if cause != Cause::Refused {
+            mobility.refused.clear();
+        }
         // Two moves in a row are one for the record: it begins where traffic last was.
         let (from, since) = match mobility.underway {
             Some(underway) => (underway.from, underway.since),
@@ -566,6 +571,11 @@ impl Host {
         } else if mobility.announced != addresses && !addresses.is_empty() && !mobility.stranded {
             mobility.announced.clone_from(&addresses);
             (Awaiting::List, notify::address_list(&addresses, view.path.local.ip()))
+        } else if mobility.pending_mapping {
+            mobility.pending_mapping = false;
+            let random = self.ike.random();
+            let payloads = bewick_ike::nat::payloads(spis, view.path, force, random);
+            (Awaiting::Mapping, payloads.to_vec())
         } else {
             return;
         };
@@ -629,12 +639,21 @@ impl Host {
                     wanted.attempt = 0;
                 }
                 self.keepalives.insert((now + KEEPALIVE, id));
+                let nat = self.ike.sa(id).map(|sa| sa.nat).unwrap_or_default();
+                let own = self.ike.view(id).map(|view| self.as_we_are(&view));
                 let mut mobike = false;
                 if let (Some(path), Some(mobility)) = (path, self.movers.sas.get_mut(&id)) {
                     mobility.established = true;
                     mobility.children_at = path;
                     mobility.encap = encap;
                     mobike = mobility.supported;
+                    // RFC 4555 §3.8: what the next answers are compared with. The hash of IKE_SA_INIT
+                    // is of no use behind a NAT, for port 4500 has another mapping than port 500.
+                    if mobility.role == Role::Initiator && nat.local {
+                        mobility.pending_mapping = mobility.supported;
+                    } else {
+                        mobility.seen_as = own.flatten();
+                    }
                 }
                 if let Some(path) = path {
                     self.event(Event::Established { established, path, mobike });
@@ -659,6 +678,14 @@ impl Host {
             }
             event::Event::Refused { path, reason } => self.event(Event::Refused { path, reason }),
         }
+    }
+
+    /// The hash by which a peer sees us that no NAT is in front of.
+    fn as_we_are(&mut self, view: &SaView) -> Option<Vec<u8>> {
+        let theirs = Path::new(view.path.remote, view.path.local);
+        let spis = (view.spi_i, view.spi_r);
+        let payloads = bewick_ike::nat::payloads(spis, theirs, false, self.ike.random());
+        initiator::seen_as(&payloads)
     }
 
     fn on_closed(
@@ -771,9 +798,10 @@ impl Host {
         let connection = mobility.connection;
         if let Err(error) = result {
             mobility.underway = None;
+            let reason = CloseReason::DataPlane(error.0.clone());
             self.event(Event::MoveFailed { connection, sa: id, to, error });
             // Never half-moved: a plane that can't follow has an IKE_SA that is of no use.
-            self.ike.close(now, id, &mut self.movers);
+            self.ike.close_because(now, id, reason, &mut self.movers);
             return;
         }
         self.finish_move(now, id);
@@ -806,6 +834,9 @@ impl Host {
         let spis = (view.spi_i, view.spi_r);
         match awaiting {
             Awaiting::List => {}
+            Awaiting::Mapping => {
+                mobility.seen_as = mobility.seen_as.take().or(initiator::seen_as(payloads));
+            }
             // RFC 4555 §3.5: an answer that was overtaken by another change says nothing.
             Awaiting::Update { generation, .. } if generation != mobility.generation => {}
             Awaiting::Update { cookie, .. } => {
@@ -834,6 +865,9 @@ impl Host {
                 if let Some(nat) = nat {
                     self.ike.set_nat(id, nat);
                 }
+                if let Some(mobility) = self.movers.sas.get_mut(&id) {
+                    mobility.refused.clear();
+                }
                 self.confirm(now, id);
                 self.adjust_encap(now, id);
             }
@@ -841,10 +875,19 @@ impl Host {
                 self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
             }
             Verdict::Unacceptable | Verdict::NotMoved => {
-                let Some(mobility) = self.movers.sas.get(&id) else { return };
+                let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+                mobility.refused.push(current);
                 let locals = &self.movers.locals;
-                if let Some(next) = initiator::choose(mobility, locals, current, Some(current)) {
-                    self.move_to(now, id, next, Cause::Refused);
+                let next = initiator::choose(mobility, locals, current, Some(current));
+                match next.filter(|next| !mobility.refused.contains(next)) {
+                    Some(next) => self.move_to(now, id, next, Cause::Refused),
+                    // RFC 4555 §3.5 leaves it to us: an IKE_SA that the peer will not have anywhere is
+                    // a black hole for traffic, and a new one may be welcome.
+                    None => {
+                        let text = "the peer accepts none of our addresses".to_owned();
+                        let reason = CloseReason::Protocol(text);
+                        self.ike.close_because(now, id, reason, &mut self.movers);
+                    }
                 }
             }
         }

@@ -42,6 +42,8 @@ pub(crate) enum Awaiting {
     Routability { generation: u64, cookie: Vec<u8>, path: Path },
     /// either: our list of addresses
     List,
+    /// initiator: how our NAT maps us, for later comparison (§3.8)
+    Mapping,
 }
 
 /// A move that is under way, for its record.
@@ -84,6 +86,10 @@ pub(crate) struct Mobility {
     pub(crate) newest_list: Option<u32>,
     /// NAT_DETECTION_DESTINATION_IP of the last answer, to notice another mapping (§3.8)
     pub(crate) seen_as: Option<Vec<u8>>,
+    /// initiator behind a NAT: `seen_as` is still to be asked for
+    pub(crate) pending_mapping: bool,
+    /// pairs that the peer did not accept since our addresses changed (UNACCEPTABLE_ADDRESSES)
+    pub(crate) refused: Vec<Path>,
     /// there is no address of ours that it could use
     pub(crate) stranded: bool,
 }
@@ -108,6 +114,8 @@ impl Mobility {
             newest_update: None,
             newest_list: None,
             seen_as: None,
+            pending_mapping: false,
+            refused: Vec::new(),
             stranded: false,
         }
     }

@@ -396,9 +396,9 @@ impl Endpoint {
         }
     }
 
-    /// Sends the outstanding request again at once on the current path: the same octets, the back-off
-    /// from its start (RFC 4555 §3.5). With `fresh` the time after which the peer is given up starts
-    /// anew too, as after a change of our address.
+    /// Sends the outstanding request again at once on the current path: the same octets
+    /// (RFC 4555 §3.5). With `fresh`, as after a change of our address, the back-off and the time after
+    /// which the peer is given up start anew.
     pub fn hasten(&mut self, now: Time, id: SaId, fresh: bool, extension: &mut dyn Extension) {
         self.with(now, id, extension, |sa, cx| sa.hasten(cx, fresh));
     }
@@ -419,6 +419,22 @@ impl Endpoint {
     /// Ends the IKE_SA with DELETE (RFC 7296 §1.4.1); its CHILD_SAs go at once.
     pub fn close(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
         self.with(now, id, extension, |sa, cx| live::delete(sa, cx, Vec::new()));
+    }
+
+    /// Ends the IKE_SA with DELETE, for this reason and not because we were told to.
+    pub fn close_because(
+        &mut self,
+        now: Time,
+        id: SaId,
+        reason: CloseReason,
+        extension: &mut dyn Extension,
+    ) {
+        self.with(now, id, extension, |sa, cx| {
+            if let State::Live(live) = &mut sa.state {
+                live.verdict.get_or_insert(reason);
+            }
+            live::delete(sa, cx, Vec::new());
+        });
     }
 
     /// Ends the IKE_SA without a word to the peer.

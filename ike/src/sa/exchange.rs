@@ -92,21 +92,18 @@ impl Outgoing {
         Retransmit::Again((now + out.interval).min(out.give_up))
     }
 
-    /// Sends again at once and starts the back-off anew, as after a move; gives the time of the next
-    /// retransmission. With `give_up` the peer gets that much time from now on: after a change of
-    /// address it has had none yet.
+    /// Starts the back-off anew, as after a change of address, and the time after which the peer is
+    /// given up too: on the new path it has had none yet. Gives the time of the next retransmission.
     pub(crate) fn hasten(
         &mut self,
         now: Time,
         policy: &Retransmission,
-        give_up: Option<Duration>,
+        give_up: Duration,
     ) -> Option<Time> {
         let out = self.outstanding.as_mut()?;
-        out.tries += 1;
+        out.tries = 1;
         out.interval = policy.first;
-        if let Some(give_up) = give_up {
-            out.give_up = now + give_up;
-        }
+        out.give_up = now + give_up;
         Some(now + out.interval)
     }
 

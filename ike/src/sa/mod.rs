@@ -272,15 +272,18 @@ impl Sa {
         Ok(())
     }
 
-    /// Sends the outstanding request again at once, on the current path, and starts its back-off anew.
-    /// With `fresh` the peer gets its whole time again.
+    /// Sends the outstanding request again at once on the current path. With `fresh` its back-off and
+    /// the peer's time to answer start anew; without, they go on, so that a peer which answers on no
+    /// path is asked ever more rarely and given up in the end.
     pub(crate) fn hasten(&mut self, cx: &mut Cx<'_>, fresh: bool) {
-        let policy = self.policy(cx.shared);
-        let give_up = fresh.then(|| self.give_up(&policy));
-        if let Some(due) = self.outgoing.hasten(cx.now, &policy, give_up) {
-            cx.shared.timers.set(self.id, Timer::Retransmit, due);
-            self.retransmit_on(cx, self.path);
+        if fresh {
+            let policy = self.policy(cx.shared);
+            let give_up = self.give_up(&policy);
+            if let Some(due) = self.outgoing.hasten(cx.now, &policy, give_up) {
+                cx.shared.timers.set(self.id, Timer::Retransmit, due);
+            }
         }
+        self.retransmit_on(cx, self.path);
     }
 
     /// Sends the same octets of the outstanding request on `path`.
