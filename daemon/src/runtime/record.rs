@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
-use bewick_ike::ConnectionId;
+use bewick_ike::{CloseReason, ConnectionId};
 use bewick_mobike::Event;
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast;
@@ -45,14 +45,17 @@ impl Recorder {
 
     /// Something that the machines say.
     pub(super) fn event(&mut self, event: &Event) {
-        let trouble = matches!(
-            event,
-            Event::Closed { .. }
-                | Event::Refused { .. }
-                | Event::MoveFailed { .. }
-                | Event::Stranded { .. }
-                | Event::Waiting { .. }
-        );
+        let trouble = match event {
+            Event::Closed { reason, .. } => !matches!(
+                reason,
+                CloseReason::Local | CloseReason::PeerDeleted | CloseReason::Replaced
+            ),
+            Event::Refused { .. }
+            | Event::MoveFailed { .. }
+            | Event::Stranded { .. }
+            | Event::Waiting { .. } => true,
+            _ => false,
+        };
         self.record(trouble, event.name(), event.connection(), fields(event), event.to_string());
     }
 
