@@ -58,8 +58,8 @@ pub(super) fn read(
     let local_id = identity::<Identity>(reader, "local_id", "vpn.example.com");
     let remote_id = identity::<IdentityPattern>(reader, "remote_id", "*@example.com");
     let psk = psk(reader, folder, private);
-    let ike_proposals = proposals(reader, "ike", &proposal::IKE_DEFAULTS, proposal::ike);
-    let esp_proposals = proposals(reader, "esp", &proposal::ESP_DEFAULTS, |text| {
+    let ike_proposals = proposals(reader, "ike_proposals", &proposal::IKE_DEFAULTS, proposal::ike);
+    let esp_proposals = proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, |text| {
         proposal::esp(text).map(|suite| EspProposal { suite, esn: false })
     });
     let local_ts = networks(reader, "local_ts").map(nets);
@@ -270,11 +270,12 @@ fn psk(reader: &mut TableReader<'_, '_, '_>, folder: &Path, private: bool) -> Op
     }
     if let Some(inline) = inline {
         if !private {
-            reader.report.add(
-                &inline.span,
-                "psk is in a file that others than its owner can read; do `chmod 0600` on this \
-                 file, or use psk_file",
+            let text = format!(
+                "psk is in a file that others than its owner can read; do `chmod 0600 {}`, or use \
+                 psk_file",
+                reader.report.file()
             );
+            reader.report.add(&inline.span, text);
         }
         if inline.value.is_empty() {
             reader.report.add(&inline.span, "psk is empty; expected the pre-shared key");

@@ -70,6 +70,11 @@ impl<'a> Report<'a> {
         Report { source, problems: Vec::new() }
     }
 
+    /// The file's name as the operator gave it.
+    pub fn file(&self) -> &'a str {
+        self.source.file
+    }
+
     /// Notes that what stands at `span` is wrong.
     pub fn add(&mut self, span: &Range<usize>, text: impl Into<String>) {
         let position = Some(self.source.position(span.start));

@@ -76,7 +76,7 @@ fn every_other_key() {
     let text = format!(
         "[daemon]\ndataplane = \"userspace\"\ndevice = \"vpn0\"\nlog = \"info,bewick_ike=debug\"\nlog_addresses = true\n\
          control = \"/tmp/c.sock\"\n{CLIENT}mobike = false\nliveness = 5\nforce_encap = true\n\
-         start = \"manual\"\nike = [\"aes128-sha256-ecp256\"]\nesp = [\"aes128-sha256\"]\n\
+         start = \"manual\"\nike_proposals = [\"aes128-sha256-ecp256\"]\nesp_proposals = [\"aes128-sha256\"]\n\
          {GATEWAY}dns = [\"10.1.0.53\"]\nreturn_routability = \"off\"\n"
     );
     let text = text.replace("\"192.0.2.1\"", "[\"vpn.example.com\", \"2001:db8::1\"]");
@@ -167,8 +167,8 @@ fn an_inline_secret_in_a_file_that_others_can_read() {
     let problems = parse(Source { file: "b.toml", text: CLIENT }, Path::new(""), false);
     assert_eq!(
         problems.unwrap_err().to_string(),
-        "b.toml:7:7: psk is in a file that others than its owner can read; do `chmod 0600` on \
-         this file, or use psk_file"
+        "b.toml:7:7: psk is in a file that others than its owner can read; do `chmod 0600 b.toml`, \
+         or use psk_file"
     );
 }
 
@@ -193,13 +193,13 @@ fn a_bad_network() {
 #[test]
 fn a_bad_proposal() {
     assert_eq!(
-        problem("virtual_ip = true", "ike = [\"3des-sha1-modp1024\"]"),
-        "b.toml:9:8: ike: \"3des\" is not an encryption; known: aes256gcm16, aes128gcm16, aes256, \
+        problem("virtual_ip = true", "ike_proposals = [\"3des-sha1-modp1024\"]"),
+        "b.toml:9:18: ike_proposals: \"3des\" is not an encryption; known: aes256gcm16, aes128gcm16, aes256, \
          aes128"
     );
     assert_eq!(
-        problem("virtual_ip = true", "esp = []"),
-        "b.toml:9:1: esp is empty; expected a list such as [\"aes256gcm16\"]"
+        problem("virtual_ip = true", "esp_proposals = []"),
+        "b.toml:9:1: esp_proposals is empty; expected a list such as [\"aes256gcm16\"]"
     );
 }
 

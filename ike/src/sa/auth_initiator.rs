@@ -173,7 +173,7 @@ fn authenticate(
 fn fail(sa: &mut Sa, cx: &mut Cx<'_>, connection: ConnectionId, fault: Fault) {
     match fault {
         Fault::Refused(reason) => {
-            sa.close(cx, reason);
+            sa.over(cx, reason);
             sa.forget(cx);
         }
         Fault::Unproven(text) => {

@@ -151,7 +151,7 @@ pub(crate) fn on_response(
         None => on_answer(sa, cx, state, path, datagram, message),
     };
     if let Err(reason) = result {
-        sa.close(cx, reason);
+        sa.over(cx, reason);
         sa.forget(cx);
     }
 }

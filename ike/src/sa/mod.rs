@@ -456,6 +456,11 @@ impl Sa {
             cx.shared.esp_spis.remove(&spi);
             cx.shared.action(self.id, Action::Remove(child));
         }
+        self.over(cx, reason);
+    }
+
+    /// Reports the end of an IKE_SA whose state has been taken out of it already.
+    pub(crate) fn over(&mut self, cx: &mut Cx<'_>, reason: CloseReason) {
         cx.shared.release(self.id);
         cx.shared.timers.clear_all(self.id);
         cx.shared.timers.set(self.id, Timer::HalfOpen, cx.now + LINGER);
