@@ -87,7 +87,7 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
 
 /// The IKE_AUTH response, integrity checked and parsed.
 pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[Payload]) {
-    let state = match std::mem::replace(&mut sa.state, State::Lingering) {
+    let state = match std::mem::replace(&mut sa.state, State::Between) {
         State::AuthResponse(state) => state,
         other => {
             sa.state = other;

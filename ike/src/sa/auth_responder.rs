@@ -39,7 +39,7 @@ pub(crate) fn on_request(
     message_id: u32,
     payloads: &[Payload],
 ) {
-    let state = match std::mem::replace(&mut sa.state, State::Lingering) {
+    let state = match std::mem::replace(&mut sa.state, State::Between) {
         State::AuthRequest(state) => state,
         other => {
             sa.state = other;

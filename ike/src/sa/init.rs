@@ -139,7 +139,7 @@ pub(crate) fn on_response(
     if message.header.message_id != 0 || message.encrypted.is_some() {
         return;
     }
-    let state = match std::mem::replace(&mut sa.state, State::Lingering) {
+    let state = match std::mem::replace(&mut sa.state, State::Between) {
         State::InitResponse(state) => state,
         other => {
             sa.state = other;

@@ -150,6 +150,8 @@ pub(crate) enum State {
     AuthResponse(Box<auth_initiator::ExpectAuthResponse>),
     /// both sides are authenticated
     Live(Box<live::Live>),
+    /// a message is at work on the state, which is put back before the input ends
+    Between,
     /// over: only a repeated request is still answered, for a while
     Lingering,
 }
@@ -368,7 +370,7 @@ impl Sa {
                 exchange == ExchangeType::INFORMATIONAL || exchange == ExchangeType::CREATE_CHILD_SA
             }
             State::Lingering => false,
-            State::InitResponse(_) | State::AuthResponse(_) => return,
+            State::InitResponse(_) | State::AuthResponse(_) | State::Between => return,
         };
         let Some(keys) = &self.keys else { return };
         // RFC 7296 §3.14, RFC 8019 §3: what fails the integrity check changes nothing.
@@ -450,7 +452,7 @@ impl Sa {
                 cx.shared.esp_spis.remove(&state.spi_in());
                 Vec::new()
             }
-            State::InitResponse(_) | State::AuthRequest(_) => Vec::new(),
+            State::InitResponse(_) | State::AuthRequest(_) | State::Between => Vec::new(),
         };
         for (child, spi) in children {
             cx.shared.esp_spis.remove(&spi);
