@@ -16,5 +16,5 @@ mod responder;
 
 pub use address::LocalAddress;
 pub use event::{Cause, Event};
-pub use host::{Command, Host, HostConfig, Input, MoveTarget, Output};
+pub use host::{Command, CommandError, Host, HostConfig, Input, MoveTarget, Output};
 pub use mobility::{ConnectionPolicy, ReturnRoutability};

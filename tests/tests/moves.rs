@@ -226,7 +226,7 @@ fn m_3_5_19_no_esp_goes_to_a_new_address_before_its_cookie2_came_back() {
     let first = records.iter().find(|r| to(r, LTE)).expect("ESP to the new address");
     assert!(first.time >= echo, "{:?}", first.time);
     assert!(first.time <= echo + MS);
-    let last = records.iter().filter(|r| to(r, WLAN)).next_back().expect("ESP to the old one");
+    let last = records.iter().rfind(|r| to(r, WLAN)).expect("ESP to the old one");
     assert!(last.time + MS >= echo, "until then it went to the old one");
     assert!(lab.world.flow(back).lost().is_empty());
 }
