@@ -1,9 +1,10 @@
 //! The cryptography of IKEv2: key exchange, key derivation, the SK payload's protection, and the
 //! small hashes of NAT detection and cookies.
 //!
-//! Primitives come from `ring`, `x25519-dalek`, `p256`, `aes-gcm` and `cbc`; this module holds what
-//! RFC 7296 and its companions say about how to use them. Nothing here asks the operating system
-//! for randomness: whatever is random is drawn from [`Random`](crate::Random).
+//! Primitives come from `ring`, `x25519-dalek`, `p256` and its siblings, `crypto-bigint`, `aes-gcm`
+//! and `cbc`; this module holds what RFC 7296 and its companions say about how to use them. Nothing
+//! here asks the operating system for randomness: whatever is random is drawn from
+//! [`Random`](crate::Random).
 
 pub mod auth_psk;
 pub mod exchange;
@@ -28,8 +29,9 @@ pub use suite::{IkeEncryption, IkeSuite, KeyExchangeMethod, Prf};
 /// Why a cryptographic operation failed; carries no secret and no octet of the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CryptoError {
-    /// The peer's public value has the wrong length or is not on the curve (RFC 6989 §2.3), or the
-    /// shared secret that it leads to is all zeros (RFC 7748 §6.1).
+    /// The peer's public value has the wrong length, is not on the curve (RFC 6989 §2.3) or not
+    /// between 1 and the prime less 1 (RFC 6989 §2.1), or the shared secret that it leads to is all
+    /// zeros (RFC 7748 §6.1).
     #[error("the peer's public key exchange value is invalid")]
     InvalidPublicValue,
     /// The body of an SK payload is too short, or no whole number of cipher blocks.

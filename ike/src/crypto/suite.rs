@@ -49,7 +49,8 @@ impl Prf {
     }
 }
 
-/// A key exchange method, transform type 4.
+/// A key exchange method, transform type 4. Groups of less than 2048 bits and those that RFC 8247
+/// §2.4 forbids do not exist here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum KeyExchangeMethod {
@@ -57,13 +58,28 @@ pub enum KeyExchangeMethod {
     X25519,
     /// 256-bit random ECP group (RFC 5903)
     Ecp256,
+    /// 384-bit random ECP group (RFC 5903)
+    Ecp384,
+    /// 521-bit random ECP group (RFC 5903)
+    Ecp521,
+    /// 2048-bit MODP group (RFC 3526)
+    Modp2048,
+    /// 3072-bit MODP group (RFC 3526)
+    Modp3072,
+    /// 4096-bit MODP group (RFC 3526)
+    Modp4096,
 }
 
 impl KeyExchangeMethod {
     /// The transform ID, which is also the Key Exchange Method field of the KE payload.
     pub fn id(self) -> u16 {
         match self {
+            KeyExchangeMethod::Modp2048 => 14,
+            KeyExchangeMethod::Modp3072 => 15,
+            KeyExchangeMethod::Modp4096 => 16,
             KeyExchangeMethod::Ecp256 => 19,
+            KeyExchangeMethod::Ecp384 => 20,
+            KeyExchangeMethod::Ecp521 => 21,
             KeyExchangeMethod::X25519 => 31,
         }
     }
@@ -71,7 +87,12 @@ impl KeyExchangeMethod {
     /// The method of that transform ID, if we know it.
     pub fn from_id(id: u16) -> Option<Self> {
         match id {
+            14 => Some(KeyExchangeMethod::Modp2048),
+            15 => Some(KeyExchangeMethod::Modp3072),
+            16 => Some(KeyExchangeMethod::Modp4096),
             19 => Some(KeyExchangeMethod::Ecp256),
+            20 => Some(KeyExchangeMethod::Ecp384),
+            21 => Some(KeyExchangeMethod::Ecp521),
             31 => Some(KeyExchangeMethod::X25519),
             _ => None,
         }
@@ -82,6 +103,11 @@ impl KeyExchangeMethod {
         match self {
             KeyExchangeMethod::X25519 => 32,
             KeyExchangeMethod::Ecp256 => 64,
+            KeyExchangeMethod::Ecp384 => 96,
+            KeyExchangeMethod::Ecp521 => 132,
+            KeyExchangeMethod::Modp2048 => 256,
+            KeyExchangeMethod::Modp3072 => 384,
+            KeyExchangeMethod::Modp4096 => 512,
         }
     }
 }
