@@ -70,13 +70,14 @@ pub async fn dump(handle: &Handle, own: &str) -> Result<Vec<LocalAddress>, NetEr
     Ok(snapshot.candidates())
 }
 
-/// Every address of this machine, on whatever interface: what a route can have as its source.
+/// Every routable address of this machine, on whatever interface: what a route can have as its
+/// source.
 pub async fn all(handle: &Handle) -> Result<Vec<IpAddr>, NetError> {
     let mut out = Vec::new();
     let mut addresses = handle.address().get().execute();
     let failed = |e| NetError::new("list addresses", &e);
     while let Some(address) = addresses.try_next().await.map_err(failed)? {
-        out.extend(own_address(&address));
+        out.extend(own_address(&address).filter(|address| is_routable(*address)));
     }
     Ok(out)
 }

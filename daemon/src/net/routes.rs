@@ -7,12 +7,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
 };
 
 use bewick_ike::{ChildId, ChildSa};
 use futures_util::TryStreamExt;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
@@ -28,6 +28,9 @@ use crate::net::{MARK, NetError, RULE_PRIORITY, TABLE};
 const PROTOCOL: u8 = 0xbe;
 /// The metric of what blocks: worse than any other route.
 const BLOCK_METRIC: u32 = 0xffff_0000;
+
+/// fe80::/10: never beyond the link (RFC 4291 §2.5.6).
+const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
 
 /// The tunnel device's addresses, routes and rules.
 pub struct Routes {
@@ -54,12 +57,22 @@ struct Child {
     routes: Vec<(IpNet, Option<IpAddr>)>,
 }
 
+/// What a route does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// leads to the tunnel device
+    Device,
+    /// leads nowhere
+    Block,
+    /// leaves the packet to the tables that come after ours
+    Pass,
+}
+
 /// What there is, or is to be, in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct State {
     addresses: BTreeSet<IpAddr>,
-    /// by network and whether it blocks
-    routes: BTreeMap<(IpNet, bool), Option<IpAddr>>,
+    routes: BTreeMap<(IpNet, Kind), Option<IpAddr>>,
     /// by whether it is IPv4
     rules: BTreeSet<bool>,
 }
@@ -70,11 +83,15 @@ impl Wanted {
         for child in self.children.values() {
             state.addresses.extend(&child.addresses);
             for (net, source) in &child.routes {
-                state.routes.entry((*net, false)).or_insert(*source);
+                state.routes.entry((*net, Kind::Device)).or_insert(*source);
             }
         }
         for net in self.blocks.values().flatten() {
-            state.routes.insert((*net, true), None);
+            state.routes.insert((*net, Kind::Block), None);
+        }
+        // a tunnel for everything is not for what never leaves the link: routers, DHCPv6
+        if state.routes.keys().any(|(net, _)| net.contains(&IpNet::V6(LINK_LOCAL))) {
+            state.routes.insert((LINK_LOCAL.into(), Kind::Pass), None);
         }
         state.rules = state.routes.keys().map(|(net, _)| net.addr().is_ipv4()).collect();
         state
@@ -254,7 +271,7 @@ impl Routes {
     fn route(
         &self,
         link: Option<u32>,
-        (net, block): (IpNet, bool),
+        (net, kind): (IpNet, Kind),
         source: Option<IpAddr>,
     ) -> Result<RouteMessage, NetError> {
         let what = |e: &dyn std::fmt::Display| NetError {
@@ -267,14 +284,12 @@ impl Routes {
             .protocol(RouteProtocol::from(PROTOCOL))
             .destination_prefix(net.network(), net.prefix_len())
             .map_err(|e| what(&e))?;
-        if block {
-            route = route.kind(RouteType::Unreachable).priority(BLOCK_METRIC);
-        } else {
-            route = route.scope(RouteScope::Link);
-            if let Some(link) = link {
-                route = route.output_interface(link);
-            }
-        }
+        route = match (kind, link) {
+            (Kind::Block, _) => route.kind(RouteType::Unreachable).priority(BLOCK_METRIC),
+            (Kind::Pass, _) => route.kind(RouteType::Throw).priority(BLOCK_METRIC),
+            (Kind::Device, Some(link)) => route.scope(RouteScope::Link).output_interface(link),
+            (Kind::Device, None) => route.scope(RouteScope::Link),
+        };
         if let Some(source) = source {
             route = route.pref_source(source).map_err(|e| what(&e))?;
         }
@@ -284,19 +299,20 @@ impl Routes {
     async fn add_route(
         &self,
         link: u32,
-        key: (IpNet, bool),
+        key: (IpNet, Kind),
         source: Option<IpAddr>,
     ) -> Result<(), NetError> {
         let route = self.route(Some(link), key, source)?;
         let what = match key {
-            (net, true) => format!("block {net}"),
-            (net, false) => format!("route {net} to {}", self.device),
+            (net, Kind::Block) => format!("block {net}"),
+            (net, Kind::Pass) => format!("keep {net} out of the tunnel"),
+            (net, Kind::Device) => format!("route {net} to {}", self.device),
         };
         let request = self.handle.route().add(route).replace();
         request.execute().await.map_err(|e| NetError::new(what, &e))
     }
 
-    async fn remove_route(&self, key: (IpNet, bool)) -> Result<(), NetError> {
+    async fn remove_route(&self, key: (IpNet, Kind)) -> Result<(), NetError> {
         let mut route = self.route(None, key, None)?;
         // any scope: the kernel has it as it was made
         route.header.scope = RouteScope::NoWhere;
@@ -451,8 +467,17 @@ mod tests {
         wanted.children.remove(&ChildId(1));
         assert_eq!(wanted.state(), both);
         assert_eq!(both.rules, [false].into());
+        assert_eq!(both.routes.len(), 1);
         wanted.children.remove(&ChildId(2));
         assert_eq!(wanted.state(), State::default());
+    }
+
+    #[test]
+    fn what_never_leaves_the_link_stays_out_of_a_tunnel_for_everything() {
+        let mut wanted = Wanted::default();
+        wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "::/0", &[]), &[]));
+        let kinds: Vec<Kind> = wanted.state().routes.keys().map(|(_, kind)| *kind).collect();
+        assert_eq!(kinds, [Kind::Device, Kind::Pass]);
     }
 
     #[test]
@@ -461,7 +486,7 @@ mod tests {
         let net: IpNet = "10.1.0.0/16".parse().unwrap();
         wanted.blocks.insert("office".into(), vec![net]);
         let state = wanted.state();
-        assert_eq!(state.routes.keys().collect::<Vec<_>>(), [&(net, true)]);
+        assert_eq!(state.routes.keys().collect::<Vec<_>>(), [&(net, Kind::Block)]);
         assert_eq!(state.rules, [true].into());
     }
 }
