@@ -106,6 +106,8 @@ pub struct ConnectionConfig {
     pub force_encap: bool,
     /// silence after which the peer is asked whether it is there (RFC 7296 §2.4); zero for never
     pub liveness: Duration,
+    /// a CHILD_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never
+    pub child_lifetime: Duration,
     /// retransmission of requests
     pub retransmission: Retransmission,
 }

@@ -65,6 +65,8 @@ pub enum Tag {
     Liveness,
     /// DELETE of the IKE_SA (RFC 7296 §1.4.1)
     Delete,
+    /// rekeying or deleting a CHILD_SA (RFC 7296 §1.3.3, §1.4.1)
+    Child,
     /// a request of the layer above, with its own number
     Upper(u64),
 }

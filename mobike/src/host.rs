@@ -7,8 +7,8 @@ use std::{
 };
 
 use bewick_ike::{
-    Action, ActionError, ActionId, CloseReason, ConnectionConfig, ConnectionId, Endpoint, Path,
-    Random, Role, SaId, SaView, Tag, Time, Transmit, endpoint::SaStatus, event,
+    Action, ActionError, ActionId, ChildId, CloseReason, ConnectionConfig, ConnectionId, Endpoint,
+    Path, Random, Role, SaId, SaView, Tag, Time, Transmit, endpoint::SaStatus, event,
 };
 
 use crate::{
@@ -24,6 +24,11 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Unanswered transmissions after which the initiator tries another pair (RFC 4555 §3.5).
 const TRIES_BEFORE_NEXT_PAIR: u32 = 3;
+
+/// Moves after which the CHILD_SAs get new keys. A kernel makes a new state of each move, with a new
+/// random salt for the IVs of its AEAD; that two of them never meet is a matter of numbers, and new
+/// keys start these from zero.
+const MOVES_BEFORE_REKEY: u32 = 32;
 
 /// Waits between tries to bring a connection up: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -46,6 +51,8 @@ pub enum Command {
     Down(ConnectionId),
     /// move its IKE_SA
     Move(ConnectionId, MoveTarget),
+    /// give its CHILD_SAs new keys
+    Rekey(ConnectionId),
     /// delete every IKE_SA
     Shutdown,
 }
@@ -103,6 +110,8 @@ pub enum Input<'a> {
         /// none if the name could not be resolved
         addresses: Vec<IpAddr>,
     },
+    /// the data plane reports that a CHILD_SA's sequence numbers or lifetime will soon be used up
+    Expiring(ChildId),
     /// the data plane's answer
     Answer {
         /// the action
@@ -229,6 +238,12 @@ impl Host {
             Input::Resolved { connection, addresses } => {
                 self.on_resolved(now, connection, addresses);
             }
+            Input::Expiring(child) => {
+                let carries = |sa: &SaStatus<'_>| sa.children.iter().any(|c| c.id == child);
+                for id in self.ids(carries) {
+                    self.ike.rekey_children(now, id, Some(child), &mut self.movers);
+                }
+            }
             Input::Answer { id, result } => self.ike.answer(now, id, result, &mut self.movers),
         }
         self.settle(now);
@@ -240,6 +255,7 @@ impl Host {
             Command::Up(connection) => self.up(connection),
             Command::Down(connection) => self.down(now, connection),
             Command::Move(connection, target) => self.move_on_request(now, connection, &target),
+            Command::Rekey(connection) => self.rekey(now, connection),
             Command::Shutdown => {
                 self.wanted.clear();
                 for id in self.ids(|_| true) {
@@ -282,6 +298,19 @@ impl Host {
         self.wanted.remove(&connection);
         for id in self.ids(|sa| sa.connection == Some(connection)) {
             self.ike.close(now, id, &mut self.movers);
+        }
+        Ok(())
+    }
+
+    fn rekey(&mut self, now: Time, connection: ConnectionId) -> Result<(), CommandError> {
+        self.ike.connection(connection).ok_or(CommandError::UnknownConnection)?;
+        let up = |sa: &SaStatus<'_>| sa.connection == Some(connection) && sa.state == "established";
+        let ids = self.ids(up);
+        if ids.is_empty() {
+            return Err(CommandError::NotEstablished);
+        }
+        for id in ids {
+            self.ike.rekey_children(now, id, None, &mut self.movers);
         }
         Ok(())
     }
@@ -531,8 +560,11 @@ impl Host {
 
     fn order_move(&mut self, now: Time, id: SaId, to: Path, encap: bool) {
         let action = self.ike.move_children(now, id, to, encap, &mut self.movers);
-        if let (Some(action), Some(mobility)) = (action, self.movers.sas.get_mut(&id)) {
-            mobility.actions.push((action, to));
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        mobility.actions.extend(action.map(|action| (action, to)));
+        mobility.moves += 1;
+        if mobility.moves.is_multiple_of(MOVES_BEFORE_REKEY) {
+            self.ike.rekey_children(now, id, None, &mut self.movers);
         }
     }
 
@@ -612,6 +644,7 @@ impl Host {
                 let ids: Vec<SaId> = self.movers.sas.keys().copied().collect();
                 for id in ids {
                     self.pump(now, id);
+                    self.ike.proceed(now, id, &mut self.movers);
                 }
                 match self.ike.poll_output() {
                     None => return,

@@ -76,6 +76,8 @@ pub(crate) struct Mobility {
     pub(crate) pending_check: bool,
     pub(crate) awaiting: Option<(u64, Awaiting)>,
     pub(crate) underway: Option<Underway>,
+    /// moves of the data plane so far
+    pub(crate) moves: u32,
     /// data-plane moves that are not answered yet
     pub(crate) actions: Vec<(ActionId, Path)>,
     /// where the CHILD_SAs are
@@ -108,6 +110,7 @@ impl Mobility {
             pending_check: false,
             awaiting: None,
             underway: None,
+            moves: 0,
             actions: Vec::new(),
             children_at: view.path,
             encap: false,

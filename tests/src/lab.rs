@@ -130,6 +130,7 @@ pub fn client_config() -> ConnectionConfig {
         mobike: true,
         force_encap: false,
         liveness: Duration::from_secs(30),
+        child_lifetime: Duration::from_secs(3600),
         retransmission: Retransmission::default(),
     }
 }

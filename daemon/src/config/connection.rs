@@ -68,6 +68,9 @@ pub(super) fn read(
     let force_encap = reader.bool("force_encap").is_some_and(|field| field.value);
     let liveness = reader.number("liveness", 0..=86_400, "seconds").map_or(30, |field| field.value);
 
+    let child_lifetime =
+        reader.number("child_lifetime", 0..=86_400, "seconds").map_or(3600, |field| field.value);
+
     let mut initiator = InitiatorPart::default();
     let mut responder = ResponderPart::default();
     match role {
@@ -109,6 +112,7 @@ pub(super) fn read(
         mobike,
         force_encap,
         liveness: Duration::from_secs(liveness),
+        child_lifetime: Duration::from_secs(child_lifetime),
         retransmission: Retransmission::default(),
     };
     Some(Connection {

@@ -371,6 +371,9 @@ impl Daemon {
 
     fn on_plane_event(&mut self, event: &PlaneEvent) {
         debug!(?event, "data plane");
+        if let PlaneEvent::Expire { id, .. } = event {
+            self.host.handle(self.clock.now(), Input::Expiring(*id));
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod timers;
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use crate::{
+    child::ChildId,
     config::{ConnectionConfig, ConnectionId, Role},
     event::{ActionError, ActionId, CloseReason, Event, Output, SaId, Tag},
     extension::{Extension, SaView},
@@ -19,7 +20,7 @@ use crate::{
         exchange::Arrival,
         init,
         init_responder::{self, Unanswerable},
-        live,
+        live, task,
     },
     time::Time,
     wire::{self, ExchangeType, Flags, Header, Message, Notify, NotifyType, Payload, WireError},
@@ -414,6 +415,25 @@ impl Endpoint {
         extension: &mut dyn Extension,
     ) -> Option<ActionId> {
         self.with(now, id, extension, |sa, cx| live::move_children(sa, cx, path, encap)).flatten()
+    }
+
+    /// Sends what waits for the window: requests about CHILD_SAs. The extension's own go first.
+    pub fn proceed(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
+        self.with(now, id, extension, task::proceed);
+    }
+
+    /// Rekeys a CHILD_SA now, as when its sequence numbers or octets run out (RFC 7296 §2.8); all of
+    /// the IKE_SA if none is named.
+    pub fn rekey_children(
+        &mut self,
+        now: Time,
+        id: SaId,
+        child: Option<ChildId>,
+        extension: &mut dyn Extension,
+    ) {
+        self.with(now, id, extension, |sa, cx| {
+            task::rekey_children(sa, cx, |c| child.is_none_or(|id| c.id == id));
+        });
     }
 
     /// Ends the IKE_SA with DELETE (RFC 7296 §1.4.1); its CHILD_SAs go at once.

@@ -13,6 +13,8 @@ pub enum Timer {
     HalfOpen,
     /// the peer has been silent
     Liveness,
+    /// a CHILD_SA is old enough
+    Rekey,
 }
 
 /// At most one deadline for each IKE_SA and [`Timer`].
@@ -36,7 +38,7 @@ impl Timers {
     }
 
     pub(crate) fn clear_all(&mut self, sa: SaId) {
-        for timer in [Timer::Retransmit, Timer::HalfOpen, Timer::Liveness] {
+        for timer in [Timer::Retransmit, Timer::HalfOpen, Timer::Liveness, Timer::Rekey] {
             self.clear(sa, timer);
         }
     }

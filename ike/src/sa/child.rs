@@ -9,6 +9,7 @@ use crate::{
     crypto::{CryptoError, derive_child},
     path::Path,
     selector::TrafficSelector,
+    time::Time,
     wire::{AttributeValue, CfgType, Configuration, Payload},
 };
 
@@ -40,9 +41,22 @@ pub struct Child {
     pub encap: bool,
     /// addresses that the peer assigned to us
     pub virtual_ips: Vec<IpAddr>,
+    /// when it is to be rekeyed
+    pub(crate) rekey_at: Option<Time>,
+    /// it has a successor of ours and is being deleted
+    pub(crate) replaced: bool,
+    /// the peer has said once that it does not have it
+    pub(crate) doubted: bool,
+    /// it has a successor of the peer's, who is to delete it
+    pub(crate) superseded: bool,
 }
 
 impl Child {
+    /// Whether it has no successor yet.
+    pub(crate) fn is_current(&self) -> bool {
+        !self.replaced && !self.superseded
+    }
+
     pub(crate) fn of(sa: &ChildSa) -> Self {
         Child {
             id: sa.id,
@@ -55,6 +69,10 @@ impl Child {
             path: sa.path,
             encap: sa.encap,
             virtual_ips: sa.virtual_ips.clone(),
+            rekey_at: None,
+            replaced: false,
+            doubted: false,
+            superseded: false,
         }
     }
 }

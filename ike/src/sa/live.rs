@@ -1,19 +1,20 @@
 //! An authenticated IKE_SA: INFORMATIONAL exchanges, liveness, DELETE (RFC 7296 §1.4, §2.4, §2.21).
 
 use crate::{
-    child::{ChildId, ChildMove},
+    child::{ChildId, ChildMove, EspSpi},
     config::{ConnectionId, Role},
-    event::{Action, ActionError, ActionId, CloseReason, Established, Event, Tag},
+    event::{Action, ActionError, ActionId, CloseReason, Established, Event, SaId, Tag},
     extension::Request,
     path::Path,
     wire::{Delete, ExchangeType, Notify, NotifyType, Payload},
 };
 
 use super::{
-    Cx, Sa, State, Timer,
+    Cx, Sa, Shared, State, Timer,
     child::Child,
     exchange::Outstanding,
-    rekey::{self, Rekey},
+    rekey::{self, Pending},
+    task::{self, Tasks},
 };
 
 /// Where an authenticated IKE_SA stands.
@@ -48,8 +49,10 @@ pub(crate) struct Live {
     pub(crate) phase: Phase,
     /// moves that the data plane has not answered yet, and where they lead
     pub(crate) moving: Vec<(ActionId, Vec<ChildMove>)>,
-    /// the peer's rekey of a CHILD_SA that waits for the data plane
-    pub(crate) rekeying: Option<Rekey>,
+    /// new CHILD_SAs that wait for the data plane
+    pub(crate) pending: Vec<Pending>,
+    /// exchanges about CHILD_SAs that we start
+    pub(crate) tasks: Tasks,
     /// why we close it, if not because we were told to
     pub(crate) verdict: Option<CloseReason>,
 }
@@ -75,7 +78,8 @@ impl Live {
             children,
             phase: Phase::Up,
             moving: Vec::new(),
-            rekeying: None,
+            pending: Vec::new(),
+            tasks: Tasks::default(),
             verdict: None,
         }
     }
@@ -86,6 +90,20 @@ impl Live {
         going
             .map(|change| (change.path, change.encap))
             .or_else(|| self.children.first().map(|child| (child.path, child.encap)))
+    }
+
+    /// Takes a CHILD_SA out here and in the data plane; gives its inbound SPI.
+    pub(crate) fn remove_child(
+        &mut self,
+        shared: &mut Shared,
+        sa: SaId,
+        which: impl Fn(&Child) -> bool,
+    ) -> Option<EspSpi> {
+        let at = self.children.iter().position(which)?;
+        let child = self.children.remove(at);
+        shared.esp_spis.remove(&child.spi_in.0);
+        shared.action(sa, Action::Remove(child.id));
+        Some(child.spi_in)
     }
 
     /// Why it is closing.
@@ -201,19 +219,17 @@ fn has_esp_delete(payloads: &[Payload]) -> bool {
 
 /// Removes the CHILD_SAs whose outbound SPIs the peer names; gives our inbound ones
 /// (RFC 7296 §1.4.1).
-fn delete_children(
-    sa: &mut Sa,
-    cx: &mut Cx<'_>,
-    spis: impl Iterator<Item = u32>,
-) -> Vec<crate::child::EspSpi> {
+fn delete_children(sa: &mut Sa, cx: &mut Cx<'_>, spis: impl Iterator<Item = u32>) -> Vec<EspSpi> {
     let State::Live(live) = &mut sa.state else { return Vec::new() };
     let mut ours = Vec::new();
     for spi in spis {
-        let Some(at) = live.children.iter().position(|c| c.spi_out.0 == spi) else { continue };
-        let child = live.children.remove(at);
-        cx.shared.esp_spis.remove(&child.spi_in.0);
-        cx.shared.action(sa.id, Action::Remove(child.id));
-        ours.push(child.spi_in);
+        let Some(spi_in) = live.remove_child(cx.shared, sa.id, |c| c.spi_out.0 == spi) else {
+            continue;
+        };
+        // RFC 7296 §1.4.1: deletes that cross are answered without naming the SA again.
+        if !live.tasks.is_deleting(spi_in) {
+            ours.push(spi_in);
+        }
     }
     ours
 }
@@ -246,6 +262,10 @@ pub(crate) fn on_response(
         return;
     }
     if send_pending_delete(sa, cx) {
+        return;
+    }
+    if request.tag == Some(Tag::Child) {
+        task::on_response(sa, cx, &payloads);
         return;
     }
     if let Some(tag) = request.tag {
@@ -313,6 +333,11 @@ fn on_installed(
     match error {
         None => {
             arm_liveness(sa, cx);
+            if let State::Live(live) = &mut sa.state {
+                let at = task::rekey_time(cx, live);
+                live.children.iter_mut().for_each(|child| child.rekey_at = at);
+            }
+            task::arm(sa, cx);
             cx.shared.event(Event::Established(news));
         }
         Some(ActionError(text)) if sa.role == Role::Initiator => {
@@ -361,7 +386,7 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
     if live.is_closing() {
         return;
     }
-    let new = live.rekeying.take().map(|rekey| rekey.child);
+    let new: Vec<Child> = live.pending.drain(..).map(|pending| pending.child).collect();
     let children: Vec<(ChildId, u32)> =
         live.children.drain(..).chain(new).map(|c| (c.id, c.spi_in.0)).collect();
     let mut payloads = first;

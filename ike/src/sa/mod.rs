@@ -14,6 +14,7 @@ pub(crate) mod init_responder;
 pub(crate) mod live;
 pub(crate) mod negotiate;
 pub(crate) mod rekey;
+pub(crate) mod task;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -304,6 +305,7 @@ impl Sa {
                 _ => {}
             },
             Timer::Liveness => live::on_liveness(self, cx),
+            Timer::Rekey => task::on_timer(self, cx),
         }
     }
 
@@ -445,7 +447,7 @@ impl Sa {
         let children: Vec<(ChildId, u32)> = match state {
             State::Lingering => return,
             State::Live(live) => {
-                let new = live.rekeying.iter().map(|rekey| &rekey.child);
+                let new = live.pending.iter().map(|pending| &pending.child);
                 live.children().iter().chain(new).map(|c| (c.id, c.spi_in.0)).collect()
             }
             State::AuthResponse(state) => {

@@ -1,8 +1,9 @@
-//! The peer rekeys a CHILD_SA (RFC 7296 §1.3.3, §2.8, §2.9.2): both SAs work until it deletes the old
-//! one.
+//! The successor of a CHILD_SA (RFC 7296 §1.3.3, §2.8, §2.9.2): what the peer's request to rekey gets,
+//! and what follows once the data plane has the new SA. Both SAs work until the old one is deleted by
+//! whoever asked.
 
 use crate::{
-    child::ChildSa,
+    child::{ChildId, ChildMove, ChildSa},
     config::Role,
     event::{Action, ActionError, ActionId},
     path::Path,
@@ -14,13 +15,22 @@ use super::{
     child::{self, Agreed, Child},
     live::HeldResponse,
     negotiate,
+    task::{self, Crossed, Task},
 };
 
-/// A rekey that waits for the data plane.
-pub(crate) struct Rekey {
+/// A new CHILD_SA that waits for the data plane.
+pub(crate) struct Pending {
     pub(crate) action: ActionId,
     pub(crate) child: Child,
-    pub(crate) response: HeldResponse,
+    pub(crate) then: Then,
+}
+
+/// What follows when the data plane has it.
+pub(crate) enum Then {
+    /// the peer asked: answer; it will delete the one that is replaced
+    Respond(HeldResponse, ChildId),
+    /// we asked: delete the one that it replaces
+    Retire(ChildId),
 }
 
 /// A CREATE_CHILD_SA request; gives the payloads of the response, or nothing if that has to wait.
@@ -54,9 +64,13 @@ pub(crate) fn on_request(
         notify.data.clear();
         return Some(vec![Payload::Notify(notify)]);
     };
+    // RFC 7296 §2.25.1: not one that we are about to delete.
+    if old.replaced || live.tasks.is_deleting(old.spi_in) {
+        return refuse(NotifyType::TEMPORARY_FAILURE);
+    }
     match agree(sa, cx, &old, payloads) {
         Err(kind) => refuse(kind),
-        Ok((new, response)) => {
+        Ok((new, response, nonces)) => {
             let info = Child::of(&new);
             tracing::info!(old = %old.spi_in, new = %new.spi_in, "the peer rekeys the CHILD_SA");
             let action = cx.shared.action(sa.id, Action::Install(Box::new(new)));
@@ -68,7 +82,11 @@ pub(crate) fn on_request(
                 without_child: vec![Payload::Notify(refused)],
             };
             if let State::Live(live) = &mut sa.state {
-                live.rekeying = Some(Rekey { action, child: info, response });
+                let then = Then::Respond(response, old.id);
+                live.pending.push(Pending { action, child: info, then });
+                if let Some(ours) = live.tasks.rekey_of(old.id) {
+                    ours.crossed = Some(nonces);
+                }
             }
             None
         }
@@ -80,7 +98,7 @@ fn agree(
     cx: &mut Cx<'_>,
     old: &Child,
     payloads: &[Payload],
-) -> Result<(ChildSa, Vec<Payload>), NotifyType> {
+) -> Result<(ChildSa, Vec<Payload>, Crossed), NotifyType> {
     let (mut offered, mut nonce, mut ts_i, mut ts_r) = (None, None, None, None);
     for payload in payloads {
         match payload {
@@ -127,14 +145,14 @@ fn agree(
     new.reqid = old.reqid;
     let response = vec![
         Payload::SecurityAssociation(vec![answer]),
-        Payload::Nonce(nonce_r),
+        Payload::Nonce(nonce_r.clone()),
         Payload::TsInitiator(ts_remote),
         Payload::TsResponder(ts_local),
     ];
-    Ok((new, response))
+    Ok((new, response, Crossed { nonce_i: nonce_i.clone(), nonce_r }))
 }
 
-/// The data plane has answered to the installation of the new CHILD_SA; false if that was not asked.
+/// The data plane has answered to the installation of a successor; false if that was not asked.
 pub(crate) fn on_answer(
     sa: &mut Sa,
     cx: &mut Cx<'_>,
@@ -142,28 +160,54 @@ pub(crate) fn on_answer(
     result: &Result<(), ActionError>,
 ) -> bool {
     let State::Live(live) = &mut sa.state else { return false };
-    let Some(rekey) = live.rekeying.take_if(|rekey| rekey.action == id) else { return false };
-    let payloads = if result.is_ok() {
+    let Some(at) = live.pending.iter().position(|pending| pending.action == id) else {
+        return false;
+    };
+    let Pending { mut child, then, .. } = live.pending.remove(at);
+    let spi_in = child.spi_in;
+    if result.is_ok() {
         // The tunnel may have moved while the data plane was at work.
-        let place = live.place();
-        let child = rekey.child;
-        if let Some(change) =
-            place.filter(|(path, encap)| (child.path, child.encap) != (*path, *encap))
+        if let Some((path, encap)) =
+            live.place().filter(|place| *place != (child.path, child.encap))
         {
-            let change = crate::child::ChildMove { id: child.id, path: change.0, encap: change.1 };
+            let change = ChildMove { id: child.id, path, encap };
             let action = cx.shared.action(sa.id, Action::Move(vec![change]));
             live.moving.push((action, vec![change]));
         }
+        child.rekey_at = task::rekey_time(cx, live);
         live.children.push(child);
-        rekey.response.payloads
     } else {
-        cx.shared.esp_spis.remove(&rekey.child.spi_in.0);
-        rekey.response.without_child
-    };
-    let (path, message_id) = (rekey.response.path, rekey.response.message_id);
-    let sent = sa.respond(cx, path, ExchangeType::CREATE_CHILD_SA, message_id, &payloads);
-    if let Err(reason) = sent {
-        sa.close(cx, reason);
+        cx.shared.esp_spis.remove(&spi_in.0);
     }
+    match then {
+        Then::Respond(held, old) => {
+            if result.is_ok() {
+                live.children.iter_mut().filter(|c| c.id == old).for_each(|c| c.superseded = true);
+            }
+            let payloads = if result.is_ok() { held.payloads } else { held.without_child };
+            let exchange = ExchangeType::CREATE_CHILD_SA;
+            let sent = sa.respond(cx, held.path, exchange, held.message_id, &payloads);
+            if let Err(reason) = sent {
+                sa.close(cx, reason);
+                return true;
+            }
+        }
+        // A successor that the data plane refused exists at the peer: that one goes, the old stays.
+        Then::Retire(old) => {
+            let mut gone = vec![spi_in];
+            if result.is_ok() {
+                gone.clear();
+                for child in live.children.iter_mut().filter(|c| c.id == old) {
+                    child.replaced = true;
+                    gone.push(child.spi_in);
+                }
+            }
+            if !gone.is_empty() {
+                live.tasks.push(Task::Delete(gone));
+            }
+        }
+    }
+    task::arm(sa, cx);
+    task::proceed(sa, cx);
     true
 }

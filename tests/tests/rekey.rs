@@ -1,0 +1,209 @@
+//! Rekeying of CHILD_SAs (RFC 7296 §1.3.3, §2.8, §2.8.1, §2.25), with traffic on them and with moves.
+
+use std::time::Duration;
+
+use bewick_ike::{ChildId, ChildSa, ConnectionId};
+use bewick_mobike::Command;
+use bewick_tests::{Lab, Link, Plan, pair::EndId, pair::FlowId};
+
+const MS: Duration = Duration::from_millis(1);
+
+fn flows(lab: &mut Lab, seconds: u64) -> [FlowId; 2] {
+    let time = Duration::from_secs(seconds);
+    let (client, gateway) = (lab.client, lab.gateway);
+    [
+        lab.world.start_flow(client, gateway, MS, time),
+        lab.world.start_flow(gateway, client, MS, time),
+    ]
+}
+
+fn rekey(lab: &mut Lab, end: EndId) {
+    lab.world.command(end, Command::Rekey(ConnectionId(0))).expect("a rekey");
+}
+
+fn names(children: &[ChildSa]) -> Vec<ChildId> {
+    children.iter().map(|child| child.id).collect()
+}
+
+/// Both ends have one CHILD_SA, the same, and neither is the one that was there before.
+fn assert_renewed(lab: &Lab, before: &[Vec<ChildId>; 2]) {
+    assert!(lab.is_up(), "{}", lab.story());
+    for (end, before) in [lab.client, lab.gateway].into_iter().zip(before) {
+        let now = names(&lab.children(end));
+        assert!(now.iter().all(|id| !before.contains(id)), "not renewed: {}", lab.story());
+    }
+}
+
+fn before(lab: &Lab) -> [Vec<ChildId>; 2] {
+    [lab.client, lab.gateway].map(|end| names(&lab.children(end)))
+}
+
+fn links(lab: &mut Lab, link: Link) {
+    let (uplinks, wan) = ([lab.wlan, lab.lte()], lab.wan);
+    for uplink in uplinks {
+        lab.world.net.set_links(uplink, wan, link);
+    }
+}
+
+fn slow(lab: &mut Lab, ms: u32) {
+    links(lab, Link::of_delay(ms * MS));
+}
+
+#[test]
+fn k_2_8_1_either_side_rekeys_and_no_packet_is_lost() {
+    for by_client in [true, false] {
+        let mut lab = Lab::established(Plan::default());
+        slow(&mut lab, 10);
+        let old = before(&lab);
+        let (reqid, addresses) = {
+            let child = &lab.children(lab.client)[0];
+            (child.reqid, child.virtual_ips.clone())
+        };
+        let flows = flows(&mut lab, 2);
+        lab.ms(500);
+        let end = if by_client { lab.client } else { lab.gateway };
+        rekey(&mut lab, end);
+        lab.seconds(3);
+        assert_renewed(&lab, &old);
+        for flow in flows {
+            assert_eq!(lab.world.flow(flow).lost(), [0u64; 0], "{}", lab.story());
+        }
+        let child = &lab.children(lab.client)[0];
+        assert_eq!(child.reqid, reqid, "policies find the new states");
+        assert_eq!(child.virtual_ips, addresses);
+    }
+}
+
+#[test]
+fn k_2_8_1_a_child_sa_is_rekeyed_when_it_is_old_enough() {
+    let mut plan = Plan::default();
+    plan.client.child_lifetime = Duration::from_secs(600);
+    plan.gateway.child_lifetime = Duration::ZERO;
+    let mut lab = Lab::established(plan);
+    for _ in 0..3 {
+        let old = before(&lab);
+        // What came up or was renewed up to 70 s ago stays until nine tenths of its time are over.
+        lab.seconds(465);
+        assert_eq!(before(&lab), old, "{}", lab.story());
+        lab.seconds(136);
+        assert_renewed(&lab, &old);
+    }
+}
+
+/// RFC 7296 §2.8.1: of two that cross, the one with the lowest nonce goes; whatever the times, one is
+/// left and traffic flows.
+#[test]
+fn k_2_8_1_1_rekeys_that_cross_leave_one_child_sa() {
+    for seed in 0..20 {
+        for apart in [0, 1, 5, 9, 10, 11, 15, 19, 20, 21, 25, 30, 35, 39, 40, 41, 45] {
+            let mut lab = Lab::established(Plan { seed, ..Plan::default() });
+            slow(&mut lab, 10);
+            let old = before(&lab);
+            let (client, gateway) = (lab.client, lab.gateway);
+            rekey(&mut lab, client);
+            lab.ms(apart);
+            // The client's may be through already; then the gateway rekeys the new one.
+            rekey(&mut lab, gateway);
+            lab.seconds(1);
+            assert_renewed(&lab, &old);
+            let flows = flows(&mut lab, 1);
+            lab.seconds(2);
+            for flow in flows {
+                let lost = lab.world.flow(flow).lost();
+                assert!(lost.is_empty(), "{apart} ms apart, seed {seed}: {}", lab.story());
+            }
+        }
+    }
+}
+
+/// With loss and reordering nothing can be said of single packets, but both ends end up with one and
+/// the same CHILD_SA.
+#[test]
+fn k_2_25_1_rekeys_that_cross_on_a_bad_network_leave_one_child_sa() {
+    use bewick_tests::Chance;
+    for seed in 0..60 {
+        let mut lab = Lab::established(Plan { seed, ..Plan::default() });
+        let mut link = Link::of_delay(10 * MS);
+        link.loss = Chance::percent(20);
+        link.duplicate = Chance::percent(10);
+        link.reorder = Chance::percent(20);
+        link.reorder_by = 30 * MS;
+        links(&mut lab, link);
+        let old = before(&lab);
+        let (client, gateway) = (lab.client, lab.gateway);
+        rekey(&mut lab, client);
+        lab.ms(seed % 40);
+        rekey(&mut lab, gateway);
+        lab.seconds(60);
+        slow(&mut lab, 10);
+        lab.seconds(200);
+        assert_renewed(&lab, &old);
+        let flows = flows(&mut lab, 1);
+        lab.seconds(2);
+        for flow in flows {
+            assert!(lab.world.flow(flow).lost().is_empty(), "seed {seed}: {}", lab.story());
+        }
+    }
+}
+
+#[test]
+fn x_4_a_move_while_a_child_sa_is_rekeyed_takes_both_along() {
+    for by_client in [true, false] {
+        for after in [0, 5, 10, 15, 20, 25, 30, 35, 40, 45] {
+            let mut lab = Lab::established(Plan::default());
+            slow(&mut lab, 10);
+            let old = before(&lab);
+            let flows = flows(&mut lab, 2);
+            lab.ms(300);
+            let end = if by_client { lab.client } else { lab.gateway };
+            rekey(&mut lab, end);
+            lab.ms(after);
+            let lte = lab.lte();
+            lab.move_to(lte);
+            lab.seconds(4);
+            assert_renewed(&lab, &old);
+            let address = lab.address(lte);
+            let here = lab.world.end(lab.client).plane.path();
+            assert_eq!(here.map(|p| p.local.ip()), Some(address), "{}", lab.story());
+            for flow in flows {
+                let lost = lab.world.flow(flow).lost();
+                assert!(lost.is_empty(), "moved {after} ms after: {}", lab.story());
+            }
+        }
+    }
+}
+
+#[test]
+fn k_2_8_1_a_refused_successor_leaves_the_old_child_sa() {
+    for by_client in [true, false] {
+        for refuser_is_client in [true, false] {
+            let mut lab = Lab::established(Plan::default());
+            let old = before(&lab);
+            let refuser = if refuser_is_client { lab.client } else { lab.gateway };
+            lab.world.end_mut(refuser).plane.refuse_next(1);
+            let end = if by_client { lab.client } else { lab.gateway };
+            rekey(&mut lab, end);
+            lab.seconds(2);
+            assert!(lab.is_up(), "{}", lab.story());
+            assert_eq!(before(&lab), old, "{}", lab.story());
+            // It is tried again, by itself.
+            lab.seconds(150);
+            assert_renewed(&lab, &old);
+        }
+    }
+}
+
+#[test]
+fn many_moves_bring_new_keys() {
+    let mut lab = Lab::established(Plan::default());
+    let old = before(&lab);
+    for _ in 0..20 {
+        let (lte, wlan) = (lab.lte(), lab.wlan);
+        lab.move_to(lte);
+        lab.rest();
+        lab.move_to(wlan);
+        lab.rest();
+    }
+    lab.seconds(5);
+    assert_renewed(&lab, &old);
+}
