@@ -23,20 +23,36 @@ pub const IKE_DEFAULTS: [&str; 10] = [
 pub const ESP_DEFAULTS: [&str; 4] =
     ["aes256gcm16", "aes128gcm16", "aes256-sha256", "aes128-sha256"];
 
-const ENCRYPTION: [(&str, Cipher); 4] = [
+const ENCRYPTION: [(&str, Cipher); 7] = [
     ("aes256gcm16", Cipher::Gcm(256)),
+    ("aes192gcm16", Cipher::Gcm(192)),
     ("aes128gcm16", Cipher::Gcm(128)),
+    ("chacha20poly1305", Cipher::ChaCha),
     ("aes256", Cipher::Cbc(256)),
+    ("aes192", Cipher::Cbc(192)),
     ("aes128", Cipher::Cbc(128)),
 ];
-const INTEGRITY: [(&str, HmacSha2); 1] = [("sha256", HmacSha2::Sha256)];
-const PRF: [(&str, Prf); 2] = [("prfsha256", Prf::HmacSha256), ("prfsha384", Prf::HmacSha384)];
-const KEY_EXCHANGE: [(&str, KeyExchangeMethod); 2] =
-    [("x25519", KeyExchangeMethod::X25519), ("ecp256", KeyExchangeMethod::Ecp256)];
+const INTEGRITY: [(&str, HmacSha2); 3] =
+    [("sha256", HmacSha2::Sha256), ("sha384", HmacSha2::Sha384), ("sha512", HmacSha2::Sha512)];
+const PRF: [(&str, Prf); 3] = [
+    ("prfsha256", Prf::HmacSha256),
+    ("prfsha384", Prf::HmacSha384),
+    ("prfsha512", Prf::HmacSha512),
+];
+const KEY_EXCHANGE: [(&str, KeyExchangeMethod); 7] = [
+    ("x25519", KeyExchangeMethod::X25519),
+    ("ecp256", KeyExchangeMethod::Ecp256),
+    ("ecp384", KeyExchangeMethod::Ecp384),
+    ("ecp521", KeyExchangeMethod::Ecp521),
+    ("modp2048", KeyExchangeMethod::Modp2048),
+    ("modp3072", KeyExchangeMethod::Modp3072),
+    ("modp4096", KeyExchangeMethod::Modp4096),
+];
 
 #[derive(Clone, Copy)]
 enum Cipher {
     Gcm(u16),
+    ChaCha,
     Cbc(u16),
 }
 
@@ -47,15 +63,17 @@ pub fn ike(text: &str) -> Result<IkeSuite, String> {
     let mut words = Words::new(text);
     let encryption = match words.take(&ENCRYPTION, "an encryption")? {
         Cipher::Gcm(key_bits) => IkeEncryption::AesGcm16 { key_bits },
+        Cipher::ChaCha => IkeEncryption::ChaCha20Poly1305,
         Cipher::Cbc(key_bits) => {
             let integrity = words.take(&INTEGRITY, "an integrity algorithm")?;
             IkeEncryption::AesCbc { key_bits, integrity }
         }
     };
-    let implied = encryption.integrity().is_some() && !words.next_starts_with("prf");
-    let prf = match implied {
-        true => Prf::HmacSha256,
-        false => words.take(&PRF, "a prf")?,
+    let prf = match encryption.integrity().filter(|_| !words.next_starts_with("prf")) {
+        Some(HmacSha2::Sha256) => Prf::HmacSha256,
+        Some(HmacSha2::Sha384) => Prf::HmacSha384,
+        Some(HmacSha2::Sha512) => Prf::HmacSha512,
+        None => words.take(&PRF, "a prf")?,
     };
     let key_exchange = words.take(&KEY_EXCHANGE, "a key exchange")?;
     words.end()?;
@@ -67,6 +85,7 @@ pub fn esp(text: &str) -> Result<EspSuite, String> {
     let mut words = Words::new(text);
     let suite = match words.take(&ENCRYPTION, "an encryption")? {
         Cipher::Gcm(key_bits) => EspSuite::AesGcm16 { key_bits },
+        Cipher::ChaCha => EspSuite::ChaCha20Poly1305,
         Cipher::Cbc(key_bits) => {
             let integrity = words.take(&INTEGRITY, "an integrity algorithm")?;
             EspSuite::AesCbc { key_bits, integrity }
@@ -132,7 +151,7 @@ mod tests {
     #[test]
     fn the_defaults_are_proposals() {
         assert!(IKE_DEFAULTS.iter().all(|text| ike(text).is_ok()));
-        for text in ESP_DEFAULTS {
+        for text in ESP_DEFAULTS.into_iter().chain(["chacha20poly1305", "aes192-sha384"]) {
             assert_eq!(esp_name(esp(text).unwrap()), text);
         }
     }
@@ -142,6 +161,7 @@ mod tests {
         let short = ike("aes128-sha256-ecp256").unwrap();
         assert_eq!(short, ike("aes128-sha256-prfsha256-ecp256").unwrap());
         assert_eq!(ike("aes128-sha256-prfsha384-ecp256").unwrap().prf, Prf::HmacSha384);
+        assert_eq!(ike("aes256-sha512-modp3072").unwrap().prf, Prf::HmacSha512);
     }
 
     #[test]
@@ -149,15 +169,17 @@ mod tests {
         let error = |text| ike(text).unwrap_err();
         assert_eq!(
             error("3des-sha256-x25519"),
-            r#""3des" is not an encryption; known: aes256gcm16, aes128gcm16, aes256, aes128"#
+            "\"3des\" is not an encryption; known: aes256gcm16, aes192gcm16, aes128gcm16, \
+             chacha20poly1305, aes256, aes192, aes128"
         );
         assert_eq!(
             error("aes256gcm16-x25519"),
-            r#""x25519" is not a prf; known: prfsha256, prfsha384"#
+            r#""x25519" is not a prf; known: prfsha256, prfsha384, prfsha512"#
         );
         assert_eq!(
             error("aes256gcm16-prfsha384"),
-            r#""aes256gcm16-prfsha384" lacks a key exchange; known: x25519, ecp256"#
+            "\"aes256gcm16-prfsha384\" lacks a key exchange; known: x25519, ecp256, ecp384, ecp521, \
+             modp2048, modp3072, modp4096"
         );
         assert_eq!(
             error("aes256gcm16-prfsha384-x25519-mlkem768"),

@@ -194,8 +194,8 @@ fn a_bad_network() {
 fn a_bad_proposal() {
     assert_eq!(
         problem("virtual_ip = true", "ike_proposals = [\"3des-sha1-modp1024\"]"),
-        "b.toml:9:18: ike_proposals: \"3des\" is not an encryption; known: aes256gcm16, aes128gcm16, aes256, \
-         aes128"
+        "b.toml:9:18: ike_proposals: \"3des\" is not an encryption; known: aes256gcm16, aes192gcm16, \
+         aes128gcm16, chacha20poly1305, aes256, aes192, aes128"
     );
     assert_eq!(
         problem("virtual_ip = true", "esp_proposals = []"),
