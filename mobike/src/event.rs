@@ -9,6 +9,8 @@ use bewick_ike::{ActionError, CloseReason, ConnectionId, Established, Path, SaId
 pub enum Cause {
     /// the address that it used is no longer ours
     AddressGone(IpAddr),
+    /// the address that the initiator chose is ours again
+    AddressBack(IpAddr),
     /// the operator asked for it
     Requested,
     /// the peer moved and told us so (UPDATE_SA_ADDRESSES)
@@ -27,6 +29,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::AddressGone(address) => write!(f, "our address {address} is gone"),
+            Cause::AddressBack(address) => write!(f, "our address {address} is back"),
             Cause::Requested => f.write_str("asked for"),
             Cause::PeerMoved => f.write_str("the peer moved"),
             Cause::NatMapping => f.write_str("a NAT has changed its mapping"),

@@ -423,11 +423,11 @@ impl Host {
         let (current, established) = (sa.path, sa.state == "established");
         let gone = current.local.ip();
         if self.is_ours(gone) {
-            if let Some(mobility) = self.movers.sas.get_mut(&id) {
-                let back = std::mem::take(&mut mobility.stranded);
-                if back {
-                    self.ike.hasten(now, id, true, &mut self.movers);
-                }
+            if let Some(mobility) = self.movers.sas.get_mut(&id)
+                && std::mem::take(&mut mobility.stranded)
+            {
+                // A NAT may have forgotten us meanwhile: no need to find out first (RFC 4555 §3.8).
+                self.move_to(now, id, current, Cause::AddressBack(gone));
             }
             return;
         }
@@ -448,11 +448,21 @@ impl Host {
         }
     }
 
-    /// Responder: only when its own source is gone does it move by itself (RFC 4555 §3.5).
+    /// Responder: only when its own source is gone does it move by itself (RFC 4555 §3.5). When that is
+    /// back and the initiator has not followed, it returns, for the initiator decides (§1.2).
     fn check_own_source(&mut self, now: Time, id: SaId) {
         let Some(sa) = self.ike.sa(id) else { return };
         let current = sa.path;
-        if self.is_ours(current.local.ip()) || !self.is_mobike(id) {
+        let Some(mobility) = self.movers.sas.get(&id).filter(|m| m.supported) else { return };
+        let agreed = mobility.agreed;
+        if self.is_ours(agreed.local.ip()) {
+            if agreed != current {
+                let cause = Cause::AddressBack(agreed.local.ip());
+                self.change_own_source(now, id, agreed, cause, true);
+            }
+            return;
+        }
+        if self.is_ours(current.local.ip()) {
             return;
         }
         let remote = current.remote;
@@ -460,8 +470,28 @@ impl Host {
         let Some((local, _)) = next else { return };
         let path = Path::new(SocketAddr::new(local, current.local.port()), remote);
         let cause = Cause::AddressGone(current.local.ip());
-        self.begin(now, id, path, cause);
-        self.move_children(now, id, path);
+        self.change_own_source(now, id, path, cause, false);
+    }
+
+    /// Responder: goes to another source by itself. Traffic goes to where the peer is only if that has
+    /// been checked already (RFC 4555 §3.7).
+    fn change_own_source(&mut self, now: Time, id: SaId, to: Path, cause: Cause, confirmed: bool) {
+        let Some(at) = self.movers.sas.get(&id).map(|m| m.children_at) else { return };
+        self.begin(now, id, to, cause);
+        if at.remote.ip() == to.remote.ip() {
+            if confirmed {
+                self.confirm(now, id);
+            }
+            self.move_children(now, id, to);
+        } else {
+            if at.remote.is_ipv4() == to.local.is_ipv4() {
+                self.move_children(now, id, Path::new(to.local, at.remote));
+            }
+            if let Some(mobility) = self.movers.sas.get_mut(&id) {
+                mobility.pending_check = true;
+            }
+        }
+        self.ike.hasten(now, id, true, &mut self.movers);
     }
 
     // --- moving -------------------------------------------------------------------------------
@@ -758,6 +788,9 @@ impl Host {
                 let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
                 if let Some(nat) = nat {
                     self.ike.set_nat(id, nat);
+                }
+                if let Some(mobility) = self.movers.sas.get_mut(&id) {
+                    mobility.agreed = path;
                 }
                 let before = self.movers.sas.get(&id).is_some_and(|m| m.children_at != path);
                 if path != current {

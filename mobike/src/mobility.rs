@@ -80,6 +80,8 @@ pub(crate) struct Mobility {
     pub(crate) moves: u32,
     /// data-plane moves that are not answered yet
     pub(crate) actions: Vec<(ActionId, Path)>,
+    /// responder: the path that the initiator chose last
+    pub(crate) agreed: Path,
     /// where the CHILD_SAs are
     pub(crate) children_at: Path,
     pub(crate) encap: bool,
@@ -112,6 +114,7 @@ impl Mobility {
             underway: None,
             moves: 0,
             actions: Vec::new(),
+            agreed: view.path,
             children_at: view.path,
             encap: false,
             newest_update: None,
