@@ -197,6 +197,21 @@ impl<M: Machine> World<M> {
         self.input(id, Input::Addresses(addresses));
     }
 
+    /// Puts a new machine in the place of the one at `id`, as after a crash: its data plane is empty,
+    /// and answers on their way to the old machine are lost.
+    pub fn restart(&mut self, id: EndId, machine: M) {
+        let end = &mut self.ends[id.0];
+        end.machine = machine;
+        end.plane = Plane::new();
+        end.answers = Timeline::new();
+        self.tell_addresses(id);
+    }
+
+    /// Tells all machines which addresses their hosts have now.
+    pub fn tell_all(&mut self) {
+        (0..self.ends.len()).map(EndId).for_each(|id| self.tell_addresses(id));
+    }
+
     /// Takes an uplink up or down and tells the machines of its host.
     pub fn set_up(&mut self, uplink: UplinkId, up: bool) {
         self.net.set_up(uplink, up);

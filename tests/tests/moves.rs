@@ -722,10 +722,7 @@ fn m_3_5_4_a_gateway_that_answers_nowhere_is_given_up_and_tried_anew() {
     // The gateway restarts and knows of nothing.
     let fresh = lab.gateway_machine(1);
     let gateway = lab.gateway;
-    let end = lab.world.end_mut(gateway);
-    end.machine = fresh;
-    end.plane = Default::default();
-    lab.world.tell_addresses(gateway);
+    lab.world.restart(gateway, fresh);
     let sent = lab.world.end(lab.client).transmitted;
     lab.seconds(360);
     let asked = lab.world.end(lab.client).transmitted - sent;
@@ -907,4 +904,50 @@ fn k_2_1_1_every_retransmission_is_the_same_octet_for_octet() {
     }
     assert!(lab.world.net.capture.sent().count() > 6);
     assert!(by_id.values().all(|octets| octets.len() == 1));
+}
+
+#[test]
+fn m_3_5_25_a_responder_s_address_that_comes_back_is_used_again_unless_the_initiator_has_followed()
+{
+    for follows in [true, false] {
+        let mut lab = Lab::established(second_gateway());
+        let (wan, wlan) = (lab.wan, lab.wlan);
+        if !follows {
+            // The client hears nothing of it.
+            lab.world.net.set_black_hole(wlan, false, true);
+        }
+        lab.world.set_up(wan, false);
+        lab.ms(300);
+        lab.world.set_up(wan, true);
+        lab.world.net.set_black_hole(wlan, false, false);
+        lab.seconds(3);
+        assert_at(&lab, WLAN, if follows { "192.0.2.129" } else { "192.0.2.1" });
+    }
+}
+
+#[test]
+fn m_3_5_19_a_responder_that_loses_its_address_during_the_check_sends_no_esp_to_the_new_one() {
+    let mut lab = Lab::established(second_gateway());
+    let (_, _) = flows(&mut lab, 5);
+    lab.ms(100);
+    lab.world.net.capture.set_on(true);
+    // The check of the new address stays unanswered.
+    let (wan, lte) = (lab.wan, lab.lte());
+    lab.world.net.set_black_hole(lte, false, true);
+    lab.move_to(lte);
+    lab.ms(15);
+    lab.world.set_up(wan, false);
+    lab.seconds(1);
+    let lte_ip = lab.address(lte);
+    let gateways = [ip("192.0.2.1"), ip("192.0.2.129")];
+    let esp = |record: &&Record| {
+        is_esp(record)
+            && gateways.contains(&record.datagram.src.ip())
+            && record.datagram.dst.ip() == lte_ip
+    };
+    assert_eq!(lab.world.net.capture.sent().filter(esp).count(), 0, "{}", lab.story());
+    lab.world.net.set_black_hole(lte, false, false);
+    lab.seconds(5);
+    assert!(lab.is_up(), "{}", lab.story());
+    assert_at(&lab, LTE, "192.0.2.129");
 }

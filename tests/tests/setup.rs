@@ -386,11 +386,8 @@ fn k_2_4_2_a_restarted_client_takes_the_place_of_its_old_self() {
     let (mut lab, _) = established(plan);
     let fresh = lab.client_machine(1);
     let client = lab.client;
-    let end = lab.world.end_mut(client);
-    end.machine = fresh;
-    end.plane = Default::default();
-    end.events.clear();
-    lab.world.tell_addresses(client);
+    lab.world.end_mut(client).events.clear();
+    lab.world.restart(client, fresh);
     lab.up();
     lab.rest();
     assert!(lab.is_up(), "{}", lab.story());
