@@ -1,8 +1,8 @@
 //! Hostile datagrams to both roles, at every stage: no panic, no answer that RFC 7296 does not allow, no
 //! amplification before authentication, and no memory that grows.
 //!
-//! `BEWICK_FUZZ` is how many datagrams of each kind go to each stage (100,000 for the stages that need
-//! it if unset). The datagrams come from a seed, so a failure comes again.
+//! `BEWICK_FUZZ` is how many datagrams of each kind go to each stage (100,000 if unset). They come
+//! from a seed, so that a failure comes again.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
