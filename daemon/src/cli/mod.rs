@@ -63,6 +63,11 @@ enum Command {
         #[arg(long, value_name = "ADDRESS|INTERFACE")]
         to: String,
     },
+    /// Give a connection's CHILD_SAs new keys
+    Rekey {
+        /// The connection's name in the configuration
+        name: String,
+    },
     /// Show what happens, as it happens
     Events,
     /// Show a tunnel that moves, in network namespaces on this machine
@@ -83,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Down { name } => Request::Down { name },
         Command::Status => Request::Status {},
         Command::Move { name, to } => Request::Move { name, to },
+        Command::Rekey { name } => Request::Rekey { name },
         Command::Events => Request::Events {},
     };
     ask::ask(&control_path(cli.control, None), &request, cli.json)

@@ -28,6 +28,11 @@ pub enum Request {
         /// an address of this machine, or the name of an interface
         to: String,
     },
+    /// give the connection's CHILD_SAs new keys
+    Rekey {
+        /// the connection's name in the configuration
+        name: String,
+    },
     /// every event from now on, until the client goes away
     Events {},
 }

@@ -140,6 +140,7 @@ impl Daemon {
             Request::Up { name } => self.up(name, &call.replies),
             Request::Down { name } => self.down(name, &call.replies).await,
             Request::Move { name, to } => self.move_to(name, to, &call.replies),
+            Request::Rekey { name } => Some(self.rekey(name)),
         };
         if let Some(answer) = answer {
             // it is the first in the queue: only a client that has gone does not take it
@@ -191,6 +192,17 @@ impl Daemon {
         self.unblock(name).await;
         self.wait(connection, name, Goal::Down { deadline: now + DOWN }, replies);
         None
+    }
+
+    fn rekey(&mut self, name: &str) -> Reply {
+        let connection = match self.find(name) {
+            Ok(connection) => connection,
+            Err(reply) => return reply,
+        };
+        match self.host.command(self.clock.now(), Command::Rekey(connection)) {
+            Ok(()) => Reply::Done { text: format!("{name} asks its peer for new keys") },
+            Err(e) => refused(name, &e),
+        }
     }
 
     fn move_to(&mut self, name: &str, to: &str, replies: &mpsc::Sender<Reply>) -> Option<Reply> {
