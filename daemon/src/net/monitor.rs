@@ -22,6 +22,10 @@ use crate::net::{
 /// Events that add something and come within this time are taken together.
 const MERGE: Duration = Duration::from_millis(100);
 
+/// However many losses there are, they are looked at no more often than this: our own routes that
+/// go with a thousand clients are among them.
+const BREATH: Duration = Duration::from_millis(3);
+
 /// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE as bits of `nl_groups`.
 const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
 
@@ -93,7 +97,7 @@ async fn watch_events(
                         return;
                     }
                 };
-                let at = if urgent { Instant::now() } else { Instant::now().max(last + MERGE) };
+                let at = Instant::now().max(last + if urgent { BREATH } else { MERGE });
                 due = Some(due.map_or(at, |due| due.min(at)));
             }
             () = sleep_until(wake), if due.is_some() => {
