@@ -326,3 +326,22 @@ fn k_2_21_1_a_bad_payload_inside_a_genuine_message_ends_the_ike_sa_with_invalid_
     assert!(matches!(lab.reasons(lab.gateway)[..], [CloseReason::Protocol(_)]));
     assert!(lab.children(client).is_empty(), "and the peer ends it too");
 }
+
+#[test]
+fn k_2_8_1_asking_twice_for_a_rekey_leaves_one_child_sa() {
+    for ms in [0, 5, 25, 45, 70] {
+        for (first, second) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let mut lab = Lab::established(Plan::default());
+            let ends = [lab.client, lab.gateway];
+            for end in ends {
+                lab.world.end_mut(end).answer_delay = Duration::from_millis(40);
+            }
+            let rekey = || Command::Rekey(ConnectionId(0));
+            lab.world.command(ends[first], rekey()).expect("a connection");
+            lab.ms(ms);
+            lab.world.command(ends[second], rekey()).expect("a connection");
+            lab.seconds(20);
+            assert!(lab.is_up(), "{ms} ms, {first} and {second}: {}", lab.story());
+        }
+    }
+}

@@ -33,6 +33,15 @@ pub(crate) enum Then {
     Retire(ChildId),
 }
 
+impl Then {
+    /// The CHILD_SA that has found its successor.
+    pub(crate) fn old(&self) -> ChildId {
+        match self {
+            Then::Respond(_, old) | Then::Retire(old) => *old,
+        }
+    }
+}
+
 /// A CREATE_CHILD_SA request; gives the payloads of the response, or nothing if that has to wait.
 pub(crate) fn on_request(
     sa: &mut Sa,

@@ -107,10 +107,11 @@ pub(crate) fn proceed(sa: &mut Sa, cx: &mut Cx<'_>) {
 
 fn start_rekey(sa: &mut Sa, cx: &mut Cx<'_>, id: ChildId) -> Result<(), CloseReason> {
     let State::Live(live) = &mut sa.state else { return Ok(()) };
-    // It may have been rekeyed by the peer meanwhile.
-    let Some(old) = live.children.iter().find(|c| c.id == id && c.is_current()).cloned() else {
-        return Ok(());
-    };
+    // It may have been rekeyed meanwhile, by the peer or by an earlier request of ours, and the data
+    // plane be still at work on the successor.
+    let succeeded = live.pending.iter().any(|pending| pending.then.old() == id);
+    let old = live.children.iter().find(|c| c.id == id && c.is_current() && !succeeded).cloned();
+    let Some(old) = old else { return Ok(()) };
     let spi_in = cx.shared.draw_esp_spi();
     let nonce = cx.shared.random.array::<32>().to_vec();
     let Some(config) = cx.shared.connection(live.connection) else { return Ok(()) };
