@@ -6,6 +6,7 @@
 //! values. A run replays byte for byte from its seed.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod child;
 pub mod config;
 pub mod crypto;

@@ -13,6 +13,7 @@ pub mod mac;
 pub mod natd;
 pub mod prf;
 pub mod protect;
+pub mod signature;
 pub mod suite;
 
 #[cfg(test)]
