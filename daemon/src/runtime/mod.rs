@@ -46,6 +46,9 @@ const CALLS: usize = 64;
 /// Events that a slow `bewick events` may be behind.
 const EVENTS: usize = 1024;
 
+/// Addresses of whose last interface is known at most; privacy addresses come and go for ever.
+const INTERFACES: usize = 4096;
+
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -115,6 +118,9 @@ struct Daemon {
     routes: Routes,
     monitor: Monitor,
     addresses: Vec<LocalAddress>,
+    /// the last interface of every address that we have had: what is still sent from one that is
+    /// gone has to fail, and not to leave by another uplink with a source that is wrong there
+    interfaces: BTreeMap<IpAddr, u32>,
     /// addresses that were assigned, to us or by us
     virtual_ips: BTreeMap<SaId, Vec<IpAddr>>,
     /// the last answer for a gateway's name
@@ -218,6 +224,7 @@ impl Daemon {
             routes,
             monitor,
             addresses: Vec::new(),
+            interfaces: BTreeMap::new(),
             virtual_ips: BTreeMap::new(),
             gateways: BTreeMap::new(),
             resolved,
@@ -349,8 +356,11 @@ impl Daemon {
     }
 
     async fn on_addresses(&mut self, found: Vec<LocalAddress>) {
-        let interfaces = found.iter().map(|local| (local.address, local.ifindex)).collect();
-        self.udp.set_interfaces(interfaces);
+        if self.interfaces.len() > INTERFACES {
+            self.interfaces.clear();
+        }
+        self.interfaces.extend(found.iter().map(|local| (local.address, local.ifindex)));
+        self.udp.set_interfaces(self.interfaces.clone());
         let locals = found
             .iter()
             .map(|local| bewick_mobike::LocalAddress {
