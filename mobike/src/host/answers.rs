@@ -1,0 +1,230 @@
+//! What the peer and the data plane have said (RFC 4555 §3.5, §3.7, §3.8).
+
+use bewick_ike::{ActionError, ActionId, CloseReason, Path, Role, SaId, Tag, Time};
+
+use super::{Host, TRIES_BEFORE_NEXT_PAIR};
+use crate::{
+    event::{Cause, Event},
+    initiator::{self, Verdict},
+    mobility::{Awaiting, Intent, ReturnRoutability, Underway},
+    notify,
+};
+
+impl Host {
+    pub(super) fn on_intent(&mut self, now: Time, id: SaId, intent: Intent) {
+        match intent {
+            Intent::Updated { path, nat } => {
+                let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+                if let Some(nat) = nat {
+                    self.ike.set_nat(id, nat);
+                }
+                if let Some(mobility) = self.movers.sas.get_mut(&id) {
+                    mobility.agreed = path;
+                }
+                let before = self.movers.sas.get(&id).is_some_and(|m| m.children_at != path);
+                if path != current {
+                    self.begin(now, id, path, Cause::PeerMoved);
+                    self.ike.hasten(now, id, true, &mut self.movers);
+                }
+                if before {
+                    self.follow(now, id, path);
+                } else {
+                    // Back to where the traffic still is: nothing to check.
+                    self.confirm(now, id);
+                    self.adjust_encap(now, id);
+                }
+            }
+            Intent::PeerList => {
+                let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+                let Some(mobility) = self.movers.sas.get(&id) else { return };
+                let (connection, role) = (mobility.connection, mobility.role);
+                let addresses = mobility.peer_addresses.clone();
+                let missing = !addresses.contains(&current.remote.ip());
+                let next = initiator::choose(mobility, &self.movers.locals, current, None);
+                self.event(Event::PeerAddresses { connection, sa: id, addresses });
+                // RFC 4555 §3.5: the address in use is missing from the peer's list.
+                if let (Role::Initiator, true, Some(path)) = (role, missing, next) {
+                    let cause = Cause::PeerAddressGone(current.remote.ip());
+                    self.move_to(now, id, path, cause);
+                }
+            }
+        }
+    }
+
+    /// Responder: the peer says that it is at `path` now (RFC 4555 §3.5, §3.7).
+    pub(super) fn follow(&mut self, now: Time, id: SaId, path: Path) {
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let policy = self.policies.get(mobility.connection.0).copied().unwrap_or_default();
+        let from = mobility.children_at.remote.ip();
+        // Another port of an address that was shown reachable is the same victim, if any.
+        if policy.return_routability == ReturnRoutability::Off || from == path.remote.ip() {
+            self.confirm(now, id);
+            self.move_children(now, id, path);
+        } else {
+            mobility.pending_check = true;
+        }
+    }
+
+    pub(super) fn confirm(&mut self, now: Time, id: SaId) {
+        if let Some(underway) = self.movers.sas.get_mut(&id).and_then(|m| m.underway.as_mut()) {
+            underway.confirmed = true;
+        }
+        self.finish_move(now, id);
+    }
+
+    /// Reports a move once the peer has confirmed it and the data plane is there.
+    pub(super) fn finish_move(&mut self, now: Time, id: SaId) {
+        let Some(to) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let Some(underway) = mobility.underway else { return };
+        if !underway.confirmed || !mobility.actions.is_empty() || mobility.children_at != to {
+            return;
+        }
+        mobility.underway = None;
+        let (connection, Underway { from, cause, since, .. }) = (mobility.connection, underway);
+        let took = now.since(since);
+        self.event(Event::Moved { connection, sa: id, from, to, cause, took });
+    }
+
+    pub(super) fn on_plane(
+        &mut self,
+        now: Time,
+        id: SaId,
+        action: ActionId,
+        result: Result<(), ActionError>,
+    ) {
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let Some(at) = mobility.actions.iter().position(|(a, _)| *a == action) else { return };
+        let (_, to) = mobility.actions.remove(at);
+        let connection = mobility.connection;
+        if let Err(error) = result {
+            mobility.underway = None;
+            let reason = CloseReason::DataPlane(error.0.clone());
+            self.event(Event::MoveFailed { connection, sa: id, to, error });
+            // Never half-moved: a plane that can't follow has an IKE_SA that is of no use.
+            self.ike.close_because(now, id, reason, &mut self.movers);
+            return;
+        }
+        self.finish_move(now, id);
+    }
+
+    pub(super) fn on_response(
+        &mut self,
+        now: Time,
+        id: SaId,
+        tag: Tag,
+        path: Path,
+        payloads: &[bewick_ike::wire::Payload],
+    ) {
+        let Some(view) = self.ike.view(id) else { return };
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        if tag == Tag::Liveness {
+            let seen = initiator::seen_as(payloads);
+            let changed = seen.is_some() && mobility.seen_as.is_some() && seen != mobility.seen_as;
+            mobility.seen_as = seen.or_else(|| mobility.seen_as.take());
+            if changed && mobility.role == Role::Initiator {
+                self.move_to(now, id, view.path, Cause::NatMapping);
+            }
+            return;
+        }
+        let Some((expected, awaiting)) = mobility.awaiting.take() else { return };
+        if tag != Tag::Upper(expected) {
+            mobility.awaiting = Some((expected, awaiting));
+            return;
+        }
+        let spis = (view.spi_i, view.spi_r);
+        match awaiting {
+            Awaiting::List => {}
+            Awaiting::Mapping => {
+                mobility.seen_as = mobility.seen_as.take().or(initiator::seen_as(payloads));
+            }
+            // RFC 4555 §3.5: an answer that was overtaken by another change says nothing.
+            Awaiting::Update { generation, .. } if generation != mobility.generation => {}
+            Awaiting::Update { cookie, .. } => {
+                mobility.seen_as = initiator::seen_as(payloads);
+                let verdict = initiator::verdict(spis, path, &cookie, payloads);
+                self.on_update_answered(now, id, view.path, verdict);
+            }
+            Awaiting::Routability { cookie, path: checked, generation } => {
+                let echo = notify::read_cookie2(payloads);
+                if echo.is_some_and(|echo| echo != cookie) {
+                    self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
+                } else if generation != mobility.generation || echo.is_none() || path != checked {
+                    // RFC 4555 §3.7: proves nothing about the address that is current now.
+                    mobility.pending_check |= generation != mobility.generation;
+                } else {
+                    self.confirm(now, id);
+                    self.move_children(now, id, checked);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_update_answered(
+        &mut self,
+        now: Time,
+        id: SaId,
+        current: Path,
+        verdict: Verdict,
+    ) {
+        match verdict {
+            Verdict::Updated(nat) => {
+                if let Some(nat) = nat {
+                    self.ike.set_nat(id, nat);
+                }
+                if let Some(mobility) = self.movers.sas.get_mut(&id) {
+                    mobility.refused.clear();
+                }
+                self.confirm(now, id);
+                self.adjust_encap(now, id);
+            }
+            Verdict::WrongCookie => {
+                self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
+            }
+            Verdict::Unacceptable | Verdict::NotMoved => {
+                let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+                mobility.refused.push(current);
+                let locals = &self.movers.locals;
+                let next = initiator::choose(mobility, locals, current, Some(current));
+                match next.filter(|next| !mobility.refused.contains(next)) {
+                    Some(next) => self.move_to(now, id, next, Cause::Refused),
+                    // RFC 4555 §3.5 leaves it to us: an IKE_SA that the peer will not have anywhere is
+                    // a black hole for traffic, and a new one may be welcome.
+                    None => {
+                        let text = "the peer accepts none of our addresses".to_owned();
+                        let reason = CloseReason::Protocol(text);
+                        self.ike.close_because(now, id, reason, &mut self.movers);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Encapsulation on or off as NAT detection says of the current path (RFC 4555 §3.5).
+    pub(super) fn adjust_encap(&mut self, now: Time, id: SaId) {
+        let Some(sa) = self.ike.sa(id) else { return };
+        let (path, nat) = (sa.path, sa.nat.any());
+        let encap = nat || self.force_encap(id);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        if mobility.encap != encap && mobility.children_at == path {
+            mobility.encap = encap;
+            self.order_move(now, id, path, encap);
+        }
+    }
+
+    /// The peer does not answer: the initiator tries the next pair (RFC 4555 §3.5).
+    pub(super) fn on_unanswered(&mut self, now: Time, id: SaId, tries: u32) {
+        if tries < TRIES_BEFORE_NEXT_PAIR {
+            return;
+        }
+        let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        let Some(mobility) = self.movers.sas.get(&id) else { return };
+        if !mobility.supported || !mobility.established || mobility.role != Role::Initiator {
+            return;
+        }
+        let next = initiator::choose(mobility, &self.movers.locals, current, Some(current));
+        if let Some(path) = next.filter(|path| *path != current) {
+            self.move_to(now, id, path, Cause::NoAnswer);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Bringing connections up, keeping them up and taking them down (RFC 4555 §3.1).
+
+use std::net::{IpAddr, SocketAddr};
+
+use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
+
+use super::{CommandError, Host, KEEPALIVE, Output, RETRY};
+use crate::{address, event::Event};
+
+impl Host {
+    pub(super) fn up(&mut self, connection: ConnectionId) -> Result<(), CommandError> {
+        let config = self.ike.connection(connection).ok_or(CommandError::UnknownConnection)?;
+        if config.role != Role::Initiator {
+            return Err(CommandError::NotInitiator);
+        }
+        let wanted = self.wanted.entry(connection).or_default();
+        wanted.up = true;
+        if wanted.current.is_none() {
+            wanted.retry_at = None;
+            wanted.failures = 0;
+            self.outputs.push_back(Output::Resolve(connection));
+        }
+        Ok(())
+    }
+
+    pub(super) fn down(&mut self, now: Time, connection: ConnectionId) -> Result<(), CommandError> {
+        self.ike.connection(connection).ok_or(CommandError::UnknownConnection)?;
+        self.wanted.remove(&connection);
+        for id in self.ids(|sa| sa.connection == Some(connection)) {
+            self.ike.close(now, id, &mut self.movers);
+        }
+        Ok(())
+    }
+
+    pub(super) fn rekey(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+    ) -> Result<(), CommandError> {
+        self.ike.connection(connection).ok_or(CommandError::UnknownConnection)?;
+        let up = |sa: &SaStatus<'_>| sa.connection == Some(connection) && sa.state == "established";
+        let ids = self.ids(up);
+        if ids.is_empty() {
+            return Err(CommandError::NotEstablished);
+        }
+        for id in ids {
+            self.ike.rekey_children(now, id, None, &mut self.movers);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_resolved(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        addresses: Vec<IpAddr>,
+    ) {
+        let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.current.is_none()) else {
+            return;
+        };
+        wanted.remotes = addresses;
+        self.connect(now, connection);
+    }
+
+    /// Tries the next pair of addresses, a fresh IKE_SA_INIT each time (RFC 4555 §3.1).
+    pub(super) fn connect(&mut self, now: Time, connection: ConnectionId) {
+        let Some(wanted) = self.wanted.get_mut(&connection) else { return };
+        let pairs = address::pairs(&self.movers.locals, &wanted.remotes);
+        let Some((local, remote)) = pairs.get(wanted.attempt % pairs.len().max(1)).copied() else {
+            // Without any address it is not the peer's fault, and an address will come.
+            let wait = self.movers.locals.is_empty();
+            self.event(Event::Waiting { connection });
+            self.retry_later(now, connection, wait);
+            return;
+        };
+        wanted.attempt += 1;
+        let path = Path::new(SocketAddr::new(local, 500), SocketAddr::new(remote, 500));
+        match self.ike.connect(now, connection, path, &mut self.movers) {
+            Ok(sa) => {
+                wanted.current = Some(sa);
+                self.event(Event::Connecting { connection, path });
+            }
+            Err(reason) => self.event(Event::Refused { path, reason }),
+        }
+    }
+
+    pub(super) fn retry_later(&mut self, now: Time, connection: ConnectionId, wait: bool) {
+        let keep_up = wait || self.policies.get(connection.0).is_some_and(|p| p.keep_up);
+        let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.up) else { return };
+        if !keep_up {
+            self.wanted.remove(&connection);
+            return;
+        }
+        let after = RETRY.0.saturating_mul(1 << wanted.failures.min(6)).min(RETRY.1);
+        wanted.failures = wanted.failures.saturating_add(1);
+        wanted.retry_at = Some(now + after);
+        self.event(Event::Retrying { connection, after });
+    }
+
+    pub(super) fn on_timeout(&mut self, now: Time) {
+        self.ike.timeout(now, &mut self.movers);
+        let due: Vec<ConnectionId> = self
+            .wanted
+            .iter()
+            .filter(|(_, w)| w.retry_at.is_some_and(|at| at <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for connection in due {
+            if let Some(wanted) = self.wanted.get_mut(&connection) {
+                wanted.retry_at = None;
+            }
+            self.outputs.push_back(Output::Resolve(connection));
+        }
+        while let Some((at, id)) = self.keepalives.first().copied().filter(|(at, _)| *at <= now) {
+            self.keepalives.remove(&(at, id));
+            let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { continue };
+            // RFC 4555 §3.12: on the current pair and no other.
+            if sa.nat.local {
+                self.outputs.push_back(Output::Keepalive(sa.path));
+            }
+            self.keepalives.insert((now + KEEPALIVE, id));
+        }
+    }
+
+    pub(super) fn on_closed(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        sa: SaId,
+        established: bool,
+        reason: &CloseReason,
+    ) {
+        let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.current == Some(sa))
+        else {
+            return;
+        };
+        wanted.current = None;
+        let another = match reason {
+            CloseReason::AddressGone(_) => {
+                wanted.attempt = 0;
+                true
+            }
+            // RFC 4555 §3.1: every pair has its turn before the peer counts as unreachable.
+            CloseReason::Unanswered(_) if !established => {
+                wanted.attempt < address::pairs(&self.movers.locals, &wanted.remotes).len()
+            }
+            _ => false,
+        };
+        if another {
+            self.connect(now, connection);
+        } else {
+            self.retry_later(now, connection, false);
+        }
+    }
+}

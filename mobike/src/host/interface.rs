@@ -1,0 +1,117 @@
+//! What goes into a host and what comes out.
+
+use std::net::IpAddr;
+
+use bewick_ike::{
+    Action, ActionError, ActionId, ChildId, ConnectionConfig, ConnectionId, Path, Transmit,
+};
+
+use crate::{address::LocalAddress, event::Event, mobility::ConnectionPolicy};
+
+/// What a host is made from.
+#[derive(Debug, Default)]
+pub struct HostConfig {
+    /// the connections, and how each moves
+    pub connections: Vec<(ConnectionConfig, ConnectionPolicy)>,
+    /// the data plane can do nothing but ESP in UDP
+    pub force_encap: bool,
+}
+
+/// What the operator wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// bring a connection of ours up
+    Up(ConnectionId),
+    /// take it down
+    Down(ConnectionId),
+    /// move its IKE_SA
+    Move(ConnectionId, MoveTarget),
+    /// give its CHILD_SAs new keys
+    Rekey(ConnectionId),
+    /// delete every IKE_SA
+    Shutdown,
+}
+
+/// Where the operator wants an IKE_SA to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MoveTarget {
+    /// one of our addresses
+    Address(IpAddr),
+    /// one of our interfaces
+    Interface(String),
+}
+
+/// Why a command can't be carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// no such connection
+    #[error("no such connection")]
+    UnknownConnection,
+    /// only an initiator starts
+    #[error("the connection is a responder: its peers start it")]
+    NotInitiator,
+    /// only the initiator decides the addresses (RFC 4555 §1.2)
+    #[error("the connection is a responder: its peers decide the addresses (RFC 4555)")]
+    PeerDecides,
+    /// there is nothing to move
+    #[error("the connection is not established")]
+    NotEstablished,
+    /// the peer can't follow
+    #[error("the peer does not support MOBIKE")]
+    NoMobike,
+    /// no such address, or none that reaches the peer
+    #[error("{0} is no usable address or interface of ours that reaches the peer; usable: {1}")]
+    NoSuchAddress(String, String),
+}
+
+/// What goes in.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// a datagram for port 500 or 4500, without the non-ESP marker
+    Datagram {
+        /// our address and port, and where it came from
+        path: Path,
+        /// the IKE message
+        bytes: &'a [u8],
+    },
+    /// the time of [`Host::next_timeout`] has come
+    Timeout,
+    /// our usable addresses, all of them
+    Addresses(Vec<LocalAddress>),
+    /// the gateway's addresses, best first, for [`Output::Resolve`]
+    Resolved {
+        /// the connection
+        connection: ConnectionId,
+        /// none if the name could not be resolved
+        addresses: Vec<IpAddr>,
+    },
+    /// the data plane reports that a CHILD_SA's sequence numbers or lifetime will soon be used up
+    Expiring(ChildId),
+    /// the data plane's answer
+    Answer {
+        /// the action
+        id: ActionId,
+        /// how it went
+        result: Result<(), ActionError>,
+    },
+}
+
+/// What comes out.
+#[derive(Debug)]
+pub enum Output {
+    /// send a datagram
+    Transmit(Transmit),
+    /// send one octet 0xFF (RFC 3948 §2.3)
+    Keepalive(Path),
+    /// ask the data plane; answer with [`Input::Answer`]
+    Action {
+        /// comes back with the answer
+        id: ActionId,
+        /// what is to be done
+        action: Action,
+    },
+    /// look up the gateway's addresses; answer with [`Input::Resolved`]
+    Resolve(ConnectionId),
+    /// something has happened
+    Event(Event),
+}

@@ -1,0 +1,278 @@
+//! The machine that a driver feeds: IKE and MOBIKE of one host.
+
+mod addresses;
+mod answers;
+mod connect;
+mod interface;
+mod moving;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
+
+use bewick_ike::{
+    ConnectionConfig, ConnectionId, Endpoint, Path, Random, Role, SaId, SaView, Time,
+    endpoint::SaStatus, event,
+};
+
+use crate::{
+    event::Event,
+    initiator,
+    mobility::{ConnectionPolicy, Movers},
+};
+
+pub use interface::{Command, CommandError, HostConfig, Input, MoveTarget, Output};
+
+/// NAT keepalives on the current path (RFC 3948 §4).
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Unanswered transmissions after which the initiator tries another pair (RFC 4555 §3.5).
+const TRIES_BEFORE_NEXT_PAIR: u32 = 3;
+
+/// Moves after which the CHILD_SAs get new keys. A kernel makes a new state of each move, with a new
+/// random salt for the IVs of its AEAD; that two of them never meet is a matter of numbers, and new
+/// keys start these from zero.
+const MOVES_BEFORE_REKEY: u32 = 32;
+
+/// Waits between tries to bring a connection up: the first, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What the operator wants of an initiator's connection, and how far that is.
+#[derive(Debug, Default)]
+struct Wanted {
+    up: bool,
+    remotes: Vec<IpAddr>,
+    attempt: usize,
+    failures: u32,
+    retry_at: Option<Time>,
+    current: Option<SaId>,
+}
+
+/// IKE and MOBIKE of one host.
+pub struct Host {
+    ike: Endpoint,
+    movers: Movers,
+    policies: Vec<ConnectionPolicy>,
+    wanted: BTreeMap<ConnectionId, Wanted>,
+    outputs: VecDeque<Output>,
+    keepalives: BTreeSet<(Time, SaId)>,
+    next_tag: u64,
+}
+
+impl Host {
+    /// A host with nothing up.
+    pub fn new(config: HostConfig, random: Random) -> Self {
+        let (connections, policies): (Vec<_>, Vec<_>) = config.connections.into_iter().unzip();
+        // As responder we don't know which connection an IKE_SA_INIT is for, so that one which wants
+        // ESP in UDP decides for all.
+        let any = connections.iter().any(|c| c.role == Role::Responder && c.force_encap);
+        let forced = |c: &ConnectionConfig| {
+            config.force_encap || if c.role == Role::Responder { any } else { c.force_encap }
+        };
+        let movers = Movers {
+            enabled: connections.iter().map(|c| c.mobike).collect(),
+            forced: connections.iter().map(forced).collect(),
+            ..Movers::default()
+        };
+        Host {
+            ike: Endpoint::new(random, connections, config.force_encap),
+            movers,
+            policies,
+            wanted: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            keepalives: BTreeSet::new(),
+            next_tag: 0,
+        }
+    }
+
+    /// The connections by name, in the order of the configuration.
+    pub fn connections(&self) -> impl Iterator<Item = (ConnectionId, &ConnectionConfig)> {
+        self.ike.connections()
+    }
+
+    /// Every IKE_SA that is not over.
+    pub fn status(&self) -> impl Iterator<Item = SaStatus<'_>> {
+        self.ike.status()
+    }
+
+    /// Whether both sides of an IKE_SA support MOBIKE.
+    pub fn is_mobike(&self, sa: SaId) -> bool {
+        self.movers.sas.get(&sa).is_some_and(|m| m.supported)
+    }
+
+    /// How many IKE_SAs are in memory, lingering ones included.
+    pub fn len(&self) -> usize {
+        self.ike.len()
+    }
+
+    /// Whether no IKE_SA is in memory.
+    pub fn is_empty(&self) -> bool {
+        self.ike.is_empty()
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is due.
+    pub fn next_timeout(&self) -> Option<Time> {
+        let retries = self.wanted.values().filter_map(|w| w.retry_at).min();
+        let keepalive = self.keepalives.first().map(|(at, _)| *at);
+        let ike = self.ike.next_timeout().map(|(at, _)| at);
+        [retries, keepalive, ike].into_iter().flatten().min()
+    }
+
+    /// Takes one input; what it leads to waits in [`Self::poll_output`].
+    pub fn handle(&mut self, now: Time, input: Input<'_>) {
+        match input {
+            Input::Datagram { path, bytes } => {
+                self.ike.datagram(now, path, bytes, &mut self.movers);
+            }
+            Input::Timeout => self.on_timeout(now),
+            Input::Addresses(locals) => self.on_addresses(now, locals),
+            Input::Resolved { connection, addresses } => {
+                self.on_resolved(now, connection, addresses);
+            }
+            Input::Expiring(child) => {
+                let carries = |sa: &SaStatus<'_>| sa.children.iter().any(|c| c.id == child);
+                for id in self.ids(carries) {
+                    self.ike.rekey_children(now, id, Some(child), &mut self.movers);
+                }
+            }
+            Input::Answer { id, result } => self.ike.answer(now, id, result, &mut self.movers),
+        }
+        self.settle(now);
+    }
+
+    /// Carries out a command, or says why it can't be.
+    pub fn command(&mut self, now: Time, command: Command) -> Result<(), CommandError> {
+        let result = match command {
+            Command::Up(connection) => self.up(connection),
+            Command::Down(connection) => self.down(now, connection),
+            Command::Move(connection, target) => self.move_on_request(now, connection, &target),
+            Command::Rekey(connection) => self.rekey(now, connection),
+            Command::Shutdown => {
+                self.wanted.clear();
+                for id in self.ids(|_| true) {
+                    self.ike.close(now, id, &mut self.movers);
+                }
+                Ok(())
+            }
+        };
+        self.settle(now);
+        result
+    }
+
+    fn ids(&self, filter: impl Fn(&SaStatus<'_>) -> bool) -> Vec<SaId> {
+        self.ike.status().filter(filter).map(|sa| sa.id).collect()
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    /// Works until nothing is left to do: events of the IKE machines, intents of requests, requests
+    /// that wait for the window.
+    fn settle(&mut self, now: Time) {
+        loop {
+            let mut idle = true;
+            while let Some(output) = self.ike.poll_output() {
+                idle = false;
+                match output {
+                    event::Output::Transmit(transmit) => {
+                        self.outputs.push_back(Output::Transmit(transmit));
+                    }
+                    event::Output::Action { id, action } => {
+                        self.outputs.push_back(Output::Action { id, action });
+                    }
+                    event::Output::Event(event) => self.on_event(now, event),
+                }
+            }
+            while let Some((id, intent)) = self.movers.intents.pop_front() {
+                idle = false;
+                self.on_intent(now, id, intent);
+            }
+            if idle {
+                let ids: Vec<SaId> = self.movers.sas.keys().copied().collect();
+                for id in ids {
+                    self.pump(now, id);
+                    self.ike.proceed(now, id, &mut self.movers);
+                }
+                match self.ike.poll_output() {
+                    None => return,
+                    Some(event::Output::Transmit(transmit)) => {
+                        self.outputs.push_back(Output::Transmit(transmit));
+                    }
+                    Some(event::Output::Action { id, action }) => {
+                        self.outputs.push_back(Output::Action { id, action });
+                    }
+                    Some(event::Output::Event(event)) => self.on_event(now, event),
+                }
+            }
+        }
+    }
+
+    fn on_event(&mut self, now: Time, event: event::Event) {
+        match event {
+            event::Event::Established(established) => {
+                let (id, connection) = (established.sa, established.connection);
+                let path = self.ike.sa(id).map(|sa| sa.path);
+                let encap =
+                    self.ike.sa(id).is_some_and(|sa| sa.children.first().is_some_and(|c| c.encap));
+                if let Some(wanted) = self.wanted.get_mut(&connection) {
+                    wanted.failures = 0;
+                    wanted.attempt = 0;
+                }
+                self.keepalives.insert((now + KEEPALIVE, id));
+                let nat = self.ike.sa(id).map(|sa| sa.nat).unwrap_or_default();
+                let own = self.ike.view(id).map(|view| self.as_we_are(&view));
+                let mut mobike = false;
+                if let (Some(path), Some(mobility)) = (path, self.movers.sas.get_mut(&id)) {
+                    mobility.established = true;
+                    mobility.children_at = path;
+                    mobility.encap = encap;
+                    mobike = mobility.supported;
+                    // RFC 4555 §3.8: what the next answers are compared with. The hash of IKE_SA_INIT
+                    // is of no use behind a NAT, for port 4500 has another mapping than port 500.
+                    if mobility.role == Role::Initiator && nat.local {
+                        mobility.pending_mapping = mobility.supported;
+                    } else {
+                        mobility.seen_as = own.flatten();
+                    }
+                }
+                if let Some(path) = path {
+                    self.event(Event::Established { established, path, mobike });
+                }
+                // An address may have gone while the handshake was under way.
+                if self.ike.sa(id).is_some_and(|sa| sa.role == Role::Initiator) {
+                    self.check_current(now, id);
+                }
+            }
+            event::Event::Response { sa, tag, path, payloads } => {
+                self.on_response(now, sa, tag, path, &payloads);
+            }
+            event::Event::Unanswered { sa, tries } => self.on_unanswered(now, sa, tries),
+            event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
+            event::Event::Closed { sa, connection, path, reason } => {
+                let established = self.movers.sas.remove(&sa).is_some_and(|m| m.established);
+                self.keepalives.retain(|(_, id)| *id != sa);
+                self.event(Event::Closed { connection, sa, path, reason: reason.clone() });
+                if let Some(connection) = connection {
+                    self.on_closed(now, connection, sa, established, &reason);
+                }
+            }
+            event::Event::Refused { path, reason } => self.event(Event::Refused { path, reason }),
+        }
+    }
+
+    /// The hash by which a peer sees us that no NAT is in front of.
+    fn as_we_are(&mut self, view: &SaView) -> Option<Vec<u8>> {
+        let theirs = Path::new(view.path.remote, view.path.local);
+        let spis = (view.spi_i, view.spi_r);
+        let payloads = bewick_ike::nat::payloads(spis, theirs, false, self.ike.random());
+        initiator::seen_as(&payloads)
+    }
+}

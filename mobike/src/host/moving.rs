@@ -1,0 +1,165 @@
+//! Moves: what the initiator does, and what waits for the window (RFC 4555 §3.5).
+
+use bewick_ike::{ConnectionId, Path, Role, SaId, Tag, Time, endpoint::SaStatus};
+
+use super::{CommandError, Host, MOVES_BEFORE_REKEY, MoveTarget};
+use crate::{
+    address::{self, LocalAddress},
+    event::{Cause, Event},
+    initiator,
+    mobility::{Awaiting, Underway},
+    notify,
+};
+
+impl Host {
+    pub(super) fn move_on_request(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        target: &MoveTarget,
+    ) -> Result<(), CommandError> {
+        let config = self.ike.connection(connection).ok_or(CommandError::UnknownConnection)?;
+        if config.role != Role::Initiator {
+            return Err(CommandError::PeerDecides);
+        }
+        let established =
+            |sa: &SaStatus<'_>| sa.connection == Some(connection) && sa.state == "established";
+        let sa = self.ike.status().find(established).ok_or(CommandError::NotEstablished)?;
+        let (id, current) = (sa.id, sa.path);
+        let mobility =
+            self.movers.sas.get(&id).filter(|m| m.supported).ok_or(CommandError::NoMobike)?;
+        let fits = |local: &&LocalAddress| match target {
+            MoveTarget::Address(address) => local.address == *address,
+            MoveTarget::Interface(name) => local.interface == *name,
+        };
+        let chosen: Vec<LocalAddress> = self.movers.locals.iter().filter(fits).cloned().collect();
+        let Some(path) = initiator::choose(mobility, &chosen, current, None) else {
+            let wanted = match target {
+                MoveTarget::Address(address) => address.to_string(),
+                MoveTarget::Interface(name) => name.clone(),
+            };
+            let usable: Vec<String> = self
+                .movers
+                .locals
+                .iter()
+                .map(|local| format!("{} ({})", local.address, local.interface))
+                .collect();
+            return Err(CommandError::NoSuchAddress(wanted, usable.join(", ")));
+        };
+        if path != current {
+            self.move_to(now, id, path, Cause::Requested);
+        }
+        Ok(())
+    }
+
+    /// Sets the new pair and starts the record of the move.
+    pub(super) fn begin(&mut self, now: Time, id: SaId, to: Path, cause: Cause) {
+        let Some(from) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        self.ike.set_path(id, to);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let connection = mobility.connection;
+        mobility.generation += 1;
+        mobility.stranded = false;
+        // It was of the old pair; the answer to the update tells the new one.
+        mobility.seen_as = None;
+        if cause != Cause::Refused {
+            mobility.refused.clear();
+        }
+        // Two moves in a row are one for the record: it begins where traffic last was.
+        let (from, since) = match mobility.underway {
+            Some(underway) => (underway.from, underway.since),
+            None => (from, now),
+        };
+        mobility.underway = Some(Underway { from, cause, since, confirmed: false });
+        self.event(Event::Moving { connection, sa: id, from, to, cause });
+    }
+
+    /// RFC 4555 §3.5, the initiator's steps 1 to 5.
+    pub(super) fn move_to(&mut self, now: Time, id: SaId, to: Path, cause: Cause) {
+        self.begin(now, id, to, cause);
+        if let Some(mobility) = self.movers.sas.get_mut(&id) {
+            mobility.pending_update = true;
+        }
+        self.move_children(now, id, to);
+        // A peer that answers on no path at all is to be given up one day.
+        let fresh = !matches!(cause, Cause::NoAnswer | Cause::Refused);
+        self.ike.hasten(now, id, fresh, &mut self.movers);
+    }
+
+    /// Tells the data plane, and remembers where the CHILD_SAs are going.
+    pub(super) fn move_children(&mut self, now: Time, id: SaId, to: Path) {
+        let Some(sa) = self.ike.sa(id) else { return };
+        let nat = sa.nat.any();
+        let was = sa.children.first().is_some_and(|child| child.encap);
+        let force = self.force_encap(id);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let encap = match mobility.role {
+            // Step 3: encapsulation that is on stays on until the answer shows that there is no NAT.
+            Role::Initiator => was || nat || force || address::suggests_nat(to),
+            // The request that moves it has shown already whether there is one.
+            Role::Responder => nat || force,
+        };
+        mobility.encap = encap;
+        mobility.children_at = to;
+        self.order_move(now, id, to, encap);
+    }
+
+    pub(super) fn order_move(&mut self, now: Time, id: SaId, to: Path, encap: bool) {
+        let action = self.ike.move_children(now, id, to, encap, &mut self.movers);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        mobility.actions.extend(action.map(|action| (action, to)));
+        mobility.moves += 1;
+        if mobility.moves.is_multiple_of(MOVES_BEFORE_REKEY) {
+            self.ike.rekey_children(now, id, None, &mut self.movers);
+        }
+    }
+
+    pub(super) fn force_encap(&self, id: SaId) -> bool {
+        self.movers.sas.get(&id).is_some_and(|m| self.movers.forces_encap(m.connection))
+    }
+
+    /// Sends what waits for the window: the check of a new address, an update, a list.
+    pub(super) fn pump(&mut self, now: Time, id: SaId) {
+        if !self.ike.is_open(id) {
+            return;
+        }
+        let Some(view) = self.ike.view(id) else { return };
+        let addresses = self.movers.own_addresses();
+        let force = self.force_encap(id);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        if !mobility.supported || !mobility.established || mobility.awaiting.is_some() {
+            return;
+        }
+        let generation = mobility.generation;
+        let spis = (view.spi_i, view.spi_r);
+        let (awaiting, payloads) = if mobility.pending_update {
+            mobility.pending_update = false;
+            mobility.announced.clone_from(&addresses);
+            let cookie = notify::new_cookie2(self.ike.random());
+            let random = self.ike.random();
+            let payloads = initiator::update((spis, view.path, force), &cookie, &addresses, random);
+            (Awaiting::Update { generation, cookie }, payloads)
+        } else if mobility.pending_check {
+            mobility.pending_check = false;
+            let cookie = notify::new_cookie2(self.ike.random());
+            let mut payloads = vec![notify::cookie2(&cookie)];
+            let random = self.ike.random();
+            payloads.extend(bewick_ike::nat::payloads(spis, view.path, force, random));
+            (Awaiting::Routability { generation, cookie, path: view.path }, payloads)
+        } else if mobility.announced != addresses && !addresses.is_empty() && !mobility.stranded {
+            mobility.announced.clone_from(&addresses);
+            (Awaiting::List, notify::address_list(&addresses, view.path.local.ip()))
+        } else if mobility.pending_mapping {
+            mobility.pending_mapping = false;
+            let random = self.ike.random();
+            let payloads = bewick_ike::nat::payloads(spis, view.path, force, random);
+            (Awaiting::Mapping, payloads.to_vec())
+        } else {
+            return;
+        };
+        self.next_tag += 1;
+        mobility.awaiting = Some((self.next_tag, awaiting));
+        let tag = Tag::Upper(self.next_tag);
+        self.ike.request(now, id, &payloads, tag, &mut self.movers);
+    }
+}
