@@ -1,10 +1,11 @@
 //! Watches links, addresses and routes, and tells when the local addresses have changed.
 //!
-//! A loss is acted on at once, and so is the first event after a quiet time; what follows within
-//! 100 ms is taken together. Each time the kernel's whole state is read again, so that an event that
-//! was lost (ENOBUFS) costs nothing but that.
+//! A loss is believed at once, from the event alone: a move can't wait for anything. After it, and
+//! after the first event in a quiet time, the kernel's whole state is read again, so that an event
+//! that was lost (ENOBUFS) costs nothing but that; what gains something and comes within 100 ms is
+//! taken together.
 
-use std::{io, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 use tokio::{
@@ -55,7 +56,7 @@ impl Monitor {
     }
 
     /// Every address of this machine, on whatever interface.
-    pub async fn all_addresses(&self) -> Result<Vec<std::net::IpAddr>, NetError> {
+    pub async fn all_addresses(&self) -> Result<Vec<IpAddr>, NetError> {
         all(&self.handle).await
     }
 }
@@ -87,7 +88,15 @@ async fn watch_events(
             biased;
             event = events.recv_from_full() => {
                 let urgent = match event {
-                    Ok((octets, _)) => is_loss(&octets) || sender.borrow().is_empty(),
+                    Ok((octets, _)) => {
+                        let losses = losses(&octets);
+                        sender.send_if_modified(|addresses| {
+                            let before = addresses.len();
+                            addresses.retain(|a| !losses.iter().any(|loss| loss.takes(a)));
+                            addresses.len() != before
+                        });
+                        !losses.is_empty() || sender.borrow().is_empty()
+                    }
                     Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
                         debug!("the kernel dropped network events; reading everything again");
                         true
@@ -124,64 +133,174 @@ async fn watch_events(
     }
 }
 
-/// Whether a datagram of the kernel's has news of something that is gone: a link that went away or
-/// lost its carrier, an address or a route that was removed.
-fn is_loss(mut octets: &[u8]) -> bool {
-    const FLAGS: u32 = (libc::IFF_UP | libc::IFF_LOWER_UP | libc::IFF_RUNNING) as u32;
-    let u32_at =
-        |octets: &[u8], at: usize| octets.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
-    let u16_at =
-        |octets: &[u8], at: usize| octets.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes);
+/// Something that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    /// a link went away or lost its carrier
+    Link(u32),
+    /// an interface lost an address
+    Address(u32, IpAddr),
+    /// a route was removed: what that means, only the whole state tells
+    Route,
+}
+
+impl Loss {
+    /// Whether `local` can't be used any more, whatever else there is.
+    fn takes(&self, local: &LocalAddress) -> bool {
+        match *self {
+            Loss::Link(index) => local.ifindex == index,
+            Loss::Address(index, address) => local.ifindex == index && local.address == address,
+            Loss::Route => false,
+        }
+    }
+}
+
+/// What a datagram of the kernel's says is gone (rtnetlink(7)).
+fn losses(mut octets: &[u8]) -> Vec<Loss> {
+    const WORKS: u32 = (libc::IFF_UP | libc::IFF_LOWER_UP | libc::IFF_RUNNING) as u32;
+    const HEADER: usize = 16;
+    let mut out = Vec::new();
     while let (Some(len), Some(kind)) = (u32_at(octets, 0), u16_at(octets, 4)) {
-        match kind {
-            libc::RTM_DELLINK | libc::RTM_DELADDR | libc::RTM_DELROUTE => return true,
-            // ifinfomsg: family, type, index, then the flags
-            libc::RTM_NEWLINK
-                if u32_at(octets, 16 + 8).is_some_and(|flags| flags & FLAGS != FLAGS) =>
+        let len = (len as usize).max(HEADER);
+        let body = octets.get(HEADER..len).unwrap_or_default();
+        // in both ifinfomsg and ifaddrmsg the family is the first octet, the index the second word
+        let (family, index) = (body.first().copied().map(i32::from), u32_at(body, 4));
+        match (kind, index) {
+            // a bridge tells so that it has a port less
+            (libc::RTM_DELLINK | libc::RTM_NEWLINK, _) if family != Some(libc::AF_UNSPEC) => {}
+            (libc::RTM_DELLINK, Some(index)) => out.push(Loss::Link(index)),
+            (libc::RTM_NEWLINK, Some(index))
+                if u32_at(body, 8).is_some_and(|flags| flags & WORKS != WORKS) =>
             {
-                return true;
+                out.push(Loss::Link(index));
             }
+            (libc::RTM_DELADDR, Some(index)) => {
+                let address = address_of(body.get(8..).unwrap_or_default());
+                out.extend(address.map(|address| Loss::Address(index, address)));
+            }
+            (libc::RTM_DELROUTE, _) => out.push(Loss::Route),
             _ => {}
         }
-        let next = (len as usize).max(16).next_multiple_of(4);
-        octets = octets.get(next..).unwrap_or_default();
+        octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
-    false
+    out
+}
+
+/// The interface's own address among the attributes of an ifaddrmsg.
+fn address_of(mut attributes: &[u8]) -> Option<IpAddr> {
+    const HEADER: usize = 4;
+    let mut out = None;
+    while let (Some(len), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
+        let len = usize::from(len).max(HEADER);
+        let value = attributes.get(HEADER..len).unwrap_or_default();
+        let address = <[u8; 4]>::try_from(value).map(IpAddr::from);
+        let address = address.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
+        match kind {
+            libc::IFA_LOCAL => return address,
+            libc::IFA_ADDRESS => out = address,
+            _ => {}
+        }
+        attributes = attributes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    out
+}
+
+fn u32_at(octets: &[u8], at: usize) -> Option<u32> {
+    octets.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn u16_at(octets: &[u8], at: usize) -> Option<u16> {
+    octets.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn message(kind: u16, flags: u32) -> Vec<u8> {
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        out.extend(32u32.to_ne_bytes());
+        out.extend(u32::try_from(16 + body.len()).unwrap().to_ne_bytes());
         out.extend(kind.to_ne_bytes());
         out.extend([0; 10]);
-        out.extend([0; 8]);
-        out.extend(flags.to_ne_bytes());
-        out.extend([0; 4]);
+        out.extend(body);
         out
     }
 
+    fn link(kind: u16, index: u32, flags: i32) -> Vec<u8> {
+        let words = [0, index, flags as u32, 0];
+        message(kind, &words.map(u32::to_ne_bytes).concat())
+    }
+
+    fn address(kind: u16, index: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut body = [0, index].map(u32::to_ne_bytes).concat();
+        for (kind, value) in attributes {
+            body.extend(u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(*value);
+        }
+        message(kind, &body)
+    }
+
+    const UP: i32 = libc::IFF_UP | libc::IFF_LOWER_UP | libc::IFF_RUNNING;
+
     #[test]
     fn a_loss_is_told_from_a_gain() {
-        let up = (libc::IFF_UP | libc::IFF_LOWER_UP | libc::IFF_RUNNING) as u32;
-        let no_carrier = (libc::IFF_UP | libc::IFF_RUNNING) as u32;
-        assert!(!is_loss(&message(libc::RTM_NEWLINK, up)));
-        assert!(is_loss(&message(libc::RTM_NEWLINK, no_carrier)));
-        assert!(!is_loss(&message(libc::RTM_NEWADDR, 0)));
-        assert!(is_loss(&message(libc::RTM_DELADDR, 0)));
-        let both = [message(libc::RTM_NEWADDR, 0), message(libc::RTM_DELROUTE, 0)].concat();
-        assert!(is_loss(&both));
+        assert_eq!(losses(&link(libc::RTM_NEWLINK, 7, UP)), []);
+        let no_carrier = libc::IFF_UP | libc::IFF_RUNNING;
+        assert_eq!(losses(&link(libc::RTM_NEWLINK, 7, no_carrier)), [Loss::Link(7)]);
+        assert_eq!(losses(&link(libc::RTM_DELLINK, 7, UP)), [Loss::Link(7)]);
+        let mut bridge = link(libc::RTM_DELLINK, 7, UP);
+        bridge[16] = u8::try_from(libc::AF_BRIDGE).unwrap();
+        assert_eq!(losses(&bridge), []);
+        let v4: &[u8] = &[10, 0, 0, 1];
+        assert_eq!(losses(&address(libc::RTM_NEWADDR, 7, &[(libc::IFA_ADDRESS, v4)])), []);
+        let gone = address(libc::RTM_DELADDR, 7, &[(libc::IFA_ADDRESS, v4)]);
+        assert_eq!(losses(&gone), [Loss::Address(7, "10.0.0.1".parse().unwrap())]);
+    }
+
+    #[test]
+    fn on_a_point_to_point_link_the_local_end_is_gone() {
+        let attributes: [(u16, &[u8]); 2] =
+            [(libc::IFA_ADDRESS, &[10, 0, 0, 2]), (libc::IFA_LOCAL, &[10, 0, 0, 1])];
+        let gone = address(libc::RTM_DELADDR, 7, &attributes);
+        assert_eq!(losses(&gone), [Loss::Address(7, "10.0.0.1".parse().unwrap())]);
+        let v6 = std::net::Ipv6Addr::LOCALHOST.octets();
+        let gone = address(libc::RTM_DELADDR, 7, &[(libc::IFA_ADDRESS, &v6)]);
+        assert_eq!(losses(&gone), [Loss::Address(7, "::1".parse().unwrap())]);
+    }
+
+    #[test]
+    fn a_datagram_may_hold_several() {
+        let both = [link(libc::RTM_NEWLINK, 1, UP), message(libc::RTM_DELROUTE, &[0; 12])].concat();
+        assert_eq!(losses(&both), [Loss::Route]);
+    }
+
+    #[test]
+    fn only_what_was_lost_is_taken_away() {
+        let local = |ifindex, address: &str| LocalAddress {
+            address: address.parse().unwrap(),
+            ifindex,
+            interface: "eth0".into(),
+            metric: None,
+        };
+        let loss = Loss::Address(7, "10.0.0.1".parse().unwrap());
+        assert!(loss.takes(&local(7, "10.0.0.1")));
+        assert!(!loss.takes(&local(8, "10.0.0.1")) && !loss.takes(&local(7, "10.0.0.2")));
+        assert!(Loss::Link(7).takes(&local(7, "10.0.0.1")));
+        assert!(!Loss::Link(7).takes(&local(8, "10.0.0.1")));
+        assert!(!Loss::Route.takes(&local(7, "10.0.0.1")));
     }
 
     #[test]
     fn a_short_or_wrong_datagram_is_nothing() {
-        assert!(!is_loss(&[]));
-        assert!(!is_loss(&[0; 5]));
-        assert!(!is_loss(&message(libc::RTM_NEWLINK, 0)[..20]));
-        assert!(!is_loss(&[0xff; 7]));
-        assert!(!is_loss(&[0; 64]));
+        assert_eq!(losses(&[]), []);
+        assert_eq!(losses(&[0; 5]), []);
+        assert_eq!(losses(&link(libc::RTM_NEWLINK, 7, 0)[..20]), []);
+        assert_eq!(losses(&[0xff; 7]), []);
+        assert_eq!(losses(&[0xff; 64]), []);
+        assert_eq!(losses(&[0; 64]), []);
+        let mut cut = address(libc::RTM_DELADDR, 7, &[(libc::IFA_ADDRESS, &[10, 0, 0, 1])]);
+        cut.truncate(30);
+        assert_eq!(losses(&cut), []);
     }
 }

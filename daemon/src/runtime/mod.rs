@@ -92,8 +92,8 @@ impl RunError {
 pub fn run(config: Config, control: PathBuf) -> Result<(), RunError> {
     // the control socket, and whatever else is made, is for its owner alone
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // one thread: what leads from an event to a move never waits for another to wake up
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| RunError::System("start the runtime", e))?;
