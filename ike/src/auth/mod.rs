@@ -11,6 +11,7 @@ use crate::{
     wire::{AuthMethod, Identity, IdentityPattern, Payload},
 };
 
+mod clock;
 pub(crate) mod der;
 mod pem;
 pub mod private_key;
@@ -20,6 +21,7 @@ pub mod x509;
 #[cfg(test)]
 mod tests;
 
+pub use clock::WallClock;
 pub use private_key::{PrivateKey, PrivateKeyError, Signer};
 pub use signature::{AuthSignatureError, HashAlgorithms, RsaPadding};
 pub use x509::{

@@ -1,17 +1,20 @@
 //! The key that we sign with: PKCS#8 (RFC 5958), SEC1 (RFC 5915) or PKCS#1 (RFC 8017 §A.1.2), as PEM
 //! or DER.
 //!
-//! RSA-PSS is the one place of this crate that takes randomness from the operating system: `ring`
-//! signs with RSA and draws the salt from its own generator alone, and there is no other RSA in
-//! constant time to be had. The other schemes give the same signature for the same message: PKCS#1
+//! RSA-PSS, and ECDSA if [`PrivateKey::with_system_randomness`] asks for it, are the one place of this
+//! crate that takes randomness from the operating system: `ring` signs with RSA and draws the salt
+//! from its own generator alone, and there is no other RSA in constant time to be had. The other schemes give the same signature for the same message: PKCS#1
 //! v1.5 and Ed25519 by definition, ECDSA by RFC 6979. Who wants a replay byte for byte chooses
 //! [`RsaPadding::Pkcs1`](super::signature::RsaPadding) or injects a [`Signer`] of their own.
 
 use p256::ecdsa::signature::hazmat::PrehashSigner;
 use ring::{
     rand::SystemRandom,
-    signature::{self as ring_signature, Ed25519KeyPair, KeyPair, RsaEncoding, RsaKeyPair},
+    signature::{
+        self as ring_signature, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaEncoding, RsaKeyPair,
+    },
 };
+use zeroize::Zeroizing;
 
 use super::{
     der::{Der, tag},
@@ -72,6 +75,8 @@ const PKCS1: &str = "PKCS#1 RSA private key";
 pub struct PrivateKey {
     secret: SecretKey,
     public: PublicKey,
+    /// the same ECDSA key, for signatures that need not replay
+    fast: Option<EcdsaKeyPair>,
 }
 
 enum SecretKey {
@@ -119,6 +124,30 @@ impl PrivateKey {
             None => Err(PrivateKeyError::NotAKey),
         }
     }
+
+    /// The same key, and its ECDSA signatures with the curve's own hash come from `ring`, which on
+    /// P-256 is some ten times as fast. Their nonces mix the key and the message with randomness of
+    /// the operating system, so that they differ from run to run. Other keys stay as they are.
+    #[must_use]
+    pub fn with_system_randomness(mut self) -> Self {
+        let public = &self.public.octets();
+        let pair = |algorithm, scalar: &[u8]| {
+            let random = SystemRandom::new();
+            EcdsaKeyPair::from_private_key_and_public_key(algorithm, scalar, public, &random).ok()
+        };
+        self.fast = match &self.secret {
+            SecretKey::P256(key) => {
+                let scalar = Zeroizing::new(<[u8; 32]>::from(key.to_bytes()));
+                pair(&ring_signature::ECDSA_P256_SHA256_ASN1_SIGNING, &*scalar)
+            }
+            SecretKey::P384(key) => {
+                let scalar = Zeroizing::new(<[u8; 48]>::from(key.to_bytes()));
+                pair(&ring_signature::ECDSA_P384_SHA384_ASN1_SIGNING, &*scalar)
+            }
+            SecretKey::Rsa(_) | SecretKey::Ed25519(_) => None,
+        };
+        self
+    }
 }
 
 /// RFC 5958 §2: version, algorithm, key, and then attributes and public key, which are passed over.
@@ -142,7 +171,7 @@ fn pkcs8(octets: &[u8]) -> Result<PrivateKey, PrivateKeyError> {
                 .map_err(|_| PrivateKeyError::Malformed(PKCS8))?;
             let public = PublicKey::new(kind, pair.public_key().as_ref())
                 .map_err(|_| PrivateKeyError::Malformed(PKCS8))?;
-            Ok(PrivateKey { secret: SecretKey::Ed25519(pair), public })
+            Ok(PrivateKey { secret: SecretKey::Ed25519(pair), public, fast: None })
         }
     }
 }
@@ -159,7 +188,7 @@ fn rsa(
     })?;
     let public = PublicKey::new(KeyKind::Rsa, pair.public().as_ref())
         .map_err(|_| PrivateKeyError::Unsupported(file))?;
-    Ok(PrivateKey { secret: SecretKey::Rsa(Box::new(pair)), public })
+    Ok(PrivateKey { secret: SecretKey::Rsa(Box::new(pair)), public, fast: None })
 }
 
 /// RFC 5915 §3. The curve is named inside, unless PKCS#8 around it has named it.
@@ -207,7 +236,7 @@ fn sec1(
         }
     }
     let public = PublicKey::new(kind, &point).map_err(|_| malformed)?;
-    Ok(PrivateKey { secret, public })
+    Ok(PrivateKey { secret, public, fast: None })
 }
 
 impl Signer for PrivateKey {
@@ -218,6 +247,15 @@ impl Signer for PrivateKey {
     fn sign(&self, scheme: SignatureScheme, message: &[u8]) -> Result<Vec<u8>, SignatureError> {
         use SignatureHash::{Sha256, Sha384, Sha512};
         let failed = SignatureError::CannotSign;
+        let own_hash = match self.public.kind() {
+            KeyKind::P256 => scheme == SignatureScheme::Ecdsa(Sha256),
+            KeyKind::P384 => scheme == SignatureScheme::Ecdsa(Sha384),
+            KeyKind::Rsa | KeyKind::Ed25519 => false,
+        };
+        if let Some(pair) = self.fast.as_ref().filter(|_| own_hash) {
+            let signature = pair.sign(&SystemRandom::new(), message).map_err(|_| failed)?;
+            return Ok(signature.as_ref().to_vec());
+        }
         match (&self.secret, scheme) {
             (SecretKey::Rsa(pair), scheme) => {
                 let encoding: &'static dyn RsaEncoding = match scheme {

@@ -172,6 +172,11 @@ impl PublicKey {
         self.kind
     }
 
+    /// The key as the BIT STRING of a SubjectPublicKeyInfo has it.
+    pub(crate) fn octets(&self) -> &[u8] {
+        &self.octets
+    }
+
     /// Checks a signature over `message`.
     ///
     /// # Errors

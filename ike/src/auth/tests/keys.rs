@@ -110,6 +110,26 @@ fn signatures_but_those_of_rsa_pss_replay_byte_for_byte() {
     }
 }
 
+#[test]
+fn fast_ecdsa_signatures_are_the_same_keys() {
+    for key in super::keys() {
+        let kind = key.public_key().kind();
+        let key = key.with_system_randomness();
+        for hash in [SignatureHash::Sha256, SignatureHash::Sha384, SignatureHash::Sha512] {
+            let scheme = SignatureScheme::Ecdsa(hash);
+            if kind.makes(scheme) {
+                let signature = key.sign(scheme, b"message").expect("a signature");
+                assert_eq!(key.public_key().verify(scheme, b"message", &signature), Ok(()));
+            } else {
+                assert_eq!(key.sign(scheme, b"message"), Err(SignatureError::WrongKind));
+            }
+        }
+    }
+    let key = key(fixture!("p256-sec1.pem")).with_system_randomness();
+    let scheme = SignatureScheme::Ecdsa(SignatureHash::Sha256);
+    assert_ne!(key.sign(scheme, b"once"), key.sign(scheme, b"once"));
+}
+
 /// RFC 6979 §A.2.5: P-256 with SHA-256, message "sample".
 #[test]
 fn ecdsa_makes_the_signature_of_rfc_6979() {

@@ -1,5 +1,6 @@
 //! Tests of proof: what is accepted, what is refused, and what published vectors say.
 
+mod hostile;
 mod keys;
 mod pki;
 mod proof;
