@@ -289,8 +289,9 @@ impl Story {
             blocking(move || lab.restore(current)).await??;
             self.knows(current).await?;
         }
-        // The daemons' marks are whole milliseconds.
-        lines.extend(self.events(at.saturating_sub(Duration::from_millis(1)), until));
+        // The daemons' marks are whole milliseconds, so that a consequence may seem to come first.
+        let events = self.events(at.saturating_sub(Duration::from_millis(1)), until);
+        lines.extend(events.into_iter().map(|line| Line { at: line.at.max(at), ..line }));
         lines.sort_by_key(|line| line.at);
         let trouble = match &after {
             Err(why) => Some(refused.map_or(why.clone(), |refused| format!("{refused}; {why}"))),
