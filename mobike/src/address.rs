@@ -31,7 +31,11 @@ pub(crate) fn pairs(locals: &[LocalAddress], remotes: &[IpAddr]) -> Vec<(IpAddr,
 /// The path of an IKE_SA that is up: both ends on port 4500 (RFC 4555 §3.3), the peer's port as it is
 /// if its address stays.
 pub(crate) fn path(current: Path, (local, remote): (IpAddr, IpAddr)) -> Path {
-    let remote_port = if remote == current.remote.ip() { current.remote.port() } else { 4500 };
+    let remote_port = match remote == current.remote.ip() {
+        true => current.remote.port(),
+        // RFC 7296 §2.23: 4500, or 500 with a peer that has no NAT traversal.
+        false => current.local.port(),
+    };
     Path::new(SocketAddr::new(local, current.local.port()), SocketAddr::new(remote, remote_port))
 }
 

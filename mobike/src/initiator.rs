@@ -25,11 +25,21 @@ pub(crate) fn choose(
     let mut remotes = vec![current.remote.ip()];
     remotes.retain(|remote| mobility.peer_addresses.contains(remote));
     remotes.extend(mobility.peer_addresses.iter().filter(|a| **a != current.remote.ip()));
+    // Where traffic was last is never forgotten, whatever a list says: last, but there.
+    remotes.push(mobility.children_at.remote.ip());
+    let listed = mobility.peer_addresses.contains(&current.remote.ip());
     let mut paths: Vec<Path> = address::pairs(locals, &remotes)
         .into_iter()
         .map(|pair| address::path(current, pair))
         .collect();
-    if avoid.is_none() && paths.contains(&current) {
+    let mut seen = Vec::new();
+    paths.retain(|path| {
+        !seen.contains(path) && {
+            seen.push(*path);
+            true
+        }
+    });
+    if avoid.is_none() && listed && paths.contains(&current) {
         return Some(current);
     }
     // After the one that failed comes the next of the list, round and round.
@@ -77,7 +87,8 @@ pub(crate) fn verdict(
 ) -> Verdict {
     match notify::read_cookie2(payloads) {
         Some(echo) if echo != cookie => return Verdict::WrongCookie,
-        _ if notify::has(payloads, NotifyType::UNACCEPTABLE_ADDRESSES) => {
+        // RFC 7296 §3.10.1: with any error the whole request has failed.
+        _ if notify::has_error(payloads) => {
             return Verdict::Unacceptable;
         }
         None => return Verdict::NotMoved,

@@ -94,6 +94,10 @@ pub(crate) struct Mobility {
     pub(crate) pending_mapping: bool,
     /// pairs that the peer did not accept since our addresses changed (UNACCEPTABLE_ADDRESSES)
     pub(crate) refused: Vec<Path>,
+    /// responder: checks of the present address that were answered without proof
+    pub(crate) failed_checks: u8,
+    /// responder: where the peer said that it is, when it did not answer there
+    pub(crate) claimed: Option<Path>,
     /// there is no address of ours that it could use
     pub(crate) stranded: bool,
 }
@@ -122,6 +126,8 @@ impl Mobility {
             seen_as: None,
             pending_mapping: false,
             refused: Vec::new(),
+            failed_checks: 0,
+            claimed: None,
             stranded: false,
         }
     }

@@ -21,6 +21,11 @@ pub(crate) fn has(payloads: &[Payload], kind: NotifyType) -> bool {
     notifies(payloads).any(|n| n.kind == kind)
 }
 
+/// Whether any notify reports an error (RFC 7296 §3.10.1).
+pub(crate) fn has_error(payloads: &[Payload]) -> bool {
+    notifies(payloads).any(|n| n.kind.is_error())
+}
+
 fn notifies(payloads: &[Payload]) -> impl Iterator<Item = &Notify> {
     payloads.iter().filter_map(|payload| match payload {
         Payload::Notify(notify) => Some(notify),

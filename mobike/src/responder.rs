@@ -34,6 +34,9 @@ pub(crate) fn on_request(
         let spis = (view.spi_i, view.spi_r);
         let nat = nat::detect(spis, request.path, request.payloads);
         intents.push(Intent::Updated { path: request.path, nat });
+    } else if mobility.claimed == Some(request.path) && view.path != request.path {
+        // It did not answer there, and now speaks from there: worth another check.
+        intents.push(Intent::Updated { path: request.path, nat: None });
     }
     intents
 }

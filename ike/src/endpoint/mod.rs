@@ -294,9 +294,9 @@ impl Endpoint {
 
     fn sweep(&mut self, id: SaId) {
         let Some(sa) = self.sas.get_mut(&id) else { return };
-        if !matches!(sa.state, State::AuthRequest(_))
-            && let Some(name) = sa.half_open.take()
-        {
+        // One that failed to authenticate counts for as long as it takes up memory.
+        let done = matches!(sa.state, State::Live(_)) || sa.is_forgotten();
+        if done && let Some(name) = sa.half_open.take() {
             self.half_open.remove(&name);
         }
         if sa.is_forgotten() {

@@ -48,11 +48,12 @@ pub(crate) fn on_request(
     };
     match authenticate(sa, cx, &state, payloads) {
         Ok(proven) => {
+            let init_path = sa.path;
             // RFC 4555 §3.3: the addresses start from the header of the first IKE_AUTH request.
             sa.path = path;
             sa.connection = Some(proven.connection);
             cx.shared.timers.clear(sa.id, Timer::HalfOpen);
-            accept(sa, cx, path, message_id, &state, proven, payloads);
+            accept(sa, cx, (path, init_path), message_id, &state, proven, payloads);
         }
         Err(text) => {
             // The state must be one that `close` reports.
@@ -127,7 +128,7 @@ fn authenticate(
 fn accept(
     sa: &mut Sa,
     cx: &mut Cx<'_>,
-    path: Path,
+    (path, init_path): (Path, Path),
     message_id: u32,
     state: &ExpectAuthRequest,
     proven: Proven,
@@ -152,7 +153,7 @@ fn accept(
     }
     cx.shared.peers.insert(sa.id, (proven.connection, peer.clone()));
     let mut live = Live::new(proven.connection, peer.clone(), Vec::new());
-    match agree(sa, cx, state, proven.connection, payloads) {
+    match agree(sa, cx, (state, shown(init_path, path)), proven.connection, payloads) {
         Ok((child, mut answer)) => {
             let news = Established {
                 sa: sa.id,
@@ -190,6 +191,18 @@ fn accept(
     }
 }
 
+/// The path for the CHILD_SA: to where the peer has shown that it receives, by knowing what our
+/// IKE_SA_INIT response said; the header of IKE_AUTH anyone on the way can change (RFC 4555 §5.3).
+fn shown(init: Path, auth: Path) -> Path {
+    if init.remote.ip() == auth.remote.ip() {
+        return auth;
+    }
+    let mut path = init;
+    path.local.set_port(auth.local.port());
+    path.remote.set_port(auth.remote.port());
+    path
+}
+
 fn refusal(kind: NotifyType) -> Payload {
     Payload::Notify(Notify::new(kind, Vec::new()))
 }
@@ -198,7 +211,7 @@ fn refusal(kind: NotifyType) -> Payload {
 fn agree(
     sa: &Sa,
     cx: &mut Cx<'_>,
-    state: &ExpectAuthRequest,
+    (state, path): (&ExpectAuthRequest, Path),
     connection: ConnectionId,
     payloads: &[Payload],
 ) -> Result<(ChildSa, Vec<Payload>), (NotifyType, String)> {
@@ -248,7 +261,7 @@ fn agree(
     let keys = sa.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
     let nonces = (state.nonce_i.as_slice(), state.nonce_r.as_slice());
     let encap = encap(sa, &config, cx.shared.responder_forces_encap());
-    let child = child::build(agreed, (id, sa.role), keys, nonces, sa.path, encap)
+    let child = child::build(agreed, (id, sa.role), keys, nonces, path, encap)
         .map_err(|e| internal(e.to_string()))?;
     Ok((child, response))
 }

@@ -170,8 +170,17 @@ pub(crate) fn on_request(
         on_informational(sa, cx, path, message_id, payloads)
     };
     let sent = sa.respond(cx, path, exchange, message_id, &response);
-    if let Some(reason) = end.or_else(|| sent.err()) {
-        sa.close(cx, reason);
+    match (sent, end) {
+        (Err(reason), _) => sa.close(cx, reason),
+        // The peer still has the IKE_SA, and is told that it goes (RFC 7296 §1.4.1).
+        (Ok(()), Some(reason @ CloseReason::Child(_))) => {
+            if let State::Live(live) = &mut sa.state {
+                live.verdict = Some(reason);
+            }
+            delete(sa, cx, Vec::new());
+        }
+        (Ok(()), Some(reason)) => sa.close(cx, reason),
+        (Ok(()), None) => {}
     }
     Ok(())
 }
@@ -207,7 +216,10 @@ fn on_informational(
         let extra = cx.extension.informational(&view, &request, &mut cx.shared.random);
         response.extend(extra);
     }
-    let childless = matches!(&sa.state, State::Live(live) if live.children.is_empty());
+    let childless = matches!(
+        &sa.state,
+        State::Live(live) if live.children.is_empty() && live.pending.is_empty()
+    );
     let end = (childless && !response.is_empty() && has_esp_delete(payloads))
         .then(|| CloseReason::Child("the peer deleted the CHILD_SA".into()));
     (response, end)
@@ -230,6 +242,10 @@ fn delete_children(sa: &mut Sa, cx: &mut Cx<'_>, spis: impl Iterator<Item = u32>
         if !live.tasks.is_deleting(spi_in) {
             ours.push(spi_in);
         }
+    }
+    // The last one left has no successor, whatever there was.
+    if let ([child], true) = (live.children.as_mut_slice(), live.pending.is_empty()) {
+        child.superseded = false;
     }
     ours
 }
@@ -398,6 +414,8 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
     }
     cx.shared.timers.clear(sa.id, Timer::Liveness);
     send_pending_delete(sa, cx);
+    // A request that nobody answers does not hold the end up.
+    sa.hurry(cx);
 }
 
 /// Sends the DELETE that waits for the window, if there is one. True if the IKE_SA is closing.

@@ -289,6 +289,15 @@ impl Sa {
         self.retransmit_on(cx, self.path);
     }
 
+    /// Gives an outstanding request no more time than a handshake has.
+    pub(crate) fn hurry(&mut self, cx: &mut Cx<'_>) {
+        let policy = self.policy(cx.shared);
+        if self.outgoing.outstanding().is_some() {
+            self.outgoing.limit(cx.now + policy.give_up_handshake);
+            cx.shared.timers.set(self.id, Timer::Retransmit, cx.now + policy.first);
+        }
+    }
+
     /// Sends the same octets of the outstanding request on `path`.
     pub(crate) fn retransmit_on(&self, cx: &mut Cx<'_>, path: Path) {
         if let Some(out) = self.outgoing.outstanding() {

@@ -18,6 +18,9 @@ use super::{
     task::{self, Crossed, Task},
 };
 
+/// Successors that are not deleted are not made without end.
+const MOST_CHILDREN: usize = 8;
+
 /// A new CHILD_SA that waits for the data plane.
 pub(crate) struct Pending {
     pub(crate) action: ActionId,
@@ -74,7 +77,8 @@ pub(crate) fn on_request(
         return Some(vec![Payload::Notify(notify)]);
     };
     // RFC 7296 §2.25.1: not one that we are about to delete.
-    if old.replaced || live.tasks.is_deleting(old.spi_in) {
+    let many = live.children.len() + live.pending.len() >= MOST_CHILDREN;
+    if many || old.replaced || old.superseded || live.tasks.is_deleting(old.spi_in) {
         return refuse(NotifyType::TEMPORARY_FAILURE);
     }
     match agree(sa, cx, &old, payloads) {

@@ -2,7 +2,7 @@
 
 use bewick_ike::{ActionError, ActionId, CloseReason, Path, Role, SaId, Tag, Time};
 
-use super::{Host, TRIES_BEFORE_NEXT_PAIR};
+use super::{CHECKS, Host, TRIES_BEFORE_NEXT_PAIR, TRIES_OF_CHECK};
 use crate::{
     event::{Cause, Event},
     initiator::{self, Verdict},
@@ -20,6 +20,8 @@ impl Host {
                 }
                 if let Some(mobility) = self.movers.sas.get_mut(&id) {
                     mobility.agreed = path;
+                    mobility.claimed = None;
+                    mobility.failed_checks = 0;
                 }
                 let before = self.movers.sas.get(&id).is_some_and(|m| m.children_at != path);
                 if path != current {
@@ -94,9 +96,13 @@ impl Host {
         result: Result<(), ActionError>,
     ) {
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let Some(at) = mobility.actions.iter().position(|(a, _)| *a == action) else { return };
-        let (_, to) = mobility.actions.remove(at);
         let connection = mobility.connection;
+        let at = mobility.actions.iter().position(|(a, _)| *a == action);
+        // A move that is not of this list takes a successor after the others.
+        let to = match at {
+            Some(at) => mobility.actions.remove(at).1,
+            None => mobility.children_at,
+        };
         if let Err(error) = result {
             mobility.underway = None;
             let reason = CloseReason::DataPlane(error.0.clone());
@@ -143,7 +149,7 @@ impl Host {
             Awaiting::Update { cookie, .. } => {
                 mobility.seen_as = initiator::seen_as(payloads);
                 let verdict = initiator::verdict(spis, path, &cookie, payloads);
-                self.on_update_answered(now, id, view.path, verdict);
+                self.on_update_answered(now, id, (view.path, path), verdict);
             }
             Awaiting::Routability { cookie, path: checked, generation } => {
                 let echo = notify::read_cookie2(payloads);
@@ -151,7 +157,13 @@ impl Host {
                     self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
                 } else if generation != mobility.generation || echo.is_none() || path != checked {
                     // RFC 4555 §3.7: proves nothing about the address that is current now.
-                    mobility.pending_check |= generation != mobility.generation;
+                    mobility.pending_check = true;
+                    if generation == mobility.generation {
+                        mobility.failed_checks += 1;
+                        if mobility.failed_checks >= CHECKS {
+                            self.give_back(now, id);
+                        }
+                    }
                 } else {
                     self.confirm(now, id);
                     self.move_children(now, id, checked);
@@ -164,7 +176,7 @@ impl Host {
         &mut self,
         now: Time,
         id: SaId,
-        current: Path,
+        (current, answered): (Path, Path),
         verdict: Verdict,
     ) {
         match verdict {
@@ -172,8 +184,15 @@ impl Host {
                 if let Some(nat) = nat {
                     self.ike.set_nat(id, nat);
                 }
-                if let Some(mobility) = self.movers.sas.get_mut(&id) {
-                    mobility.refused.clear();
+                let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+                mobility.refused.clear();
+                if mobility.children_at != current {
+                    if answered != current {
+                        // RFC 4555 §3.7: not from the address that was to be proven.
+                        mobility.pending_update = true;
+                        return;
+                    }
+                    self.move_children(now, id, current);
                 }
                 self.confirm(now, id);
                 self.adjust_encap(now, id);
@@ -212,13 +231,36 @@ impl Host {
         }
     }
 
+    /// Responder: the peer can't be reached where it said that it is. IKE_SA and CHILD_SAs are together
+    /// again where they were, and nothing more goes to that address, unless another request comes from
+    /// there (RFC 4555 §3.7, §5.3).
+    pub(super) fn give_back(&mut self, now: Time, id: SaId) {
+        let Some(path) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let back = mobility.children_at;
+        mobility.claimed = Some(path);
+        mobility.generation += 1;
+        mobility.failed_checks = 0;
+        mobility.pending_check = false;
+        mobility.underway = None;
+        self.ike.set_path(id, back);
+        self.event(Event::Refused { path, reason: CloseReason::Unanswered(path) });
+        self.ike.hasten(now, id, true, &mut self.movers);
+    }
+
     /// The peer does not answer: the initiator tries the next pair (RFC 4555 §3.5).
     pub(super) fn on_unanswered(&mut self, now: Time, id: SaId, tries: u32) {
         if tries < TRIES_BEFORE_NEXT_PAIR {
             return;
         }
-        let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
+        let current = sa.path;
         let Some(mobility) = self.movers.sas.get(&id) else { return };
+        let checking = matches!(&mobility.awaiting, Some((_, Awaiting::Routability { .. })));
+        if checking && tries >= TRIES_OF_CHECK && mobility.children_at != current {
+            self.give_back(now, id);
+            return;
+        }
         if !mobility.supported || !mobility.established || mobility.role != Role::Initiator {
             return;
         }

@@ -31,6 +31,12 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Unanswered transmissions after which the initiator tries another pair (RFC 4555 §3.5).
 const TRIES_BEFORE_NEXT_PAIR: u32 = 3;
 
+/// Unanswered transmissions after which a responder no longer believes that the peer is where it said.
+const TRIES_OF_CHECK: u32 = 5;
+
+/// Checks of an address that may be answered without proof.
+const CHECKS: u8 = 3;
+
 /// Moves after which the CHILD_SAs get new keys. A kernel makes a new state of each move, with a new
 /// random salt for the IVs of its AEAD; that two of them never meet is a matter of numbers, and new
 /// keys start these from zero.
@@ -228,11 +234,12 @@ impl Host {
                 }
                 self.keepalives.insert((now + KEEPALIVE, id));
                 let nat = self.ike.sa(id).map(|sa| sa.nat).unwrap_or_default();
+                let place = self.ike.sa(id).and_then(|sa| sa.children.first().map(|c| c.path));
                 let own = self.ike.view(id).map(|view| self.as_we_are(&view));
                 let mut mobike = false;
                 if let (Some(path), Some(mobility)) = (path, self.movers.sas.get_mut(&id)) {
                     mobility.established = true;
-                    mobility.children_at = path;
+                    mobility.children_at = place.unwrap_or(path);
                     mobility.encap = encap;
                     mobike = mobility.supported;
                     // RFC 4555 §3.8: what the next answers are compared with. The hash of IKE_SA_INIT
@@ -245,6 +252,11 @@ impl Host {
                 }
                 if let Some(path) = path {
                     self.event(Event::Established { established, path, mobike });
+                }
+                // RFC 4555 §5.3: IKE_AUTH came from elsewhere than IKE_SA_INIT, whose sender has shown that
+                // it receives there. Traffic follows when the new address has shown it too.
+                if let Some(path) = path.filter(|path| place.is_some_and(|place| place != *path)) {
+                    self.follow(now, id, path);
                 }
                 // An address may have gone while the handshake was under way.
                 if self.ike.sa(id).is_some_and(|sa| sa.role == Role::Initiator) {

@@ -7,7 +7,7 @@ use crate::{
     address::{self, LocalAddress},
     event::{Cause, Event},
     initiator,
-    mobility::{Awaiting, Underway},
+    mobility::{Awaiting, Mobility, Underway},
     notify,
 };
 
@@ -80,7 +80,12 @@ impl Host {
         if let Some(mobility) = self.movers.sas.get_mut(&id) {
             mobility.pending_update = true;
         }
-        self.move_children(now, id, to);
+        // RFC 4555 §3.5, step 2, and §3.7: to an address of the peer's that only a list names, traffic
+        // goes when the answer to the update has come from there.
+        let proven = |m: &Mobility| m.children_at.remote.ip() == to.remote.ip();
+        if self.movers.sas.get(&id).is_some_and(proven) {
+            self.move_children(now, id, to);
+        }
         // A peer that answers on no path at all is to be given up one day.
         let fresh = !matches!(cause, Cause::NoAnswer | Cause::Refused);
         self.ike.hasten(now, id, fresh, &mut self.movers);
@@ -130,6 +135,7 @@ impl Host {
         if !mobility.supported || !mobility.established || mobility.awaiting.is_some() {
             return;
         }
+        mobility.pending_check &= mobility.children_at != view.path;
         let generation = mobility.generation;
         let spis = (view.spi_i, view.spi_r);
         let (awaiting, payloads) = if mobility.pending_update {
@@ -160,6 +166,10 @@ impl Host {
         self.next_tag += 1;
         mobility.awaiting = Some((self.next_tag, awaiting));
         let tag = Tag::Upper(self.next_tag);
-        self.ike.request(now, id, &payloads, tag, &mut self.movers);
+        if !self.ike.request(now, id, &payloads, tag, &mut self.movers)
+            && let Some(mobility) = self.movers.sas.get_mut(&id)
+        {
+            mobility.awaiting = None;
+        }
     }
 }
