@@ -75,12 +75,19 @@ pub(crate) fn read_address_list(payloads: &[Payload], source: IpAddr) -> Option<
         };
         if let Some(address) = address {
             any = true;
-            if !list.contains(&address) && list.len() <= MOST_ADDRESSES {
+            if is_host(address) && !list.contains(&address) && list.len() <= MOST_ADDRESSES {
                 list.push(address);
             }
         }
     }
     any.then_some(list)
+}
+
+/// Whether the address can be a peer's at all: a peer that names ours, everybody's or nobody's gets no
+/// packet sent there (RFC 4555 §3.4).
+fn is_host(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(a) if a.is_broadcast());
+    !(broadcast || address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 /// A fresh COOKIE2: 16 unpredictable octets (RFC 4555 §4.2.5).
