@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::Path, time::Duration};
 
 use bewick_ike::{
     Secret, TrafficSelector,
-    config::{ConnectionConfig, EspProposal, Retransmission, Role, Selectors},
+    config::{ConnectionConfig, Retransmission, Role, Selectors},
     wire::identity::{Identity, IdentityPattern},
 };
 use ipnet::IpNet;
@@ -58,10 +58,9 @@ pub(super) fn read(
     let local_id = identity::<Identity>(reader, "local_id", "vpn.example.com");
     let remote_id = identity::<IdentityPattern>(reader, "remote_id", "*@example.com");
     let psk = psk(reader, folder, private);
-    let ike_proposals = proposals(reader, "ike_proposals", &proposal::IKE_DEFAULTS, proposal::ike);
-    let esp_proposals = proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, |text| {
-        proposal::esp(text).map(|suite| EspProposal { suite, esn: false })
-    });
+    let ike_proposals =
+        proposals(reader, "ike_proposals", &proposal::ike_defaults(), proposal::ike);
+    let esp_proposals = proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, proposal::esp);
     let local_ts = networks(reader, "local_ts").map(nets);
     let remote_ts = networks(reader, "remote_ts").map(nets);
     let mobike = reader.bool("mobike").is_none_or(|field| field.value);
@@ -307,12 +306,12 @@ fn psk(reader: &mut TableReader<'_, '_, '_>, folder: &Path, private: bool) -> Op
 fn proposals<T>(
     reader: &mut TableReader<'_, '_, '_>,
     key: &'static str,
-    defaults: &[&str],
+    defaults: &[impl AsRef<str>],
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Vec<T> {
-    let example = format!("{:?}", defaults.first().unwrap_or(&""));
+    let example = format!("{:?}", defaults.first().map_or("", |text| text.as_ref()));
     let Some(fields) = reader.strings(key, &example) else {
-        return defaults.iter().filter_map(|text| parse(text).ok()).collect();
+        return defaults.iter().filter_map(|text| parse(text.as_ref()).ok()).collect();
     };
     if fields.is_empty() {
         let span = reader.key_span(key).unwrap_or(reader.span.clone());

@@ -67,7 +67,7 @@ fn a_client_in_nine_lines() {
     assert_eq!(connection.gateways, ["192.0.2.1"]);
     assert_eq!(connection.start, Start::Auto);
     assert!(connection.ike.request_ipv4 && !connection.ike.request_ipv6);
-    assert_eq!(connection.ike.ike_proposals.len(), proposal::IKE_DEFAULTS.len());
+    assert_eq!(connection.ike.ike_proposals.len(), proposal::ike_defaults().len());
     assert_eq!(connection.ike.esp_proposals.len(), proposal::ESP_DEFAULTS.len());
 }
 

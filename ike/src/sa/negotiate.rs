@@ -1,7 +1,8 @@
 //! Choosing algorithms (RFC 7296 §2.7, §3.3) for an IKE_SA and a CHILD_SA.
 //!
-//! Each suite of the configuration is one proposal with one transform of each type, so that what the
-//! operator listed is what is offered, and nothing that he did not combine.
+//! A proposal offers every combination of its transforms. Suites of the configuration share one only
+//! where all those combinations are listed, so that what the operator listed is what is offered, and
+//! nothing that he did not combine.
 
 use crate::{
     child::EspSuite,
@@ -13,8 +14,11 @@ use crate::{
     wire::{Proposal, Protocol, Transform, TransformType},
 };
 
-/// What one proposal must hold: for each type the one transform.
+/// What a suite needs: for each type the one transform.
 type Want = Vec<(TransformType, u16, Option<u16>)>;
+
+#[cfg(test)]
+mod tests;
 
 fn want_encryption(id: u16, key_bits: Option<u16>, integrity: Option<u16>) -> Want {
     let mut want = vec![(TransformType::ENCR, id, key_bits)];
@@ -43,15 +47,70 @@ fn want_esp(proposal: &EspProposal) -> Want {
     want
 }
 
+/// Suites that share a proposal, best first: their number in the configuration, and for each type
+/// the transforms. The combinations of the transforms are the suites.
+struct Shared {
+    suites: Vec<usize>,
+    transforms: Vec<Want>,
+}
+
+impl Shared {
+    /// Takes the suites of `other` in if the combinations stay those that are listed, which is so if
+    /// one type alone differs.
+    fn join(&mut self, other: &Shared) -> bool {
+        if self.transforms.len() != other.transforms.len() {
+            return false;
+        }
+        let mut pairs = self.transforms.iter_mut().zip(&other.transforms).filter(|(a, b)| a != b);
+        let (Some((ours, theirs)), None) = (pairs.next(), pairs.next()) else { return false };
+        if ours.first().map(|transform| transform.0) != theirs.first().map(|transform| transform.0)
+        {
+            return false;
+        }
+        ours.extend(theirs);
+        self.suites.extend(&other.suites);
+        self.suites.sort_unstable();
+        true
+    }
+}
+
+/// The fewest proposals that joining by pairs leads to, in the order of their best suites.
+fn share(wants: &[Want]) -> Vec<Shared> {
+    let mut proposals: Vec<Shared> = Vec::new();
+    for (index, want) in wants.iter().enumerate() {
+        // A suite that is listed twice is offered once.
+        if wants.iter().position(|other| other == want) == Some(index) {
+            let transforms = want.iter().map(|transform| vec![*transform]).collect();
+            proposals.push(Shared { suites: vec![index], transforms });
+        }
+    }
+    while let Some(joined) = join_one(&mut proposals) {
+        proposals.remove(joined);
+    }
+    proposals
+}
+
+/// Joins the first two that can be joined; the index of the one that is then superfluous.
+fn join_one(proposals: &mut [Shared]) -> Option<usize> {
+    (1..proposals.len()).find_map(|at| {
+        let (head, tail) = proposals.split_at_mut(at);
+        let (ours, tail) = (head.last_mut()?, &*tail);
+        Some(at + tail.iter().position(|other| ours.join(other))?)
+    })
+}
+
 fn offer(wants: impl IntoIterator<Item = Want>, protocol: Protocol, spi: &[u8]) -> Vec<Proposal> {
+    let wants: Vec<Want> = wants.into_iter().collect();
     (1..=u8::MAX)
-        .zip(wants)
-        .map(|(number, want)| Proposal {
+        .zip(share(&wants))
+        .map(|(number, shared)| Proposal {
             number,
             protocol,
             spi: spi.to_vec(),
-            transforms: want
+            transforms: shared
+                .transforms
                 .into_iter()
+                .flatten()
                 .map(|(kind, id, bits)| Transform { key_length: bits, ..Transform::new(kind, id) })
                 .collect(),
         })
@@ -82,19 +141,25 @@ fn select(want: &Want, offered: &Proposal) -> Option<Proposal> {
     Some(Proposal { transforms, ..offered.clone() })
 }
 
-/// Whether `answer` is exactly what was offered as the proposal of that number: one transform of each
+/// The suite of ours that `answer` takes out of the proposal of that number: one transform of each
 /// type, unmodified (RFC 7296 §2.7).
 fn accept(wants: &[Want], protocol: Protocol, answer: &[Proposal]) -> Option<usize> {
     let [answer] = answer else { return None };
-    let index = usize::from(answer.number).checked_sub(1)?;
-    let want = wants.get(index)?;
-    let selected = select(want, answer)?;
+    let number = usize::from(answer.number).checked_sub(1)?;
+    let offered = share(wants).into_iter().nth(number)?;
+    if answer.protocol != protocol {
+        return None;
+    }
+    // An AEAD's integrity algorithm may be said to be NONE (RFC 7296 §3.3).
     let real = |t: &&Transform| !(t.id == 0 && t.kind == TransformType::INTEG);
     let count = answer.transforms.iter().filter(real).count();
-    let ok = answer.protocol == protocol
-        && selected.transforms.len() == answer.transforms.len()
-        && count == want.len();
-    ok.then_some(index)
+    offered.suites.into_iter().find(|suite| {
+        wants.get(*suite).is_some_and(|want| {
+            count == want.len()
+                && select(want, answer)
+                    .is_some_and(|selected| selected.transforms.len() == answer.transforms.len())
+        })
+    })
 }
 
 /// The SA payload of IKE_SA_INIT.
