@@ -1,6 +1,8 @@
 //! NIST's known answers for the IKEv2 key derivation of SP 800-135 (the SHA2-256 case that the ACVP
 //! server's own tests use), and the HMAC answers of RFC 4868 §2.7.1.
 
+use ring::digest;
+
 use super::hex;
 use crate::{
     child::{EspSuite, HmacSha2},
@@ -231,5 +233,47 @@ fn k_2_18_rekeyed_ike_keys_come_from_nists_skeyseed() {
         let seed: [&[u8]; 4] = [&ni, &nr, &SPI_I, &SPI_R];
         let expected = prf.prf_plus(&hex(SKEYSEED_REKEY), &seed, joined.len()).unwrap();
         assert_eq!(joined, expected.expose());
+    }
+}
+
+/// NIST's inputs under the other prfs. Hashes of what another implementation, which gives NIST's own
+/// answers for SHA2-256, computes: the keys of the IKE_SA, of a CHILD_SA without and with a new key
+/// exchange, and of the rekeyed IKE_SA.
+#[test]
+fn k_2_14_and_2_17_and_2_18_hold_for_the_other_prfs() {
+    let (ni, nr) = (hex(NI), hex(NR));
+    let (shared, shared_new) = (Secret::new(hex(GIR)), Secret::new(hex(GIR_NEW)));
+    let esp = EspSuite::AesCbc { key_bits: 256, integrity: HmacSha2::Sha512 };
+    let sha256 = |octets: &[u8]| digest::digest(&digest::SHA256, octets).as_ref().to_vec();
+    for (prf, answers) in [
+        (
+            Prf::HmacSha384,
+            [
+                "21ba7bec78f9aa4855a329b3c2754dd7a7fa72ced4d617fde3825f364444b302",
+                "adc6d95e51ac19f9a415253a6d6c527e2d5854d68d2520461d272756e918c7d9",
+                "7f70fbf16dd3fea34ccb0f44949913250687db1c07b2d4dae6cb7b56a0a2c771",
+                "1f082942deb1c553c3c412df7f28b95484435b9abc36bee7bf106ffc06cc6dfb",
+            ],
+        ),
+        (
+            Prf::HmacSha512,
+            [
+                "9721bdb3ca580ca0428043d85ee11d30454c82d4d27f0168c9b6e34e8799494b",
+                "ba611741ee6d70fd563be7b1ad8202051f5ee660baf5f1450d88d4e58253d013",
+                "ef7ff109edeb7e563c986e8bf3d84994e3cf94da1b8d85a2280ffa1dfc17fecb",
+                "9e4d4cab913d9bd0744e3b11a1e3cecc4e2027bd12614672ac344e2025a392d8",
+            ],
+        ),
+    ] {
+        let suite = IkeSuite { prf, ..suite(IkeEncryption::AesGcm16 { key_bits: 256 }) };
+        let keys = derive_ike(suite, &shared, &ni, &nr, &SPI_I, &SPI_R).unwrap();
+        let child = |shared| {
+            let (i, r) = derive_child(prf, &keys.d, shared, &ni, &nr, esp).unwrap();
+            [&i.encryption, &i.integrity, &r.encryption, &r.integrity].map(Secret::expose).concat()
+        };
+        let rekeyed =
+            derive_ike_rekey(prf, &keys.d, suite, &shared_new, &ni, &nr, &SPI_I, &SPI_R).unwrap();
+        let ours = [joined(&keys), child(None), child(Some(&shared_new)), joined(&rekeyed)];
+        assert_eq!(ours.map(|octets| sha256(&octets)), answers.map(hex), "{prf:?}");
     }
 }

@@ -4,6 +4,7 @@ mod auth;
 mod exchange;
 mod kdf;
 mod protect;
+mod wycheproof;
 
 /// Octets from hexadecimal digits, white space between them ignored.
 fn hex(text: &str) -> Vec<u8> {
