@@ -21,6 +21,9 @@ pub const TABLE: u32 = 0xbe1c;
 /// Where the rule that leads to [`TABLE`] stands: before the main table's (32766).
 pub const RULE_PRIORITY: u32 = 4866;
 
+/// Where the rules for outer packets stand, which carry no mark when the kernel checks their source.
+pub const OUTER_PRIORITY: u32 = 4865;
+
 /// The kernel refused something about addresses, routes or links.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation}: {message}")]

@@ -1,6 +1,11 @@
 //! Brings inner packets to the tunnel device: addresses on the device, routes in a table of our own,
 //! and one rule per family that sends everything but our outer packets through that table.
 //!
+//! The kernel checks the source of what comes in by looking up the way back without our mark
+//! (rp_filter, RFC 3704 §2.2), which would find the tunnel and drop every outer packet where the
+//! tunnel is for everything. More rules let that check, which has the packet's ports swapped, see
+//! the main table only.
+//!
 //! What is wanted is kept here and compared with what was made, so that adding is idempotent and
 //! removing is exact. Once a client's connection has been up, its networks stay blocked until it is
 //! taken down, so that nothing leaves in clear while the tunnel is away.
@@ -14,20 +19,23 @@ use bewick_ike::{ChildId, ChildSa};
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_route::{
-    AddressFamily,
+    AddressFamily, IpProtocol,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage},
+    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange},
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
-use crate::net::{MARK, NetError, RULE_PRIORITY, TABLE};
+use crate::net::{MARK, NetError, OUTER_PRIORITY, RULE_PRIORITY, TABLE};
 
 /// rtm_protocol of our routes, so that others can tell whose they are.
 const PROTOCOL: u8 = 0xbe;
 /// The metric of what blocks: worse than any other route.
 const BLOCK_METRIC: u32 = 0xffff_0000;
+
+/// RT_TABLE_MAIN, where the way to the peers is.
+const TABLE_MAIN: u32 = 254;
 
 /// fe80::/10: never beyond the link (RFC 4291 §2.5.6).
 const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
@@ -37,6 +45,8 @@ pub struct Routes {
     handle: Handle,
     connection: JoinHandle<()>,
     device: String,
+    /// the kernel sends and takes ESP that is not in UDP
+    raw_esp: bool,
     wanted: Wanted,
     made: State,
 }
@@ -73,12 +83,22 @@ enum Kind {
 struct State {
     addresses: BTreeSet<IpAddr>,
     routes: BTreeMap<(IpNet, Kind), Option<IpAddr>>,
-    /// by whether it is IPv4
-    rules: BTreeSet<bool>,
+    rules: BTreeSet<Rule>,
+}
+
+/// A rule, in the order in which they are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rule {
+    /// what has our port, in IPv4
+    OuterUdp(u16),
+    /// ESP, in IPv4
+    OuterEsp,
+    /// everything without our mark
+    Inner { ipv4: bool },
 }
 
 impl Wanted {
-    fn state(&self) -> State {
+    fn state(&self, raw_esp: bool) -> State {
         let mut state = State::default();
         for child in self.children.values() {
             state.addresses.extend(&child.addresses);
@@ -93,7 +113,13 @@ impl Wanted {
         if state.routes.keys().any(|(net, _)| net.contains(&IpNet::V6(LINK_LOCAL))) {
             state.routes.insert((LINK_LOCAL.into(), Kind::Pass), None);
         }
-        state.rules = state.routes.keys().map(|(net, _)| net.addr().is_ipv4()).collect();
+        let families = state.routes.keys().map(|(net, _)| net.addr().is_ipv4());
+        state.rules = families.map(|ipv4| Rule::Inner { ipv4 }).collect();
+        // IPv6 has no such check
+        if state.rules.contains(&Rule::Inner { ipv4: true }) {
+            state.rules.extend([500, 4500].map(Rule::OuterUdp));
+            state.rules.extend(raw_esp.then_some(Rule::OuterEsp));
+        }
         state
     }
 }
@@ -114,13 +140,14 @@ fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
 }
 
 impl Routes {
-    /// Starts with nothing, after removing what an earlier run may have left.
-    pub async fn open(device: &str) -> Result<Self, NetError> {
+    /// Starts with nothing, after removing what an earlier run may have left. `raw_esp` says whether
+    /// outer packets may be ESP that is not in UDP.
+    pub async fn open(device: &str, raw_esp: bool) -> Result<Self, NetError> {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(|e| NetError::io("open a netlink socket", &e))?;
         let connection = tokio::spawn(connection);
         let (wanted, made) = (Wanted::default(), State::default());
-        let routes = Routes { handle, connection, device: device.into(), wanted, made };
+        let routes = Routes { handle, connection, device: device.into(), raw_esp, wanted, made };
         routes.remove_leftovers().await?;
         Ok(routes)
     }
@@ -173,7 +200,7 @@ impl Routes {
     /// Makes the kernel's state the one that is wanted. Goes on after an error, and returns the
     /// first.
     async fn reconcile(&mut self) -> Result<(), NetError> {
-        let goal = self.wanted.state();
+        let goal = self.wanted.state(self.raw_esp);
         if goal == self.made {
             return Ok(());
         }
@@ -211,14 +238,14 @@ impl Routes {
                 }
             }
         }
-        for ipv4 in goal.rules.difference(&self.made.rules.clone()) {
-            if note(self.add_rule(*ipv4).await) {
-                self.made.rules.insert(*ipv4);
+        for rule in goal.rules.difference(&self.made.rules.clone()) {
+            if note(self.add_rule(*rule).await) {
+                self.made.rules.insert(*rule);
             }
         }
-        for ipv4 in self.made.rules.clone().difference(&goal.rules) {
-            if note(self.remove_rule(*ipv4).await) {
-                self.made.rules.remove(ipv4);
+        for rule in self.made.rules.clone().into_iter().rev() {
+            if !goal.rules.contains(&rule) && note(self.remove_rule(rule).await) {
+                self.made.rules.remove(&rule);
             }
         }
         for (key, _) in self.made.routes.clone() {
@@ -320,44 +347,61 @@ impl Routes {
         gone_is_fine(self.handle.route().del(route).execute().await, what)
     }
 
-    /// `not fwmark 0xbe1c lookup 48668`
-    fn rule(ipv4: bool) -> RuleMessage {
-        let mut rule = RuleMessage::default();
-        rule.header.family = family(ipv4);
-        rule.header.action = RuleAction::ToTable;
-        rule.header.flags = RuleFlags::Invert;
-        rule.attributes.extend([
-            RuleAttribute::Priority(RULE_PRIORITY),
-            RuleAttribute::FwMark(MARK),
-            RuleAttribute::Table(TABLE),
+    /// `not fwmark 0xbe1c lookup 48668`, and before it `ipproto udp sport PORT lookup main`
+    fn rule(rule: Rule) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        let ipv4 = rule != Rule::Inner { ipv4: false };
+        message.header.family = family(ipv4);
+        message.header.action = RuleAction::ToTable;
+        let (priority, table) = match rule {
+            Rule::Inner { .. } => (RULE_PRIORITY, TABLE),
+            Rule::OuterUdp(_) | Rule::OuterEsp => (OUTER_PRIORITY, TABLE_MAIN),
+        };
+        message.attributes.extend([
+            RuleAttribute::Priority(priority),
+            RuleAttribute::Table(table),
             RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
         ]);
-        rule
+        match rule {
+            Rule::Inner { .. } => {
+                message.header.flags = RuleFlags::Invert;
+                message.attributes.push(RuleAttribute::FwMark(MARK));
+            }
+            Rule::OuterUdp(port) => message.attributes.extend([
+                RuleAttribute::IpProtocol(IpProtocol::Udp),
+                RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
+            ]),
+            Rule::OuterEsp => message.attributes.push(RuleAttribute::IpProtocol(IpProtocol::Esp)),
+        }
+        message
     }
 
-    async fn add_rule(&self, ipv4: bool) -> Result<(), NetError> {
+    async fn add_rule(&self, rule: Rule) -> Result<(), NetError> {
         let mut request = self.handle.rule().add();
-        *request.message_mut() = Self::rule(ipv4);
-        let what = format!("add the rule to look up table {TABLE}");
+        *request.message_mut() = Self::rule(rule);
+        let what = "add the rules for the tunnel";
         match request.execute().await {
             Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::EEXIST => Ok(()),
             result => result.map_err(|e| NetError::new(what, &e)),
         }
     }
 
-    async fn remove_rule(&self, ipv4: bool) -> Result<(), NetError> {
-        let what = format!("remove the rule to look up table {TABLE}");
-        gone_is_fine(self.handle.rule().del(Self::rule(ipv4)).execute().await, what)
+    async fn remove_rule(&self, rule: Rule) -> Result<(), NetError> {
+        let what = "remove the rules for the tunnel";
+        gone_is_fine(self.handle.rule().del(Self::rule(rule)).execute().await, what.into())
     }
 
-    /// Removes every rule that leads to our table, and every route in it.
+    /// Removes every rule that leads to our table or is ours, and every route in the table.
     async fn remove_leftovers(&self) -> Result<(), NetError> {
         for version in [IpVersion::V4, IpVersion::V6] {
             let mut rules = self.handle.rule().get(version).execute();
             let mut ours = Vec::new();
             // a machine without the family has none of its rules
             while let Ok(Some(rule)) = rules.try_next().await {
-                if rule.attributes.contains(&RuleAttribute::Table(TABLE)) {
+                let has = |attribute| rule.attributes.contains(&attribute);
+                let outer = has(RuleAttribute::Priority(OUTER_PRIORITY))
+                    && has(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+                if outer || has(RuleAttribute::Table(TABLE)) {
                     ours.push(rule);
                 }
             }
@@ -463,20 +507,20 @@ mod tests {
         let mut wanted = Wanted::default();
         wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "2001:db8::/32", &[]), &[]));
         wanted.children.insert(ChildId(2), child(&sa(2, "::/0", "2001:db8::/32", &[]), &[]));
-        let both = wanted.state();
+        let both = wanted.state(false);
         wanted.children.remove(&ChildId(1));
-        assert_eq!(wanted.state(), both);
-        assert_eq!(both.rules, [false].into());
+        assert_eq!(wanted.state(false), both);
+        assert_eq!(both.rules, [Rule::Inner { ipv4: false }].into());
         assert_eq!(both.routes.len(), 1);
         wanted.children.remove(&ChildId(2));
-        assert_eq!(wanted.state(), State::default());
+        assert_eq!(wanted.state(false), State::default());
     }
 
     #[test]
     fn what_never_leaves_the_link_stays_out_of_a_tunnel_for_everything() {
         let mut wanted = Wanted::default();
         wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "::/0", &[]), &[]));
-        let kinds: Vec<Kind> = wanted.state().routes.keys().map(|(_, kind)| *kind).collect();
+        let kinds: Vec<Kind> = wanted.state(false).routes.keys().map(|(_, kind)| *kind).collect();
         assert_eq!(kinds, [Kind::Device, Kind::Pass]);
     }
 
@@ -485,8 +529,10 @@ mod tests {
         let mut wanted = Wanted::default();
         let net: IpNet = "10.1.0.0/16".parse().unwrap();
         wanted.blocks.insert("office".into(), vec![net]);
-        let state = wanted.state();
+        let state = wanted.state(false);
         assert_eq!(state.routes.keys().collect::<Vec<_>>(), [&(net, Kind::Block)]);
-        assert_eq!(state.rules, [true].into());
+        let outer = [Rule::OuterUdp(500), Rule::OuterUdp(4500)];
+        assert_eq!(state.rules, [outer[0], outer[1], Rule::Inner { ipv4: true }].into());
+        assert!(wanted.state(true).rules.contains(&Rule::OuterEsp));
     }
 }

@@ -118,8 +118,9 @@ async fn count(handle: &Handle) -> (usize, usize, usize) {
         rules += all
             .iter()
             .filter(|rule| {
-                rule.attributes
-                    .contains(&netlink_packet_route::rule::RuleAttribute::Priority(RULE_PRIORITY))
+                let at = |at| netlink_packet_route::rule::RuleAttribute::Priority(at);
+                let has = |at| rule.attributes.contains(&at);
+                has(at(RULE_PRIORITY)) || has(at(OUTER_PRIORITY))
             })
             .count();
     }
@@ -170,19 +171,19 @@ fn inner_packets_go_to_the_device_outer_ones_do_not_and_nothing_stays_behind() {
         }
         let device = Some(index(&handle, "bewick0").await);
         let eth0 = Some(index(&handle, "eth0").await);
-        let mut routes = Routes::open("bewick0").await.unwrap();
+        let mut routes = Routes::open("bewick0", true).await.unwrap();
         let sa = sa();
         routes.add(&sa, &[]).await.unwrap();
         routes.add(&sa, &[]).await.unwrap();
-        assert_eq!(count(&handle).await, (2, 2, 2));
+        assert_eq!(count(&handle).await, (5, 2, 2));
         assert_eq!(lookup(&handle, "192.0.2.2", 0).await, (device, Some(sa.virtual_ips[0])));
         assert_eq!(lookup(&handle, "192.0.2.2", MARK).await.0, eth0);
 
         routes.block("office", vec!["192.0.2.0/24".parse().unwrap()]).await.unwrap();
         routes.refresh().await.unwrap();
-        assert_eq!(count(&handle).await, (2, 3, 2));
+        assert_eq!(count(&handle).await, (5, 3, 2));
         routes.remove(sa.id).await.unwrap();
-        assert_eq!(count(&handle).await, (1, 1, 0));
+        assert_eq!(count(&handle).await, (4, 1, 0));
         routes.unblock("office").await.unwrap();
         assert_eq!(count(&handle).await, (0, 0, 0));
 
@@ -190,7 +191,7 @@ fn inner_packets_go_to_the_device_outer_ones_do_not_and_nothing_stays_behind() {
         routes.add(&sa, &[]).await.unwrap();
         drop(routes);
         assert_eq!(count(&handle).await.1, 2);
-        let mut routes = Routes::open("bewick0").await.unwrap();
+        let mut routes = Routes::open("bewick0", true).await.unwrap();
         assert_eq!(count(&handle).await, (0, 0, 2));
         routes.add(&sa, &[]).await.unwrap();
         routes.shutdown().await.unwrap();
@@ -201,7 +202,7 @@ fn inner_packets_go_to_the_device_outer_ones_do_not_and_nothing_stays_behind() {
 #[test]
 fn without_the_device_nothing_is_changed() {
     in_namespace(|handle| async move {
-        let mut routes = Routes::open("bewick0").await.unwrap();
+        let mut routes = Routes::open("bewick0", true).await.unwrap();
         let error = routes.add(&sa(), &[]).await.unwrap_err();
         assert_eq!(error.to_string(), "find the device bewick0: No such device (os error 19)");
         assert_eq!(count(&handle).await, (0, 0, 0));

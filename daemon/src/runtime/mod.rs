@@ -192,7 +192,7 @@ impl Daemon {
         }
         let mut plane = plane;
         let plane_events = plane.take_events();
-        let routes = Routes::open(plane.device()).await?;
+        let routes = Routes::open(plane.device(), !force_encap).await?;
         let monitor = Monitor::start(plane.device()).await?;
 
         let mut seed = [0; 32];
