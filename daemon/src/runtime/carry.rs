@@ -140,6 +140,19 @@ impl Daemon {
         self.waiters.forward(event, &self.recorder.last());
     }
 
+    /// Keeps what belongs in a gateway's tunnels from going anywhere else, from the start to the
+    /// end: a client that is not there is no reason to send to it in clear.
+    pub(super) async fn block_clients(&mut self) {
+        for connection in &self.connections {
+            let nets = client_nets(connection);
+            if !nets.is_empty()
+                && let Err(e) = self.routes.block(connection.name(), nets).await
+            {
+                warn!("{e}");
+            }
+        }
+    }
+
     /// From the first time that a client's connection is up, what belongs in its tunnel goes nowhere
     /// else until the operator takes it down.
     async fn block(&mut self, id: ConnectionId) {
@@ -161,10 +174,28 @@ impl Daemon {
 }
 
 fn remote_nets(connection: &Connection) -> Vec<IpNet> {
-    match &connection.ike.ts_remote {
+    nets(&connection.ike.ts_remote)
+}
+
+fn nets(selectors: &Selectors) -> Vec<IpNet> {
+    match selectors {
         Selectors::List(list) => list.iter().flat_map(|ts| ts.nets()).collect(),
         Selectors::Dynamic => Vec::new(),
     }
+}
+
+/// Where a gateway has nobody but its clients: its pools, and what may be on their side unless that
+/// has room for what is on its own side too.
+fn client_nets(connection: &Connection) -> Vec<IpNet> {
+    let ike = &connection.ike;
+    if ike.role != Role::Responder {
+        return Vec::new();
+    }
+    let own = nets(&ike.ts_local);
+    let mut out = remote_nets(connection);
+    out.retain(|net| net.prefix_len() > 0 && !own.iter().any(|own| net.contains(own)));
+    out.extend(&ike.pools);
+    out
 }
 
 /// The addresses of `name`, none if it can't be resolved.
@@ -179,5 +210,29 @@ async fn lookup(name: &str) -> Vec<IpAddr> {
             warn!("look up {name}: no answer in {} s", LOOKUP.as_secs());
             Vec::new()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, report::Source};
+
+    fn gateway(keys: &str) -> Vec<String> {
+        let text = format!(
+            "[[connection]]\nname = \"a\"\nrole = \"responder\"\nlocal_id = \"vpn.example.com\"\n\
+             remote_id = \"*@example.com\"\npsk = \"swordfish\"\n{keys}"
+        );
+        let source = Source { file: "b.toml", text: &text };
+        let config = config::parse(source, std::path::Path::new(""), true).unwrap();
+        config.connections.iter().flat_map(client_nets).map(|net| net.to_string()).collect()
+    }
+
+    #[test]
+    fn a_gateway_blocks_where_its_clients_are_and_nothing_of_its_own() {
+        let pool = gateway("local_ts = [\"10.1.0.0/16\"]\npool = [\"10.9.0.0/24\"]\n");
+        assert_eq!(pool, ["10.9.0.0/24"]);
+        let site = "local_ts = [\"10.1.0.0/16\"]\nremote_ts = [\"10.2.0.0/16\", \"10.0.0.0/8\", \"::/0\"]\n";
+        assert_eq!(gateway(site), ["10.2.0.0/16"]);
     }
 }

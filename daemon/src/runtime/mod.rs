@@ -246,6 +246,7 @@ impl Daemon {
     async fn begin(mut self, inputs: &Inputs) -> Self {
         let addresses = inputs.addresses.borrow().clone();
         self.advise(&addresses);
+        self.block_clients().await;
         self.on_addresses(addresses).await;
         for (index, connection) in self.connections.iter().enumerate() {
             if connection.ike.role == Role::Initiator && connection.start == Start::Auto {
