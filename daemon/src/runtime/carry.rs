@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::Daemon;
-use crate::config::{Connection, Start};
+use crate::config::Connection;
 
 /// How long a gateway's name may take to be looked up.
 const LOOKUP: Duration = Duration::from_secs(10);
@@ -124,14 +124,8 @@ impl Daemon {
                 self.virtual_ips.insert(established.sa, established.virtual_ips.clone());
                 self.block(established.connection).await;
             }
-            Event::Closed { sa, connection, .. } => {
+            Event::Closed { sa, .. } => {
                 self.virtual_ips.remove(sa);
-                let manual = connection
-                    .and_then(|id| self.connections.get(id.0))
-                    .filter(|connection| connection.start == Start::Manual);
-                if let Some(name) = manual.map(|connection| connection.name().to_owned()) {
-                    self.unblock(&name).await;
-                }
             }
             _ => {}
         }
@@ -166,6 +160,7 @@ impl Daemon {
         }
     }
 
+    /// The operator has taken the connection down, and nothing else ends [`Daemon::block`].
     pub(super) async fn unblock(&mut self, name: &str) {
         if let Err(e) = self.routes.unblock(name).await {
             warn!("{e}");
