@@ -295,10 +295,11 @@ impl Daemon {
                     self.on_addresses(addresses).await;
                 }
                 () = sleep_until(due) => self.on_timeout(),
-                Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
                 Some(resolved) = inputs.resolved.recv() => self.on_resolved(resolved),
-                Some(event) = next_event(&mut inputs.plane) => self.on_plane_event(&event),
                 Some(call) = inputs.calls.recv() => self.on_call(call).await,
+                Some(event) = next_event(&mut inputs.plane) => self.on_plane_event(&event),
+                // last, for strangers can send without end
+                Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
             }
             self.carry_out().await;
         }
