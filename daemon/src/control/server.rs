@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest},
     net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
     sync::{Semaphore, broadcast, mpsc},
     task::JoinHandle,
@@ -28,6 +28,8 @@ use crate::control::{EventRecord, Reply, Request};
 const MAX_REQUEST: u64 = 4096;
 /// A client must send its request, and take each reply, within this time.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a client that has closed its sending side is looked after.
+const HALF_CLOSED: Duration = Duration::from_millis(100);
 /// Further clients wait until one of these has gone.
 const MAX_CLIENTS: usize = 64;
 /// Replies that wait for a client at most.
@@ -163,11 +165,16 @@ async fn serve(
         Ok(_) => return refuse(&mut writer, "the request does not end with a line end").await,
         Err(e) => return refuse(&mut writer, &format!("the request is not understood: {e}")).await,
     };
-    // from here on the client says nothing; that it has gone shows as an end of file
+    // from here on the client says nothing; an end of file is that it has gone, or only that it
+    // has closed its sending side and still listens
     let gone = async {
         reader.get_mut().set_limit(u64::MAX);
         let mut nothing = [0; 64];
         while matches!(reader.read(&mut nothing).await, Ok(n) if n > 0) {}
+        let stream = reader.get_ref().get_ref();
+        while matches!(stream.ready(Interest::WRITABLE).await, Ok(r) if !r.is_write_closed()) {
+            tokio::time::sleep(HALF_CLOSED).await;
+        }
     };
     let answer = async {
         match request {
@@ -303,6 +310,31 @@ mod tests {
         assert!(matches!(first, Reply::Event(_)));
         assert_eq!(second, Reply::Done { text: "up".into() });
         assert!(matches!(end, ClientError::Ended));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_that_has_closed_its_sending_side_gets_its_answer() {
+        let folder = folder("half");
+        let path = folder.join("control.sock");
+        let (_server, (mut calls, _events)) = open(&path).unwrap();
+        let client = tokio::task::spawn_blocking(move || raw(&path, b"{\"command\":\"status\"}\n"));
+        let call = calls.recv().await.unwrap();
+        tokio::time::sleep(HALF_CLOSED * 3).await;
+        call.replies.send(Reply::Done { text: "up".into() }).await.unwrap();
+        assert!(client.await.unwrap().contains("up"));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_that_has_gone_is_not_waited_for() {
+        let folder = folder("gone");
+        let path = folder.join("control.sock");
+        let (_server, (mut calls, _events)) = open(&path).unwrap();
+        let client = Client::ask(&path, &Request::Up { name: "office".into() }).unwrap();
+        let call = calls.recv().await.unwrap();
+        drop(client);
+        timeout(PATIENCE, call.replies.closed()).await.unwrap();
         fs::remove_dir_all(folder).unwrap();
     }
 
