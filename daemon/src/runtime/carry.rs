@@ -162,6 +162,11 @@ impl Daemon {
 
     /// The operator has taken the connection down, and nothing else ends [`Daemon::block`].
     pub(super) async fn unblock(&mut self, name: &str) {
+        // a gateway's clients may come back
+        let initiator = |c: &&Connection| c.name() == name && c.ike.role == Role::Initiator;
+        if !self.connections.iter().any(|c| initiator(&c)) {
+            return;
+        }
         if let Err(e) = self.routes.unblock(name).await {
             warn!("{e}");
         }
