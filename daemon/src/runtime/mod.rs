@@ -61,6 +61,9 @@ pub enum RunError {
     /// the data plane
     #[error("no data plane: {0}")]
     Plane(#[from] PlaneError),
+    /// the kernel's data plane
+    #[error("no data plane: {0}")]
+    KernelPlane(PlaneError),
     /// addresses, routes or links
     #[error(transparent)]
     Net(#[from] NetError),
@@ -77,12 +80,18 @@ impl RunError {
     pub fn remedy(&self) -> Option<&'static str> {
         let errno = match self {
             RunError::Net(e) => e.errno,
-            RunError::Plane(PlaneError::Io { source, .. }) => source.raw_os_error(),
-            RunError::Plane(PlaneError::Kernel { errno, .. }) => Some(*errno),
+            RunError::Plane(PlaneError::Io { source, .. })
+            | RunError::KernelPlane(PlaneError::Io { source, .. }) => source.raw_os_error(),
+            RunError::Plane(PlaneError::Kernel { errno, .. })
+            | RunError::KernelPlane(PlaneError::Kernel { errno, .. }) => Some(*errno),
             _ => None,
         };
         match errno {
             Some(libc::EPERM | libc::EACCES) => Some("run as root or with CAP_NET_ADMIN"),
+            _ if matches!(self, RunError::KernelPlane(_)) => Some(
+                "load the modules that are missing (`modprobe -a esp4 esp6 xfrm_user dummy`), or \
+                 let dataplane be \"auto\" in the configuration",
+            ),
             _ => None,
         }
     }

@@ -35,17 +35,57 @@ pub(super) fn open(config: &DaemonConfig) -> Result<Opened, RunError> {
         PlaneChoice::Userspace => Wanted::Userspace,
     });
     let (udp, ike) = UdpSockets::open(&UdpConfig { mark: Some(MARK), ..UdpConfig::default() })?;
-    let (device, reason) = (config.device.clone(), decision.reason);
-    let kernel = decision.kind == Kind::Kernel;
-    let plane: Box<dyn DataPlane> = if kernel {
-        let config = kernel::Config { device, mark: MARK, reason, ..kernel::Config::default() };
-        let plane = KernelPlane::new(config)?;
-        let failed = |e| RunError::System("hand ESP in UDP to the kernel", e);
-        udp.set_kernel_encap(true).map_err(failed)?;
-        Box::new(plane)
-    } else {
-        let config = UserspaceConfig { device, mtu: DEFAULT_MTU, reason };
-        Box::new(UserspacePlane::new(config, udp.clone())?)
-    };
-    Ok(Opened { plane, udp, ike, force_encap: !kernel })
+    let (device, mut reason) = (config.device.clone(), decision.reason);
+    if decision.kind == Kind::Kernel {
+        match kernel_plane(device.clone(), reason, &udp) {
+            Ok(plane) => return Ok(Opened { plane, udp, ike, force_encap: false }),
+            Err(e) => {
+                reason = fall_back(config.dataplane, e)?;
+                // it may have got half way, and then ESP would not come to us
+                let failed = |e| RunError::System("take ESP in UDP back from the kernel", e);
+                udp.set_kernel_encap(false).map_err(failed)?;
+            }
+        }
+    }
+    let config = UserspaceConfig { device, mtu: DEFAULT_MTU, reason };
+    let plane = Box::new(UserspacePlane::new(config, udp.clone())?);
+    Ok(Opened { plane, udp, ike, force_encap: true })
+}
+
+fn kernel_plane(
+    device: String,
+    reason: String,
+    udp: &UdpSockets,
+) -> Result<Box<dyn DataPlane>, RunError> {
+    let config = kernel::Config { device, mark: MARK, reason, ..kernel::Config::default() };
+    let plane = KernelPlane::new(config).map_err(RunError::KernelPlane)?;
+    let failed = |e| RunError::System("hand ESP in UDP to the kernel", e);
+    udp.set_kernel_encap(true).map_err(failed)?;
+    Ok(Box::new(plane))
+}
+
+/// Why userspace is taken although the kernel has ESP, or the end if it may not be.
+fn fall_back(wanted: PlaneChoice, error: RunError) -> Result<String, RunError> {
+    match wanted {
+        PlaneChoice::Auto => Ok(format!("the kernel's can't be had ({error})")),
+        PlaneChoice::Kernel | PlaneChoice::Userspace => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bewick_xfrm::PlaneError;
+
+    use super::*;
+
+    #[test]
+    fn only_where_the_choice_is_open_a_kernel_that_fails_means_userspace() {
+        let error = || {
+            RunError::KernelPlane(PlaneError::Unsupported("making the device bewick0: no".into()))
+        };
+        let reason = fall_back(PlaneChoice::Auto, error()).unwrap();
+        assert!(reason.contains("making the device bewick0"), "{reason}");
+        let error = fall_back(PlaneChoice::Kernel, error()).unwrap_err();
+        assert!(error.remedy().unwrap().contains("dataplane"));
+    }
 }
