@@ -184,6 +184,27 @@ fn nets(selectors: &Selectors) -> Vec<IpNet> {
     }
 }
 
+/// A warning that one family's traffic passes a tunnel that looks like one for everything.
+pub(super) fn half_tunnel(connection: &Connection) -> Option<String> {
+    if connection.ike.role != Role::Initiator {
+        return None;
+    }
+    let whole = |ipv4: bool| {
+        let mut nets = remote_nets(connection).into_iter();
+        nets.any(|net| net.prefix_len() == 0 && net.addr().is_ipv4() == ipv4)
+    };
+    let (carried, other, missing) = match (whole(true), whole(false)) {
+        (true, false) => ("IPv4", "IPv6", "::/0"),
+        (false, true) => ("IPv6", "IPv4", "0.0.0.0/0"),
+        _ => return None,
+    };
+    Some(format!(
+        "{} carries all of {carried} and not {other}, which leaves this machine in clear: add \
+         {missing:?} to remote_ts, or see that there is no {other}",
+        connection.name()
+    ))
+}
+
 /// Where a gateway has nobody but its clients: its pools, and what may be on their side unless that
 /// has room for what is on its own side too.
 fn client_nets(connection: &Connection) -> Vec<IpNet> {
@@ -217,6 +238,26 @@ async fn lookup(name: &str) -> Vec<IpAddr> {
 mod tests {
     use super::*;
     use crate::config::{self, report::Source};
+
+    fn client(remote_ts: &str) -> Option<String> {
+        let text = format!(
+            "[[connection]]\nname = \"a\"\nrole = \"initiator\"\nlocal_id = \"l@example.com\"\n\
+             remote_id = \"vpn.example.com\"\npsk = \"swordfish\"\ngateway = \"192.0.2.1\"\n\
+             remote_ts = {remote_ts}\nvirtual_ip = true\n"
+        );
+        let source = Source { file: "b.toml", text: &text };
+        let config = config::parse(source, std::path::Path::new(""), true).unwrap();
+        config.connections.iter().find_map(half_tunnel)
+    }
+
+    #[test]
+    fn a_tunnel_for_all_of_one_family_is_told_that_it_lacks_the_other() {
+        let warning = client("[\"0.0.0.0/0\"]").unwrap();
+        assert!(warning.contains("add \"::/0\" to remote_ts"), "{warning}");
+        assert!(client("[\"::/0\", \"10.0.0.0/8\"]").unwrap().contains("\"0.0.0.0/0\""));
+        assert_eq!(client("[\"0.0.0.0/0\", \"::/0\"]"), None);
+        assert_eq!(client("[\"10.1.0.0/16\"]"), None);
+    }
 
     fn gateway(keys: &str) -> Vec<String> {
         let text = format!(

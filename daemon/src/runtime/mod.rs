@@ -286,6 +286,7 @@ impl Daemon {
         if initiates && addresses.len() > 1 {
             advice.extend(sysctl::reverse_path(addresses));
         }
+        advice.extend(self.connections.iter().filter_map(carry::half_tunnel));
         for advice in advice {
             warn!("{advice}");
         }
