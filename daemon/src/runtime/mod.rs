@@ -97,7 +97,7 @@ impl RunError {
     }
 }
 
-/// Runs the daemon with a configuration that has been checked, until SIGTERM, SIGINT or SIGHUP.
+/// Runs the daemon with a configuration that has been checked, until SIGTERM or SIGINT.
 pub fn run(config: Config, control: PathBuf) -> Result<(), RunError> {
     // the control socket, and whatever else is made, is for its owner alone
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -178,10 +178,16 @@ impl Signals {
 
     async fn next(&mut self) {
         let [terminate, interrupt, hangup] = &mut self.0;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                // to most daemons it means to read the configuration again, and to none to end
+                _ = hangup.recv() => warn!(
+                    "SIGHUP is ignored: the configuration is read at the start only; restart to \
+                     have it read again"
+                ),
+            }
         }
     }
 }
