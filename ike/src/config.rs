@@ -71,6 +71,15 @@ pub struct EspProposal {
     pub esn: bool,
 }
 
+/// No IP packet with a fragment of an IKE message is smaller, whatever a peer or a path suggests:
+/// fragments of a few octets each would be an attack on someone (RFC 7383 §2.2 has about 100 octets
+/// as the least that is possible).
+pub const MIN_FRAGMENT_SIZE: u16 = 256;
+
+/// The usual size of an IP packet with a fragment of an IKE message: what every IPv6 path carries and
+/// nearly every IPv4 path does (RFC 7383 §2.5.1). Smaller ones are tried when it finds no answer.
+pub const DEFAULT_FRAGMENT_SIZE: u16 = 1280;
+
 /// A connection: with whom, proven how, to carry what.
 #[derive(Clone, Debug)]
 pub struct ConnectionConfig {
@@ -108,6 +117,9 @@ pub struct ConnectionConfig {
     pub liveness: Duration,
     /// a CHILD_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never
     pub child_lifetime: Duration,
+    /// the biggest IP packet with an IKE message, in octets: a longer message goes in fragments if the
+    /// peer can do that (RFC 7383); `None` for never
+    pub fragment_size: Option<u16>,
     /// retransmission of requests
     pub retransmission: Retransmission,
 }

@@ -6,7 +6,7 @@ use std::{net::IpAddr, time::Duration};
 use bewick_ike::{
     ChildSa, CloseReason, ConnectionConfig, ConnectionId, EspSuite, HmacSha2, Path, Role, Secret,
     TrafficSelector,
-    config::{EspProposal, Retransmission, Selectors},
+    config::{DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors},
     crypto::{IkeEncryption, IkeSuite, KeyExchangeMethod, Prf},
     endpoint::SaStatus,
 };
@@ -131,6 +131,7 @@ pub fn client_config() -> ConnectionConfig {
         force_encap: false,
         liveness: Duration::from_secs(30),
         child_lifetime: Duration::from_secs(3600),
+        fragment_size: Some(DEFAULT_FRAGMENT_SIZE),
         retransmission: Retransmission::default(),
     }
 }

@@ -4,7 +4,9 @@ use std::{net::IpAddr, path::Path, time::Duration};
 
 use bewick_ike::{
     Secret, TrafficSelector,
-    config::{ConnectionConfig, Retransmission, Role, Selectors},
+    config::{
+        ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE, Retransmission, Role, Selectors,
+    },
     wire::identity::{Identity, IdentityPattern},
 };
 use ipnet::IpNet;
@@ -70,6 +72,7 @@ pub(super) fn read(
     let child_lifetime =
         reader.number("child_lifetime", 0..=86_400, "seconds").map_or(3600, |field| field.value);
 
+    let fragment_size = fragment_size(reader);
     let mut initiator = InitiatorPart::default();
     let mut responder = ResponderPart::default();
     match role {
@@ -112,6 +115,7 @@ pub(super) fn read(
         force_encap,
         liveness: Duration::from_secs(liveness),
         child_lifetime: Duration::from_secs(child_lifetime),
+        fragment_size,
         retransmission: Retransmission::default(),
     };
     Some(Connection {
@@ -240,6 +244,22 @@ fn name<'a>(reader: &mut TableReader<'a, '_, '_>, seen: &mut Seen) -> Option<&'a
     }
     seen.names.push(field.value.into());
     Some(field.value)
+}
+
+/// The biggest IP packet with an IKE message; 0 stands for no fragments at all.
+fn fragment_size(reader: &mut TableReader<'_, '_, '_>) -> Option<u16> {
+    let least = MIN_FRAGMENT_SIZE;
+    let Some(field) = reader.number("fragment_size", 0..=u16::MAX.into(), "octets") else {
+        return Some(DEFAULT_FRAGMENT_SIZE);
+    };
+    if (1..u64::from(least)).contains(&field.value) {
+        let text = format!(
+            "fragment_size is {}; expected at least {least} octets, or 0 for no fragments",
+            field.value
+        );
+        reader.report.add(&field.span, text);
+    }
+    u16::try_from(field.value).ok().filter(|size| *size != 0)
 }
 
 fn identity<T: std::str::FromStr<Err: std::fmt::Display>>(

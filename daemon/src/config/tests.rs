@@ -66,6 +66,7 @@ fn a_client_in_nine_lines() {
     let connection = &config.connections[0];
     assert_eq!(connection.gateways, ["192.0.2.1"]);
     assert_eq!(connection.start, Start::Auto);
+    assert_eq!(connection.ike.fragment_size, Some(1280));
     assert!(connection.ike.request_ipv4 && !connection.ike.request_ipv6);
     assert_eq!(connection.ike.ike_proposals.len(), proposal::ike_defaults().len());
     assert_eq!(connection.ike.esp_proposals.len(), proposal::ESP_DEFAULTS.len());
@@ -75,9 +76,9 @@ fn a_client_in_nine_lines() {
 fn every_other_key() {
     let text = format!(
         "[daemon]\ndataplane = \"userspace\"\ndevice = \"vpn0\"\nlog = \"info,bewick_ike=debug\"\nlog_addresses = true\n\
-         control = \"/tmp/c.sock\"\n{CLIENT}mobike = false\nliveness = 5\nforce_encap = true\n\
+         control = \"/tmp/c.sock\"\n{CLIENT}mobike = false\nliveness = 5\nfragment_size = 576\nforce_encap = true\n\
          start = \"manual\"\nike_proposals = [\"aes128-sha256-ecp256\"]\nesp_proposals = [\"aes128-sha256\"]\n\
-         {GATEWAY}dns = [\"10.1.0.53\"]\nreturn_routability = \"off\"\n"
+         {GATEWAY}dns = [\"10.1.0.53\"]\nreturn_routability = \"off\"\nfragment_size = 0\n"
     );
     let text = text.replace("\"192.0.2.1\"", "[\"vpn.example.com\", \"2001:db8::1\"]");
     let config = read(&text).unwrap();
@@ -89,9 +90,28 @@ fn every_other_key() {
     assert_eq!(client.gateways, ["vpn.example.com", "2001:db8::1"]);
     assert!(!client.ike.mobike && client.ike.force_encap);
     assert_eq!(client.ike.liveness.as_secs(), 5);
+    assert_eq!(client.ike.fragment_size, Some(576));
+    assert_eq!(gateway.ike.fragment_size, None);
     assert_eq!(client.start, Start::Manual);
     assert_eq!(gateway.ike.dns.len(), 1);
     assert!(!gateway.return_routability);
+}
+
+#[test]
+fn a_fragment_that_is_too_small_or_too_big() {
+    let with = |size: &str| format!("virtual_ip = true\nfragment_size = {size}");
+    assert_eq!(
+        problem("virtual_ip = true", &with("68")),
+        "b.toml:10:17: fragment_size is 68; expected at least 256 octets, or 0 for no fragments"
+    );
+    for size in ["65536", "-1"] {
+        assert_eq!(
+            problem("virtual_ip = true", &with(size)),
+            format!(
+                "b.toml:10:17: fragment_size is {size}; expected a number of octets from 0 to 65535"
+            )
+        );
+    }
 }
 
 #[test]

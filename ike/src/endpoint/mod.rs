@@ -181,8 +181,7 @@ impl Endpoint {
                 (&sa.state, sa.incoming.arrival(0))
                 && state.init_request == datagram
             {
-                let bytes = bytes.to_vec();
-                self.shared.transmit(path, bytes);
+                self.shared.transmit_all(path, bytes);
             }
             return;
         }
@@ -402,6 +401,13 @@ impl Endpoint {
     /// which the peer is given up start anew.
     pub fn hasten(&mut self, now: Time, id: SaId, fresh: bool, extension: &mut dyn Extension) {
         self.with(now, id, extension, |sa, cx| sa.hasten(cx, fresh));
+    }
+
+    /// From now on no IP packet of the IKE_SA has more than `size` octets, as on a path that carries no
+    /// more. The outstanding request is cut anew if it is too big for that, in truly more fragments;
+    /// else its octets stay (RFC 7383 §2.5.2). Nothing is sent; true if it was cut.
+    pub fn refragment(&mut self, id: SaId, size: u16) -> bool {
+        self.sas.get_mut(&id).is_some_and(|sa| sa.refragment(&mut self.shared, Some(size)))
     }
 
     /// Moves every CHILD_SA of the IKE_SA to its current path; [`Event::Moved`] tells the result.

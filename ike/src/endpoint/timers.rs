@@ -15,6 +15,8 @@ pub enum Timer {
     Liveness,
     /// a CHILD_SA is old enough
     Rekey,
+    /// fragments have waited for the others long enough
+    Reassembly,
 }
 
 /// At most one deadline for each IKE_SA and [`Timer`].
@@ -38,7 +40,13 @@ impl Timers {
     }
 
     pub(crate) fn clear_all(&mut self, sa: SaId) {
-        for timer in [Timer::Retransmit, Timer::HalfOpen, Timer::Liveness, Timer::Rekey] {
+        for timer in [
+            Timer::Retransmit,
+            Timer::HalfOpen,
+            Timer::Liveness,
+            Timer::Rekey,
+            Timer::Reassembly,
+        ] {
             self.clear(sa, timer);
         }
     }

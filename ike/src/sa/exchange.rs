@@ -12,9 +12,12 @@ use crate::{config::Retransmission, event::Tag, time::Time, wire::ExchangeType};
 pub(crate) struct Outstanding {
     pub(crate) message_id: u32,
     pub(crate) exchange: ExchangeType,
-    pub(crate) bytes: Vec<u8>,
+    /// the message, or its fragments (RFC 7383)
+    pub(crate) datagrams: Vec<Vec<u8>>,
     pub(crate) tag: Option<Tag>,
     pub(crate) tries: u32,
+    /// of these, how many in the fragments that it is in now
+    pub(crate) tries_in_size: u32,
     interval: Duration,
     give_up: Time,
 }
@@ -57,7 +60,7 @@ impl Outgoing {
         &mut self,
         now: Time,
         exchange: ExchangeType,
-        bytes: Vec<u8>,
+        datagrams: Vec<Vec<u8>>,
         tag: Option<Tag>,
         policy: &Retransmission,
         give_up: Duration,
@@ -65,9 +68,10 @@ impl Outgoing {
         self.outstanding = Some(Outstanding {
             message_id: self.next_id,
             exchange,
-            bytes,
+            datagrams,
             tag,
             tries: 1,
+            tries_in_size: 1,
             interval: policy.first,
             give_up: now + give_up,
         });
@@ -88,6 +92,7 @@ impl Outgoing {
             return Retransmit::GiveUp;
         }
         out.tries += 1;
+        out.tries_in_size += 1;
         out.interval = (out.interval * policy.factor_percent / 100).min(policy.longest);
         Retransmit::Again((now + out.interval).min(out.give_up))
     }
@@ -101,10 +106,20 @@ impl Outgoing {
         give_up: Duration,
     ) -> Option<Time> {
         let out = self.outstanding.as_mut()?;
-        out.tries = 1;
+        (out.tries, out.tries_in_size) = (1, 1);
         out.interval = policy.first;
         out.give_up = now + give_up;
         Some(now + out.interval)
+    }
+
+    /// Goes on with the same message in other fragments, and with the shortest wait: nobody has had the
+    /// time to answer these (RFC 7383 §2.5.2). The time of giving up stays.
+    pub(crate) fn recut(&mut self, datagrams: Vec<Vec<u8>>, policy: &Retransmission) {
+        if let Some(out) = &mut self.outstanding {
+            out.datagrams = datagrams;
+            out.tries_in_size = 0;
+            out.interval = policy.first * 100 / policy.factor_percent.max(1);
+        }
     }
 
     /// Gives up sooner than planned.
@@ -128,7 +143,7 @@ impl Outgoing {
 #[derive(Debug, Default)]
 pub(crate) struct Incoming {
     next_id: u32,
-    cached: Option<(u32, Vec<u8>)>,
+    cached: Option<(u32, Vec<Vec<u8>>)>,
     busy: Option<u32>,
 }
 
@@ -138,7 +153,7 @@ pub(crate) enum Arrival<'a> {
     /// the one that is due
     New,
     /// the last one again: send this, and do nothing else (RFC 7296 §2.1)
-    Answered(&'a [u8]),
+    Answered(&'a [Vec<u8>]),
     /// the last one again, whose response is not ready yet
     Pending,
     /// outside the window (RFC 7296 §2.3)
@@ -152,7 +167,7 @@ impl Incoming {
             return Arrival::Pending;
         }
         match &self.cached {
-            Some((id, bytes)) if *id == message_id => Arrival::Answered(bytes),
+            Some((id, datagrams)) if *id == message_id => Arrival::Answered(datagrams),
             _ if message_id == self.next_id && self.busy.is_none() => Arrival::New,
             _ => Arrival::OutOfWindow,
         }
@@ -166,9 +181,16 @@ impl Incoming {
     }
 
     /// Its response, kept until the next request arrives.
-    pub(crate) fn finish(&mut self, response: Vec<u8>) {
+    pub(crate) fn finish(&mut self, response: Vec<Vec<u8>>) {
         if let Some(id) = self.busy.take() {
             self.cached = Some((id, response));
+        }
+    }
+
+    /// Keeps the last response in smaller fragments from now on (RFC 7383 §2.5.2).
+    pub(crate) fn recut(&mut self, response: Vec<Vec<u8>>) {
+        if let Some((_, datagrams)) = &mut self.cached {
+            *datagrams = response;
         }
     }
 }
@@ -179,7 +201,7 @@ mod tests {
 
     fn start(out: &mut Outgoing, now: Time) -> Time {
         let policy = Retransmission::default();
-        out.start(now, ExchangeType::INFORMATIONAL, vec![1], None, &policy, policy.give_up)
+        out.start(now, ExchangeType::INFORMATIONAL, vec![vec![1]], None, &policy, policy.give_up)
     }
 
     #[test]
@@ -222,11 +244,11 @@ mod tests {
         assert_eq!(inc.arrival(0), Arrival::New);
         inc.begin(0);
         assert_eq!(inc.arrival(0), Arrival::Pending);
-        inc.finish(vec![7]);
-        assert_eq!(inc.arrival(0), Arrival::Answered(&[7]));
+        inc.finish(vec![vec![7]]);
+        assert_eq!(inc.arrival(0), Arrival::Answered(&[vec![7]]));
         assert_eq!(inc.arrival(1), Arrival::New);
         inc.begin(1);
-        inc.finish(vec![8]);
+        inc.finish(vec![vec![8]]);
         assert_eq!(inc.arrival(0), Arrival::OutOfWindow);
         assert_eq!(inc.arrival(3), Arrival::OutOfWindow);
     }

@@ -15,6 +15,7 @@ use super::{
     Cx, Sa, State, auth_initiator,
     envelope::Keys,
     exchange::{Incoming, Outgoing},
+    fragment::{self, Fragments},
     negotiate,
 };
 
@@ -86,6 +87,7 @@ pub(crate) fn start(
         nat: Nat::default(),
         outgoing: Outgoing::default(),
         incoming: Incoming::default(),
+        fragments: Fragments::default(),
         keys: None,
         last_heard: cx.now,
         half_open: None,
@@ -117,13 +119,16 @@ fn send(
     });
     payloads.push(Payload::Nonce(state.nonce.clone()));
     payloads.extend(nat::payloads((sa.spi_i, 0), sa.path, force, &mut cx.shared.random));
+    if config.fragment_size.is_some() {
+        payloads.push(fragment::supported());
+    }
     let header = sa.header(ExchangeType::IKE_SA_INIT, false, 0);
     let bytes = wire::emit_message(&header, &payloads)
         .map_err(|error| CloseReason::Protocol(error.to_string()))?;
     state.request = bytes.clone();
     sa.outgoing.restart();
     sa.state = State::InitResponse(state);
-    sa.start_request(cx, ExchangeType::IKE_SA_INIT, bytes, None);
+    sa.start_request(cx, ExchangeType::IKE_SA_INIT, vec![bytes], None);
     Ok(())
 }
 
@@ -257,12 +262,14 @@ fn on_answer(
     };
     let force = needs_encap(config, cx.shared.force_encap);
     let mobike = config.mobike;
+    let fragments = config.fragment_size.is_some() && fragment::is_supported(&message.payloads);
     let spis = (sa.spi_i.to_be_bytes(), spi_r.to_be_bytes());
     let internal = |e: crate::crypto::CryptoError| CloseReason::Protocol(e.to_string());
     let sk =
         derive_ike(suite, &secret, &state.nonce, nonce_r, &spis.0, &spis.1).map_err(internal)?;
     sa.spi_r = spi_r;
     sa.keys = Some(Keys::new(suite, sk, sa.role).map_err(internal)?);
+    sa.fragments = Fragments::new(fragments);
     sa.outgoing.take(0, ExchangeType::IKE_SA_INIT);
     sa.last_heard = cx.now;
     let nat = nat::detect((sa.spi_i, spi_r), path, &message.payloads);

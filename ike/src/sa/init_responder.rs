@@ -14,6 +14,7 @@ use super::{
     auth_responder::ExpectAuthRequest,
     envelope::Keys,
     exchange::{Incoming, Outgoing},
+    fragment::{self, Fragments},
     negotiate,
 };
 
@@ -118,12 +119,17 @@ pub(crate) fn accept(
         let force = cx.shared.responder_forces_encap();
         payloads.extend(nat::payloads((spi_i, spi_r), path, force, &mut cx.shared.random));
     }
+    let fragments =
+        cx.shared.responder_fragments() && fragment::is_supported(&message.payloads);
+    if fragments {
+        payloads.push(fragment::supported());
+    }
     let flags = Flags { initiator: false, response: true, version: false };
     let header = Header::new((spi_i, spi_r), ExchangeType::IKE_SA_INIT, flags, 0);
     let response = wire::emit_message(&header, &payloads).map_err(|_| syntax("too long"))?;
     let mut incoming = Incoming::default();
     incoming.begin(0);
-    incoming.finish(response.clone());
+    incoming.finish(vec![response.clone()]);
     cx.shared.transmit(path, response.clone());
     Ok(Sa {
         id,
@@ -135,6 +141,7 @@ pub(crate) fn accept(
         nat: detected.unwrap_or_default(),
         outgoing: Outgoing::default(),
         incoming,
+        fragments: Fragments::new(fragments),
         keys: Some(keys),
         last_heard: cx.now,
         half_open: Some((spi_i, path.remote)),

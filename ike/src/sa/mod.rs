@@ -9,6 +9,7 @@ pub(crate) mod auth_responder;
 pub(crate) mod child;
 pub(crate) mod envelope;
 pub(crate) mod exchange;
+pub(crate) mod fragment;
 pub(crate) mod init;
 pub(crate) mod init_responder;
 pub(crate) mod live;
@@ -36,8 +37,9 @@ use crate::{
     wire::{ExchangeType, Flags, Header, Message, Payload},
 };
 
-use envelope::Keys;
+use envelope::{Inside, Keys};
 use exchange::{Arrival, Incoming, Outgoing, Retransmit};
+use fragment::{Fragments, Received};
 
 /// What all IKE_SAs of an endpoint share.
 pub(crate) struct Shared {
@@ -100,6 +102,13 @@ impl Shared {
         self.force_encap || self.connections.iter().any(wants)
     }
 
+    /// Whether we tell initiators that we can do fragments: one connection that wants them is enough,
+    /// as above.
+    pub(crate) fn responder_fragments(&self) -> bool {
+        let wants = |c: &ConnectionConfig| c.role == Role::Responder && c.fragment_size.is_some();
+        self.connections.iter().any(wants)
+    }
+
     pub(crate) fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
     }
@@ -113,6 +122,11 @@ impl Shared {
 
     pub(crate) fn transmit(&mut self, path: Path, bytes: Vec<u8>) {
         self.outputs.push_back(Output::Transmit(Transmit { path, bytes }));
+    }
+
+    /// Sends a message that is one datagram or several fragments.
+    pub(crate) fn transmit_all(&mut self, path: Path, datagrams: &[Vec<u8>]) {
+        datagrams.iter().for_each(|bytes| self.transmit(path, bytes.clone()));
     }
 
     /// Returns the virtual addresses of an IKE_SA.
@@ -171,6 +185,7 @@ pub(crate) struct Sa {
     pub(crate) nat: Nat,
     pub(crate) outgoing: Outgoing,
     pub(crate) incoming: Incoming,
+    pub(crate) fragments: Fragments,
     pub(crate) keys: Option<Keys>,
     pub(crate) last_heard: Time,
     /// its name in the endpoint's table of half-open IKE_SAs
@@ -229,9 +244,14 @@ impl Sa {
         tag: Option<Tag>,
     ) -> Result<(), CloseReason> {
         let header = self.header(exchange, false, self.outgoing.next_id());
-        let bytes = self.seal(cx, &header, payloads)?;
-        self.start_request(cx, exchange, bytes, tag);
+        let limit = self.fragments.limit(self.config(cx.shared), self.path);
+        let datagrams = self.seal(cx, &header, payloads, limit)?;
+        self.start_request(cx, exchange, datagrams, tag);
         Ok(())
+    }
+
+    fn config<'a>(&self, shared: &'a Shared) -> Option<&'a ConnectionConfig> {
+        self.connection.and_then(|id| shared.connection(id))
     }
 
     fn seal(
@@ -239,22 +259,23 @@ impl Sa {
         cx: &mut Cx<'_>,
         header: &Header,
         payloads: &[Payload],
-    ) -> Result<Vec<u8>, CloseReason> {
+        limit: Option<usize>,
+    ) -> Result<Vec<Vec<u8>>, CloseReason> {
         let keys = self.keys.as_mut().ok_or_else(|| CloseReason::Protocol("no keys yet".into()))?;
-        keys.seal(&mut cx.shared.random, header, payloads)
+        keys.seal(&mut cx.shared.random, header, payloads, limit)
     }
 
     pub(crate) fn start_request(
         &mut self,
         cx: &mut Cx<'_>,
         exchange: ExchangeType,
-        bytes: Vec<u8>,
+        datagrams: Vec<Vec<u8>>,
         tag: Option<Tag>,
     ) {
         let policy = self.policy(cx.shared);
         let give_up = self.give_up(&policy);
-        cx.shared.transmit(self.path, bytes.clone());
-        let due = self.outgoing.start(cx.now, exchange, bytes, tag, &policy, give_up);
+        cx.shared.transmit_all(self.path, &datagrams);
+        let due = self.outgoing.start(cx.now, exchange, datagrams, tag, &policy, give_up);
         cx.shared.timers.set(self.id, Timer::Retransmit, due);
     }
 
@@ -269,9 +290,10 @@ impl Sa {
         payloads: &[Payload],
     ) -> Result<(), CloseReason> {
         let header = self.header(exchange, true, message_id);
-        let bytes = self.seal(cx, &header, payloads)?;
-        cx.shared.transmit(path, bytes.clone());
-        self.incoming.finish(bytes);
+        let limit = self.fragments.answer_limit(self.config(cx.shared), path);
+        let datagrams = self.seal(cx, &header, payloads, limit)?;
+        cx.shared.transmit_all(path, &datagrams);
+        self.incoming.finish(datagrams);
         Ok(())
     }
 
@@ -286,6 +308,8 @@ impl Sa {
                 cx.shared.timers.set(self.id, Timer::Retransmit, due);
             }
         }
+        // The headers of another family leave less room.
+        self.refragment(cx.shared, None);
         self.retransmit_on(cx, self.path);
     }
 
@@ -298,10 +322,31 @@ impl Sa {
         }
     }
 
+    /// Cuts the outstanding request anew if it is too big for the current path, or for IP packets of
+    /// `size` octets, the most that is sent from now on. Else it stays as it is, to the octet
+    /// (RFC 7383 §2.5.2, RFC 7296 §2.1).
+    pub(crate) fn refragment(&mut self, shared: &mut Shared, size: Option<u16>) -> bool {
+        if let Some(size) = size {
+            self.fragments.set_ceiling(size);
+        }
+        let policy = self.policy(shared);
+        let limit = self.fragments.limit(self.config(shared), self.path);
+        let (Some(limit), Some(out), Some(keys)) =
+            (limit, self.outgoing.outstanding(), &mut self.keys)
+        else {
+            return false;
+        };
+        let Some(datagrams) = keys.recut(&mut shared.random, &out.datagrams, limit) else {
+            return false;
+        };
+        self.outgoing.recut(datagrams, &policy);
+        true
+    }
+
     /// Sends the same octets of the outstanding request on `path`.
     pub(crate) fn retransmit_on(&self, cx: &mut Cx<'_>, path: Path) {
         if let Some(out) = self.outgoing.outstanding() {
-            cx.shared.transmit(path, out.bytes.clone());
+            cx.shared.transmit_all(path, &out.datagrams);
         }
     }
 
@@ -315,11 +360,36 @@ impl Sa {
             },
             Timer::Liveness => live::on_liveness(self, cx),
             Timer::Rekey => task::on_timer(self, cx),
+            Timer::Reassembly => {
+                self.fragments.expire(cx.now);
+                self.arm_reassembly(cx);
+            }
+        }
+    }
+
+    /// RFC 7383 §2.5.2: a long request that finds no answer may be too big for the path.
+    fn probe_smaller(&mut self, cx: &mut Cx<'_>) {
+        let out = self.outgoing.outstanding();
+        let Some(out) = out.filter(|out| out.tries_in_size >= fragment::TRIES_PER_SIZE) else {
+            return;
+        };
+        let longest = out.datagrams.iter().map(Vec::len).max().unwrap_or_default();
+        if let Some(size) = self.fragments.smaller(self.config(cx.shared), self.path, longest) {
+            self.refragment(cx.shared, Some(size));
+        }
+    }
+
+    /// Sets or clears the time at which fragments have waited long enough.
+    fn arm_reassembly(&self, cx: &mut Cx<'_>) {
+        match self.fragments.deadline() {
+            Some(at) => cx.shared.timers.set(self.id, Timer::Reassembly, at),
+            None => cx.shared.timers.clear(self.id, Timer::Reassembly),
         }
     }
 
     fn on_retransmit(&mut self, cx: &mut Cx<'_>) {
         let policy = self.policy(cx.shared);
+        self.probe_smaller(cx);
         match self.outgoing.on_timer(cx.now, &policy) {
             Retransmit::Idle => {}
             Retransmit::Again(due) => {
@@ -383,18 +453,15 @@ impl Sa {
             State::Lingering => false,
             State::InitResponse(_) | State::AuthResponse(_) | State::Between => return,
         };
-        let Some(keys) = &self.keys else { return };
+        if matches!(arrival, Arrival::Answered(_)) {
+            self.answer_again(cx, path, message);
+            return;
+        }
+        let Some(keys) = self.keys.as_ref().filter(|_| expected) else { return };
+        let authenticated = matches!(self.state, State::Live(_));
         // RFC 7296 §3.14, RFC 8019 §3: what fails the integrity check changes nothing.
-        let Ok(inside) = keys.open(message) else { return };
-        if let Arrival::Answered(bytes) = arrival {
-            // RFC 4555 §3.5, RFC 7296 §2.1: to where this copy came from, and nothing else.
-            let bytes = bytes.to_vec();
-            cx.shared.transmit(path, bytes);
-            return;
-        }
-        if !expected {
-            return;
-        }
+        let received = self.fragments.request(cx.now, keys, path, message, authenticated);
+        let Some(inside) = self.received(cx, received) else { return };
         self.last_heard = cx.now;
         self.incoming.begin(id);
         let done = match inside.payloads() {
@@ -413,6 +480,49 @@ impl Sa {
         }
     }
 
+    /// The last request again: its response goes to where this copy came from, and nothing else happens
+    /// (RFC 4555 §3.5, RFC 7296 §2.1).
+    fn answer_again(&mut self, cx: &mut Cx<'_>, path: Path, message: &Message<'_>) {
+        let fragment = message.encrypted.and_then(|sealed| sealed.fragment);
+        // RFC 7383 §2.6.1: once for each time that all fragments come again.
+        if fragment.is_some_and(|fragment| fragment.number != 1) {
+            return;
+        }
+        let limit = self.fragments.repeat_limit(self.config(cx.shared), path, message);
+        let Some(keys) = &mut self.keys else { return };
+        if !self.fragments.is_genuine(keys, message) {
+            return;
+        }
+        let id = message.header.message_id;
+        let Arrival::Answered(datagrams) = self.incoming.arrival(id) else { return };
+        // RFC 7383 §2.5.2: who asks in smaller fragments has not got the response in bigger ones.
+        let smaller =
+            limit.and_then(|limit| keys.recut(&mut cx.shared.random, datagrams, limit));
+        cx.shared.transmit_all(path, smaller.as_deref().unwrap_or(datagrams));
+        if let Some(smaller) = smaller {
+            self.incoming.recut(smaller);
+        }
+    }
+
+    /// The content of what arrived, if a message has become whole.
+    fn received(&mut self, cx: &mut Cx<'_>, received: Received) -> Option<Inside> {
+        if matches!(received, Received::Nothing) {
+            return None;
+        }
+        self.arm_reassembly(cx);
+        match received {
+            Received::Whole(inside) => Some(inside),
+            Received::Part | Received::Nothing => None,
+            Received::TooMuch => {
+                // RFC 7383 §5: an attack or a broken sender; either way it was the peer.
+                let text = "the peer's fragments make a message that is too long";
+                self.close(cx, CloseReason::Protocol(text.into()));
+                self.forget(cx);
+                None
+            }
+        }
+    }
+
     fn on_sealed_response(&mut self, cx: &mut Cx<'_>, path: Path, message: &Message<'_>) {
         let (id, exchange) = (message.header.message_id, message.header.exchange);
         let outstanding = self.outgoing.outstanding();
@@ -420,7 +530,8 @@ impl Sa {
             return;
         }
         let Some(keys) = &self.keys else { return };
-        let Ok(inside) = keys.open(message) else { return };
+        let received = self.fragments.response(cx.now, keys, message);
+        let Some(inside) = self.received(cx, received) else { return };
         let Some(request) = self.outgoing.take(id, exchange) else { return };
         cx.shared.timers.clear(self.id, Timer::Retransmit);
         self.last_heard = cx.now;
@@ -490,6 +601,7 @@ impl Sa {
         cx.shared.timers.clear_all(self.id);
         self.state = State::Lingering;
         self.keys = None;
+        self.fragments.clear();
     }
 
     /// Whether nothing more can come of it.
