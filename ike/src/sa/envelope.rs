@@ -145,7 +145,7 @@ impl Keys {
             .collect()
     }
 
-    fn seal_one(
+    pub(crate) fn seal_one(
         &mut self,
         random: &mut Random,
         header: &Header,

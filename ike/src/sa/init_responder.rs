@@ -119,8 +119,7 @@ pub(crate) fn accept(
         let force = cx.shared.responder_forces_encap();
         payloads.extend(nat::payloads((spi_i, spi_r), path, force, &mut cx.shared.random));
     }
-    let fragments =
-        cx.shared.responder_fragments() && fragment::is_supported(&message.payloads);
+    let fragments = cx.shared.responder_fragments() && fragment::is_supported(&message.payloads);
     if fragments {
         payloads.push(fragment::supported());
     }

@@ -496,8 +496,7 @@ impl Sa {
         let id = message.header.message_id;
         let Arrival::Answered(datagrams) = self.incoming.arrival(id) else { return };
         // RFC 7383 §2.5.2: who asks in smaller fragments has not got the response in bigger ones.
-        let smaller =
-            limit.and_then(|limit| keys.recut(&mut cx.shared.random, datagrams, limit));
+        let smaller = limit.and_then(|limit| keys.recut(&mut cx.shared.random, datagrams, limit));
         cx.shared.transmit_all(path, smaller.as_deref().unwrap_or(datagrams));
         if let Some(smaller) = smaller {
             self.incoming.recut(smaller);
