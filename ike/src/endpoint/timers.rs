@@ -40,13 +40,9 @@ impl Timers {
     }
 
     pub(crate) fn clear_all(&mut self, sa: SaId) {
-        for timer in [
-            Timer::Retransmit,
-            Timer::HalfOpen,
-            Timer::Liveness,
-            Timer::Rekey,
-            Timer::Reassembly,
-        ] {
+        for timer in
+            [Timer::Retransmit, Timer::HalfOpen, Timer::Liveness, Timer::Rekey, Timer::Reassembly]
+        {
             self.clear(sa, timer);
         }
     }

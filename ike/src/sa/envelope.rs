@@ -86,8 +86,10 @@ impl Keys {
         let header = Header::parse(datagrams.first()?).ok()?;
         let inside = self.reopen(datagrams)?;
         // RFC 7383 §2.5.2: the number of fragments really grows, for it tells the sets apart.
-        let more = inside.chain.len() / datagrams.len().saturating_add(1);
-        let chunk = self.chunk(limit).min(more);
+        let mut chunk = self.chunk(limit);
+        if inside.chain.len().div_ceil(chunk) <= datagrams.len() {
+            chunk = inside.chain.len() / datagrams.len().saturating_add(1);
+        }
         if chunk == 0 {
             return None;
         }
