@@ -49,8 +49,8 @@ pub struct Call {
 pub enum ServerError {
     /// another daemon has it
     #[error(
-        "a daemon answers at {0} already: stop it, or name another socket with --control and \
-         another device in the configuration"
+        "a daemon answers at {0} already: stop it first; a network namespace has room for one, \
+         which has UDP ports 500 and 4500"
     )]
     InUse(PathBuf),
     /// what is there is no socket
@@ -101,6 +101,9 @@ impl Server {
             Ok(_) => match StdStream::connect(path) {
                 Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                     fs::remove_file(path).map_err(failed("replace the stale socket"))?;
+                }
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    return Err(failed("reach the socket of another user at")(e));
                 }
                 _ => return Err(ServerError::InUse(path.into())),
             },

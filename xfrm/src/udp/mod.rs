@@ -83,7 +83,10 @@ pub enum UdpError {
         family: &'static str,
     },
     /// not allowed to bind a port below 1024
-    #[error("no permission to use UDP port {port}: run as root or with CAP_NET_BIND_SERVICE")]
+    #[error(
+        "no permission to use UDP port {port}: run as root, or with CAP_NET_BIND_SERVICE and \
+         CAP_NET_ADMIN"
+    )]
     Denied {
         /// the port
         port: u16,

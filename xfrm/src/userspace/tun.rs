@@ -54,9 +54,6 @@ impl Tun {
                     "creating TUN device {name} (another program may have it: `ip link show \
                      {name}`, or set another `device`)"
                 ),
-                Some(libc::EPERM) => {
-                    format!("creating TUN device {name} (run as root or with CAP_NET_ADMIN)")
-                }
                 _ => format!("creating TUN device {name}"),
             },
             source,
