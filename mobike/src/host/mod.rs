@@ -184,40 +184,34 @@ impl Host {
     /// that wait for the window.
     fn settle(&mut self, now: Time) {
         loop {
-            let mut idle = true;
             while let Some(output) = self.ike.poll_output() {
-                idle = false;
-                match output {
-                    event::Output::Transmit(transmit) => {
-                        self.outputs.push_back(Output::Transmit(transmit));
-                    }
-                    event::Output::Action { id, action } => {
-                        self.outputs.push_back(Output::Action { id, action });
-                    }
-                    event::Output::Event(event) => self.on_event(now, event),
-                }
+                self.on_output(now, output);
             }
-            while let Some((id, intent)) = self.movers.intents.pop_front() {
-                idle = false;
+            if let Some((id, intent)) = self.movers.intents.pop_front() {
                 self.on_intent(now, id, intent);
+                continue;
             }
-            if idle {
-                let ids: Vec<SaId> = self.movers.sas.keys().copied().collect();
-                for id in ids {
-                    self.pump(now, id);
-                    self.ike.proceed(now, id, &mut self.movers);
-                }
-                match self.ike.poll_output() {
-                    None => return,
-                    Some(event::Output::Transmit(transmit)) => {
-                        self.outputs.push_back(Output::Transmit(transmit));
-                    }
-                    Some(event::Output::Action { id, action }) => {
-                        self.outputs.push_back(Output::Action { id, action });
-                    }
-                    Some(event::Output::Event(event)) => self.on_event(now, event),
-                }
+            let ids: Vec<SaId> = self.movers.sas.keys().copied().collect();
+            for id in ids {
+                self.pump(now, id);
+                self.ike.proceed(now, id, &mut self.movers);
             }
+            match self.ike.poll_output() {
+                Some(output) => self.on_output(now, output),
+                None => return,
+            }
+        }
+    }
+
+    fn on_output(&mut self, now: Time, output: event::Output) {
+        match output {
+            event::Output::Transmit(transmit) => {
+                self.outputs.push_back(Output::Transmit(transmit));
+            }
+            event::Output::Action { id, action } => {
+                self.outputs.push_back(Output::Action { id, action });
+            }
+            event::Output::Event(event) => self.on_event(now, event),
         }
     }
 
