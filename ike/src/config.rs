@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     child::EspSuite,
-    crypto::suite::IkeSuite,
+    crypto::{KeyExchangeMethod, suite::IkeSuite},
     secret::Secret,
     selector::TrafficSelector,
     wire::identity::{Identity, IdentityPattern},
@@ -69,6 +69,33 @@ pub struct EspProposal {
     pub suite: EspSuite,
     /// extended sequence numbers
     pub esn: bool,
+    /// a key exchange of its own whenever CREATE_CHILD_SA makes it, for perfect forward secrecy
+    /// (RFC 7296 §1.3.1); IKE_AUTH has none
+    pub key_exchange: Option<KeyExchangeMethod>,
+}
+
+/// One CHILD_SA beside a connection's first, made by CREATE_CHILD_SA (RFC 7296 §1.3.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildConfig {
+    /// the operator's name for it
+    pub name: String,
+    /// acceptable suites, best first
+    pub esp_proposals: Vec<EspProposal>,
+    /// what is on our side
+    pub ts_local: Selectors,
+    /// what is on the peer's side
+    pub ts_remote: Selectors,
+}
+
+/// What the configuration says of one CHILD_SA.
+#[derive(Clone, Copy, Debug)]
+pub struct ChildView<'a> {
+    /// acceptable suites, best first
+    pub esp_proposals: &'a [EspProposal],
+    /// what is on our side
+    pub ts_local: &'a Selectors,
+    /// what is on the peer's side
+    pub ts_remote: &'a Selectors,
 }
 
 /// No IP packet with a fragment of an IKE message is smaller, whatever a peer or a path suggests:
@@ -105,6 +132,8 @@ pub struct ConnectionConfig {
     pub request_ipv4: bool,
     /// initiator: ask for a virtual IPv6 address
     pub request_ipv6: bool,
+    /// CHILD_SAs beside the first, whose suites and selectors stand above
+    pub more_children: Vec<ChildConfig>,
     /// responder: where virtual addresses are taken from
     pub pools: Vec<IpNet>,
     /// responder: DNS servers to tell
@@ -117,9 +146,35 @@ pub struct ConnectionConfig {
     pub liveness: Duration,
     /// a CHILD_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never
     pub child_lifetime: Duration,
+    /// the IKE_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never
+    pub ike_lifetime: Duration,
+    /// how many requests of the peer's we take at once, and at most send (RFC 7296 §2.3)
+    pub window: u32,
     /// the biggest IP packet with an IKE message, in octets: a longer message goes in fragments if the
     /// peer can do that (RFC 7383); `None` for never
     pub fragment_size: Option<u16>,
     /// retransmission of requests
     pub retransmission: Retransmission,
+}
+
+impl ConnectionConfig {
+    /// The CHILD_SAs that the configuration asks for or allows, the first one first.
+    pub fn children(&self) -> impl Iterator<Item = ChildView<'_>> {
+        let first = ChildView {
+            esp_proposals: &self.esp_proposals,
+            ts_local: &self.ts_local,
+            ts_remote: &self.ts_remote,
+        };
+        let more = self.more_children.iter().map(|child| ChildView {
+            esp_proposals: &child.esp_proposals,
+            ts_local: &child.ts_local,
+            ts_remote: &child.ts_remote,
+        });
+        std::iter::once(first).chain(more)
+    }
+
+    /// The CHILD_SA at this place among [`Self::children`].
+    pub fn child(&self, at: usize) -> Option<ChildView<'_>> {
+        self.children().nth(at)
+    }
 }

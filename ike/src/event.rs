@@ -65,7 +65,7 @@ pub enum Tag {
     Liveness,
     /// DELETE of the IKE_SA (RFC 7296 §1.4.1)
     Delete,
-    /// rekeying or deleting a CHILD_SA (RFC 7296 §1.3.3, §1.4.1)
+    /// making, rekeying or deleting SAs (RFC 7296 §1.3, §1.4.1)
     Child,
     /// a request of the layer above, with its own number
     Upper(u64),
@@ -139,8 +139,24 @@ pub enum Event {
         tag: Tag,
         /// the path that the response came on
         path: Path,
+        /// the SPIs of initiator and responder that it has
+        spis: (u64, u64),
         /// what was in it
         payloads: Vec<Payload>,
+    },
+    /// Our request will not be answered, for a rekey of the IKE_SA has overtaken it.
+    Lost {
+        /// which IKE_SA
+        sa: SaId,
+        /// which request
+        tag: Tag,
+    },
+    /// The IKE_SA has been rekeyed (RFC 7296 §1.3.2); its CHILD_SAs and its name stay.
+    Rekeyed {
+        /// which IKE_SA
+        sa: SaId,
+        /// the new SPIs of initiator and responder
+        spis: (u64, u64),
     },
     /// A request has been sent again: a hint that the path may be dead.
     Unanswered {

@@ -22,6 +22,8 @@ pub struct SaView {
     pub spi_i: u64,
     /// the responder's SPI
     pub spi_r: u64,
+    /// how often it has been rekeyed: Message IDs begin anew with each (RFC 7296 §2.18)
+    pub epoch: u32,
     /// its current addresses
     pub path: Path,
 }

@@ -64,6 +64,15 @@ pub enum Event {
         /// whether both sides support MOBIKE
         mobike: bool,
     },
+    /// The IKE_SA has new keys and new SPIs (RFC 7296 §1.3.2); all else goes on.
+    Rekeyed {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+        /// the new SPIs of initiator and responder
+        spis: (u64, u64),
+    },
     /// A move has begun.
     Moving {
         /// the connection
@@ -153,6 +162,7 @@ impl Event {
             Event::Connecting { .. } => "connecting",
             Event::Waiting { .. } => "waiting",
             Event::Established { .. } => "established",
+            Event::Rekeyed { .. } => "rekeyed",
             Event::Moving { .. } => "moving",
             Event::Moved { .. } => "moved",
             Event::MoveFailed { .. } => "move-failed",
@@ -169,6 +179,7 @@ impl Event {
         match self {
             Event::Connecting { connection, .. }
             | Event::Waiting { connection }
+            | Event::Rekeyed { connection, .. }
             | Event::Moving { connection, .. }
             | Event::Moved { connection, .. }
             | Event::MoveFailed { connection, .. }
@@ -199,6 +210,9 @@ impl fmt::Display for Event {
                     f.write_str(", without MOBIKE: the tunnel can't move")?;
                 }
                 Ok(())
+            }
+            Event::Rekeyed { spis, .. } => {
+                write!(f, "the IKE_SA has been rekeyed, SPIs {:016x} {:016x}", spis.0, spis.1)
             }
             Event::Moving { from, to, cause, .. } => {
                 write!(f, "moving from {from} to {to}: {cause}")

@@ -86,8 +86,9 @@ pub(crate) struct Mobility {
     pub(crate) children_at: Path,
     pub(crate) encap: bool,
     /// Message IDs of the newest UPDATE and the newest list (RFC 4555 §3.5, §3.6)
-    pub(crate) newest_update: Option<u32>,
-    pub(crate) newest_list: Option<u32>,
+    /// counted from the last rekey of the IKE_SA on, which is the first number
+    pub(crate) newest_update: Option<(u32, u32)>,
+    pub(crate) newest_list: Option<(u32, u32)>,
     /// NAT_DETECTION_DESTINATION_IP of the last answer, to notice another mapping (§3.8)
     pub(crate) seen_as: Option<Vec<u8>>,
     /// initiator behind a NAT: `seen_as` is still to be asked for

@@ -15,12 +15,13 @@ pub(crate) fn on_request(
     request: &Request<'_>,
 ) -> Vec<Intent> {
     let mut intents = Vec::new();
-    let newer = |newest: Option<u32>| newest.is_none_or(|newest| request.message_id > newest);
+    let at = (view.epoch, request.message_id);
+    let newer = |newest: Option<(u32, u32)>| newest.is_none_or(|newest| at > newest);
     if let Some(list) = notify::read_address_list(request.payloads, request.path.remote.ip())
         && newer(mobility.newest_list)
     {
         // RFC 4555 §3.6: the new list replaces the old one whole.
-        mobility.newest_list = Some(request.message_id);
+        mobility.newest_list = Some(at);
         mobility.peer_addresses = list;
         intents.push(Intent::PeerList);
     }
@@ -29,7 +30,7 @@ pub(crate) fn on_request(
         && notify::has(request.payloads, NotifyType::UPDATE_SA_ADDRESSES)
         && newer(mobility.newest_update)
     {
-        mobility.newest_update = Some(request.message_id);
+        mobility.newest_update = Some(at);
         // RFC 4555 §3.5: the addresses are those of the IP header, never of a payload.
         let spis = (view.spi_i, view.spi_r);
         let nat = nat::detect(spis, request.path, request.payloads);

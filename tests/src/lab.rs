@@ -40,12 +40,13 @@ pub const ECP256_CBC: IkeSuite = IkeSuite {
 
 /// ESP with AES-GCM.
 pub const ESP_GCM: EspProposal =
-    EspProposal { suite: EspSuite::AesGcm16 { key_bits: 256 }, esn: false };
+    EspProposal { suite: EspSuite::AesGcm16 { key_bits: 256 }, esn: false, key_exchange: None };
 
 /// ESP with AES-CBC and HMAC.
 pub const ESP_CBC: EspProposal = EspProposal {
     suite: EspSuite::AesCbc { key_bits: 128, integrity: HmacSha2::Sha256 },
     esn: false,
+    key_exchange: None,
 };
 
 /// An IP address out of its text.
@@ -131,6 +132,9 @@ pub fn client_config() -> ConnectionConfig {
         force_encap: false,
         liveness: Duration::from_secs(30),
         child_lifetime: Duration::from_secs(3600),
+        ike_lifetime: Duration::from_secs(14_400),
+        window: 1,
+        more_children: Vec::new(),
         fragment_size: Some(DEFAULT_FRAGMENT_SIZE),
         retransmission: Retransmission::default(),
     }

@@ -67,6 +67,9 @@ enum Command {
     Rekey {
         /// The connection's name in the configuration
         name: String,
+        /// The IKE_SA instead of the CHILD_SAs
+        #[arg(long)]
+        ike: bool,
     },
     /// Show what happens, as it happens
     Events,
@@ -88,7 +91,7 @@ pub fn main() -> ExitCode {
         Command::Down { name } => Request::Down { name },
         Command::Status => Request::Status {},
         Command::Move { name, to } => Request::Move { name, to },
-        Command::Rekey { name } => Request::Rekey { name },
+        Command::Rekey { name, ike } => Request::Rekey { name, ike },
         Command::Events => Request::Events {},
     };
     ask::ask(&control_path(cli.control, None), &request, cli.json)

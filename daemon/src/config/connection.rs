@@ -11,7 +11,7 @@ use bewick_ike::{
 };
 use ipnet::IpNet;
 
-use crate::config::{Seen, networks, proposal, reader::TableReader, secret};
+use crate::config::{Seen, child, networks, proposal, reader::TableReader, secret};
 
 /// A connection as the daemon sees it.
 #[derive(Clone, Debug)]
@@ -72,6 +72,10 @@ pub(super) fn read(
     let child_lifetime =
         reader.number("child_lifetime", 0..=86_400, "seconds").map_or(3600, |field| field.value);
 
+    let ike_lifetime =
+        reader.number("ike_lifetime", 0..=86_400, "seconds").map_or(14_400, |field| field.value);
+    let window = reader.number("window", 1..=16, "requests").map_or(1, |field| field.value as u32);
+    let more_children = child::tables(reader, role);
     let fragment_size = fragment_size(reader);
     let mut initiator = InitiatorPart::default();
     let mut responder = ResponderPart::default();
@@ -115,6 +119,9 @@ pub(super) fn read(
         force_encap,
         liveness: Duration::from_secs(liveness),
         child_lifetime: Duration::from_secs(child_lifetime),
+        ike_lifetime: Duration::from_secs(ike_lifetime),
+        window,
+        more_children,
         fragment_size,
         retransmission: Retransmission::default(),
     };
@@ -323,7 +330,7 @@ fn psk(reader: &mut TableReader<'_, '_, '_>, folder: &Path, private: bool) -> Op
 }
 
 /// The proposals of `key`, or the defaults.
-fn proposals<T>(
+pub(super) fn proposals<T>(
     reader: &mut TableReader<'_, '_, '_>,
     key: &'static str,
     defaults: &[impl AsRef<str>],
@@ -347,11 +354,11 @@ fn proposals<T>(
     out
 }
 
-fn nets(fields: Vec<(IpNet, std::ops::Range<usize>)>) -> Vec<IpNet> {
+pub(super) fn nets(fields: Vec<(IpNet, std::ops::Range<usize>)>) -> Vec<IpNet> {
     fields.into_iter().map(|(net, _)| net).collect()
 }
 
-fn selectors(nets: Option<Vec<IpNet>>) -> Selectors {
+pub(super) fn selectors(nets: Option<Vec<IpNet>>) -> Selectors {
     match nets {
         None => Selectors::Dynamic,
         Some(nets) => Selectors::List(nets.into_iter().map(TrafficSelector::from_net).collect()),

@@ -101,7 +101,8 @@ fn prf_of(hash: HmacSha2) -> Prf {
     }
 }
 
-/// The ESP suite of `text`; `esn` at the end asks for extended sequence numbers (RFC 4303 §2.2.1).
+/// The ESP suite of `text`; a key exchange after the algorithms asks for perfect forward secrecy in each
+/// rekey (RFC 7296 §1.3.1), `esn` at the end for extended sequence numbers (RFC 4303 §2.2.1).
 pub fn esp(text: &str) -> Result<EspProposal, String> {
     let mut words = Words::new(text);
     let suite = match words.take(&ENCRYPTION, "an encryption")? {
@@ -112,12 +113,16 @@ pub fn esp(text: &str) -> Result<EspProposal, String> {
             EspSuite::AesCbc { key_bits, integrity }
         }
     };
+    let key_exchange = match words.is_done() || words.next_starts_with("esn") {
+        true => None,
+        false => Some(words.take(&KEY_EXCHANGE, "a key exchange, or esn")?),
+    };
     let esn = words.next_starts_with("esn");
     if esn {
         words.take(&[("esn", ())], "a word for extended sequence numbers")?;
     }
     words.end()?;
-    Ok(EspProposal { suite, esn })
+    Ok(EspProposal { suite, esn, key_exchange })
 }
 
 /// The name of an ESP suite, as [`esp`] reads it.
@@ -148,6 +153,10 @@ impl<'a> Words<'a> {
 
     fn next_starts_with(&self, prefix: &str) -> bool {
         self.rest.last().is_some_and(|word| word.starts_with(prefix))
+    }
+
+    fn is_done(&self) -> bool {
+        self.rest.is_empty()
     }
 
     fn take<T: Copy>(&mut self, table: &[(&str, T)], what: &str) -> Result<T, String> {
@@ -270,6 +279,14 @@ mod tests {
     }
 
     #[test]
+    fn a_key_exchange_in_an_esp_proposal_asks_for_secrecy_in_each_rekey() {
+        let with = esp("aes128-sha256-ecp256-esn").unwrap();
+        assert_eq!((with.key_exchange, with.esn), (Some(KeyExchangeMethod::Ecp256), true));
+        assert_eq!(esp("aes256gcm16").unwrap().key_exchange, None);
+        assert!(esp("aes256gcm16-x25519").unwrap().key_exchange.is_some());
+    }
+
+    #[test]
     fn the_prf_of_cbc_follows_the_integrity_unless_it_is_said() {
         let short = ike("aes128-sha256-ecp256").unwrap();
         assert_eq!(short, ike("aes128-sha256-prfsha256-ecp256").unwrap());
@@ -300,6 +317,13 @@ mod tests {
         assert_eq!(
             error("aes256gcm16-prfsha384-x25519-mlkem768"),
             r#""mlkem768" is one word too many in "aes256gcm16-prfsha384-x25519-mlkem768""#
+        );
+        assert_eq!(
+            esp("aes256gcm16-esp").unwrap_err(),
+            concat!(
+                r#""esp" is not a key exchange, or esn; known: x25519, ecp256, ecp384, ecp521, "#,
+                "modp2048, modp3072, modp4096"
+            )
         );
         assert_eq!(
             esp("aes256gcm16-esnn").unwrap_err(),

@@ -32,6 +32,9 @@ pub enum Request {
     Rekey {
         /// the connection's name in the configuration
         name: String,
+        /// the IKE_SA instead of the CHILD_SAs
+        #[serde(default)]
+        ike: bool,
     },
     /// every event from now on, until the client goes away
     Events {},

@@ -197,7 +197,7 @@ impl Agent {
             Request::Down { name } => format!("down {name}"),
             Request::Status {} => "status".to_owned(),
             Request::Move { name, to } => format!("move {name} --to {to}"),
-            Request::Rekey { name } => format!("rekey {name}"),
+            Request::Rekey { name, .. } => format!("rekey {name}"),
             Request::Events {} => "events".to_owned(),
         };
         AgentError::Control { name: self.name, command, why }

@@ -140,7 +140,7 @@ impl Daemon {
             Request::Up { name } => self.up(name, &call.replies),
             Request::Down { name } => self.down(name, &call.replies).await,
             Request::Move { name, to } => self.move_to(name, to, &call.replies),
-            Request::Rekey { name } => Some(self.rekey(name)),
+            Request::Rekey { name, ike } => Some(self.rekey(name, *ike)),
         };
         if let Some(answer) = answer {
             // it is the first in the queue: only a client that has gone does not take it
@@ -194,12 +194,16 @@ impl Daemon {
         None
     }
 
-    fn rekey(&mut self, name: &str) -> Reply {
+    fn rekey(&mut self, name: &str, ike: bool) -> Reply {
         let connection = match self.find(name) {
             Ok(connection) => connection,
             Err(reply) => return reply,
         };
-        match self.host.command(self.clock.now(), Command::Rekey(connection)) {
+        let command = match ike {
+            true => Command::RekeyIke(connection),
+            false => Command::Rekey(connection),
+        };
+        match self.host.command(self.clock.now(), command) {
             Ok(()) => Reply::Done { text: format!("{name} asks its peer for new keys") },
             Err(e) => refused(name, &e),
         }

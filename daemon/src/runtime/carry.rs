@@ -174,7 +174,7 @@ impl Daemon {
 }
 
 fn remote_nets(connection: &Connection) -> Vec<IpNet> {
-    nets(&connection.ike.ts_remote)
+    connection.ike.children().flat_map(|child| nets(child.ts_remote)).collect()
 }
 
 fn nets(selectors: &Selectors) -> Vec<IpNet> {
@@ -212,7 +212,7 @@ fn client_nets(connection: &Connection) -> Vec<IpNet> {
     if ike.role != Role::Responder {
         return Vec::new();
     }
-    let own = nets(&ike.ts_local);
+    let own: Vec<IpNet> = ike.children().flat_map(|child| nets(child.ts_local)).collect();
     let mut out = remote_nets(connection);
     out.retain(|net| net.prefix_len() > 0 && !own.iter().any(|own| net.contains(own)));
     out.extend(&ike.pools);

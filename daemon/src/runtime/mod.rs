@@ -279,12 +279,12 @@ impl Daemon {
     fn advise(&self, addresses: &[LocalAddress]) {
         let behind = |ipv4: bool| {
             self.connections.iter().any(|connection| {
-                let nets = match &connection.ike.ts_local {
+                let mut nets = connection.ike.children().flat_map(|child| match child.ts_local {
                     bewick_ike::config::Selectors::List(list) => list.as_slice(),
                     bewick_ike::config::Selectors::Dynamic => &[],
-                };
+                });
                 connection.ike.role == Role::Responder
-                    && nets.iter().any(|ts| ts.is_ipv4() == ipv4 && ts.first() != ts.last())
+                    && nets.any(|ts| ts.is_ipv4() == ipv4 && ts.first() != ts.last())
             })
         };
         let mut advice = sysctl::forwarding(behind(true), behind(false));

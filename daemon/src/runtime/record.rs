@@ -120,6 +120,10 @@ fn fields(event: &Event) -> Map<String, Value> {
             "virtual_ips": established.virtual_ips,
             "dns": established.dns,
         }),
+        Event::Rekeyed { spis, .. } => json!({
+            "spi_i": format!("{:016x}", spis.0),
+            "spi_r": format!("{:016x}", spis.1),
+        }),
         Event::Moving { from, to, cause, .. } => json!({
             "from": from.local,
             "to": to.local,

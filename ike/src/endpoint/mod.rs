@@ -73,7 +73,6 @@ pub struct SaStatus<'a> {
 pub struct Endpoint {
     shared: Shared,
     sas: BTreeMap<SaId, Sa>,
-    by_spi: BTreeMap<u64, SaId>,
     half_open: BTreeMap<(u64, SocketAddr), SaId>,
     cookies: Cookies,
     version_answers: (u64, u32),
@@ -86,7 +85,6 @@ impl Endpoint {
         Endpoint {
             shared: Shared::new(random, connections, force_encap),
             sas: BTreeMap::new(),
-            by_spi: BTreeMap::new(),
             half_open: BTreeMap::new(),
             cookies,
             version_answers: (0, 0),
@@ -127,7 +125,7 @@ impl Endpoint {
         let id = SaId(self.shared.fresh_id());
         let mut cx = Cx { now, shared: &mut self.shared, extension };
         let sa = init::start(&mut cx, id, connection, path)?;
-        self.by_spi.insert(sa.own_spi(), id);
+        self.shared.by_spi.insert(sa.channel.own_spi(), id);
         self.sas.insert(id, sa);
         Ok(id)
     }
@@ -158,7 +156,7 @@ impl Endpoint {
             return;
         }
         let own = if header.flags.initiator { header.spi_r } else { header.spi_i };
-        let Some(id) = self.by_spi.get(&own).copied() else { return };
+        let Some(id) = self.shared.by_spi.get(&own).copied() else { return };
         self.with(now, id, extension, |sa, cx| sa.on_message(cx, path, datagram, &message));
     }
 
@@ -178,7 +176,7 @@ impl Endpoint {
         if let Some(sa) = self.half_open.get(&name).and_then(|id| self.sas.get(id)) {
             // RFC 7296 §2.1: the same octets again get the same answer again.
             if let (State::AuthRequest(state), Arrival::Answered(bytes)) =
-                (&sa.state, sa.incoming.arrival(0))
+                (&sa.state, sa.channel.incoming.arrival(0))
                 && state.init_request == datagram
             {
                 self.shared.transmit_all(path, bytes);
@@ -212,7 +210,7 @@ impl Endpoint {
             Ok(sa) => {
                 let time = if crowded { HALF_OPEN_TIME_CROWDED } else { HALF_OPEN_TIME };
                 self.shared.timers.set(id, Timer::HalfOpen, now + time);
-                self.by_spi.insert(sa.own_spi(), id);
+                self.shared.by_spi.insert(sa.channel.own_spi(), id);
                 self.half_open.insert(name, id);
                 self.sas.insert(id, sa);
             }
@@ -299,7 +297,7 @@ impl Endpoint {
             self.half_open.remove(&name);
         }
         if sa.is_forgotten() {
-            self.by_spi.remove(&sa.own_spi());
+            self.shared.by_spi.remove(&sa.channel.own_spi());
             self.sas.remove(&id);
         }
     }
@@ -361,7 +359,7 @@ impl Endpoint {
     /// Whether an established IKE_SA may send a request now (RFC 7296 §2.3).
     pub fn is_open(&self, id: SaId) -> bool {
         self.sas.get(&id).is_some_and(|sa| {
-            sa.outgoing.is_open() && matches!(&sa.state, State::Live(live) if live.is_up())
+            sa.channel.outgoing.is_open() && matches!(&sa.state, State::Live(live) if live.is_up())
         })
     }
 
@@ -442,6 +440,11 @@ impl Endpoint {
         });
     }
 
+    /// Rekeys the IKE_SA now (RFC 7296 §1.3.2).
+    pub fn rekey_ike(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
+        self.with(now, id, extension, task::rekey_ike);
+    }
+
     /// Ends the IKE_SA with DELETE (RFC 7296 §1.4.1); its CHILD_SAs go at once.
     pub fn close(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
         self.with(now, id, extension, |sa, cx| live::delete(sa, cx, Vec::new()));
@@ -515,7 +518,7 @@ fn status(sa: &Sa) -> SaStatus<'_> {
         id: sa.id,
         connection: sa.connection,
         role: sa.role,
-        spis: (sa.spi_i, sa.spi_r),
+        spis: sa.channel.spis(),
         state,
         path: sa.path,
         nat: sa.nat,

@@ -13,8 +13,10 @@ pub enum Timer {
     HalfOpen,
     /// the peer has been silent
     Liveness,
-    /// a CHILD_SA is old enough
+    /// a CHILD_SA or the IKE_SA itself is old enough
     Rekey,
+    /// what a rekey of the IKE_SA has replaced is still there
+    Former,
     /// fragments have waited for the others long enough
     Reassembly,
 }
@@ -40,9 +42,14 @@ impl Timers {
     }
 
     pub(crate) fn clear_all(&mut self, sa: SaId) {
-        for timer in
-            [Timer::Retransmit, Timer::HalfOpen, Timer::Liveness, Timer::Rekey, Timer::Reassembly]
-        {
+        for timer in [
+            Timer::Retransmit,
+            Timer::HalfOpen,
+            Timer::Liveness,
+            Timer::Rekey,
+            Timer::Former,
+            Timer::Reassembly,
+        ] {
             self.clear(sa, timer);
         }
     }

@@ -58,7 +58,7 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     let Some(config) = cx.shared.connections.get(init.connection.0) else {
         return Err(CloseReason::Protocol("no such connection".into()));
     };
-    let Some(keys) = &sa.keys else {
+    let Some(keys) = &sa.channel.keys else {
         return Err(CloseReason::Protocol("no keys yet".into()));
     };
     let id = config.local_id.to_wire();
@@ -73,13 +73,18 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     }
     payloads.push(auth);
     payloads.extend(child::cfg_request(config));
-    payloads
-        .push(Payload::SecurityAssociation(negotiate::offer_esp(&config.esp_proposals, spi_in)));
+    payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(
+        &config.esp_proposals,
+        spi_in,
+        false,
+    )));
     payloads.push(Payload::TsInitiator(ts_local.clone()));
     payloads.push(Payload::TsResponder(ts_remote.clone()));
+    payloads.extend(live::announce_window(config.window));
     if let Some(view) = sa.view() {
         payloads.extend(cx.extension.auth_request(&view));
     }
+    sa.channel.incoming.widen(config.window);
     sa.state =
         State::AuthResponse(Box::new(ExpectAuthResponse { init, spi_in, ts_local, ts_remote }));
     sa.request(cx, ExchangeType::IKE_AUTH, &payloads, None)
@@ -107,6 +112,9 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
     if let Some(view) = sa.view() {
         cx.extension.auth_response_received(&view, payloads);
     }
+    if let Some(window) = live::window_of(payloads) {
+        sa.channel.outgoing.widen(window);
+    }
     match agree(sa, cx, &state, payloads) {
         Ok((child, dns)) => install(sa, cx, connection, peer, child, dns),
         Err(text) => {
@@ -114,7 +122,7 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
             cx.shared.esp_spis.remove(&spi_in);
             let reason = CloseReason::Child(text);
             cx.shared.event(Event::Refused { path, reason: reason.clone() });
-            let mut live = Live::new(connection, peer, Vec::new());
+            let mut live = Live::new(connection, peer, (sa.path, false));
             live.verdict = Some(reason);
             sa.state = State::Live(Box::new(live));
             live::delete(sa, cx, Vec::new());
@@ -163,7 +171,7 @@ fn authenticate(
             config.remote_id
         )));
     }
-    let Some(keys) = &sa.keys else { return Err(unproven("no keys")) };
+    let Some(keys) = &sa.channel.keys else { return Err(unproven("no keys")) };
     if !state.init.exchange().verify(Role::Responder, keys, id, config, auth) {
         return Err(Fault::Unproven(format!("{identity} does not have our pre-shared key")));
     }
@@ -182,7 +190,7 @@ fn fail(sa: &mut Sa, cx: &mut Cx<'_>, connection: ConnectionId, fault: Fault) {
             let path = sa.path;
             cx.shared.event(Event::Refused { path, reason: reason.clone() });
             let notify = Notify::new(NotifyType::AUTHENTICATION_FAILED, Vec::new());
-            let mut live = Live::new(connection, String::new(), Vec::new());
+            let mut live = Live::new(connection, String::new(), (sa.path, false));
             live.verdict = Some(reason);
             sa.state = State::Live(Box::new(live));
             live::delete(sa, cx, vec![Payload::Notify(notify)]);
@@ -216,7 +224,7 @@ fn agree(
     let Some(config) = cx.shared.connection(state.init.connection) else {
         return Err("no such connection".into());
     };
-    let (proposal, spi_out) = negotiate::accept_esp(&config.esp_proposals, answer)
+    let (proposal, spi_out) = negotiate::accept_esp(&config.esp_proposals, answer, false)
         .ok_or("the peer chose a proposal that was not offered")?;
     if !child::is_within(ts_i, &state.ts_local) || !child::is_within(ts_r, &state.ts_remote) {
         return Err("the peer's traffic selectors are wider than what was offered".into());
@@ -233,10 +241,10 @@ fn agree(
         ts_remote: ts_r.clone(),
         virtual_ips,
     };
-    let keys = sa.keys.as_ref().ok_or("no keys")?;
+    let keys = sa.channel.keys.as_ref().ok_or("no keys")?;
     let nonces = (state.init.nonce_i.as_slice(), state.init.nonce_r.as_slice());
     let encap = encap(sa, config, cx.shared.force_encap);
-    child::build(agreed, (id, sa.role), keys, nonces, sa.path, encap)
+    child::build(agreed, (id, sa.role), keys, None, nonces, (sa.path, encap))
         .map(|child| (child, dns))
         .map_err(|e| e.to_string())
 }
@@ -263,9 +271,10 @@ fn install(
         virtual_ips: child.virtual_ips.clone(),
         dns,
     };
-    let info = Child::of(&child);
+    let mut live = Live::new(connection, peer, (child.path, child.encap));
+    live.virtual_ips.clone_from(&child.virtual_ips);
+    live.children.push(Child::of(&child, 0));
     let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
-    let mut live = Live::new(connection, peer, vec![info]);
     live.phase = Phase::Installing { action, response: None, news };
     sa.state = State::Live(Box::new(live));
 }

@@ -97,7 +97,7 @@ fn authenticate(
     let auth = auth_payload(payloads)
         .ok_or_else(|| format!("{peer} sent no AUTH: EAP is not supported"))?;
     let wanted = id_r.map(Identity::from_wire).transpose().map_err(|e| e.to_string())?;
-    let keys = sa.keys.as_ref().ok_or("no keys")?;
+    let keys = sa.channel.keys.as_ref().ok_or("no keys")?;
     let init = InitExchange {
         request: &state.init_request,
         response: &state.init_response,
@@ -152,8 +152,16 @@ fn accept(
         cx.shared.replaced.push((sa.id, proven.connection, peer.clone()));
     }
     cx.shared.peers.insert(sa.id, (proven.connection, peer.clone()));
-    let mut live = Live::new(proven.connection, peer.clone(), Vec::new());
-    match agree(sa, cx, (state, shown(init_path, path)), proven.connection, payloads) {
+    let home = shown(init_path, path);
+    let mut live = Live::new(proven.connection, peer.clone(), (home, sa.nat.any()));
+    if let Some(config) = cx.shared.connections.get(proven.connection.0) {
+        first.extend(live::announce_window(config.window));
+        sa.channel.incoming.widen(config.window);
+    }
+    if let Some(window) = live::window_of(payloads) {
+        sa.channel.outgoing.widen(window);
+    }
+    match agree(sa, cx, (state, home), proven.connection, payloads) {
         Ok((child, mut answer)) => {
             let news = Established {
                 sa: sa.id,
@@ -165,12 +173,13 @@ fn accept(
             };
             // They are the peer's, not ours to put on a device.
             let mut child = child;
-            child.virtual_ips.clear();
+            live.assigned = std::mem::take(&mut child.virtual_ips);
+            live.home = (child.path, child.encap);
             let mut without_child = first.clone();
             without_child.push(refusal(NotifyType::TEMPORARY_FAILURE));
             first.append(&mut answer);
             first.extend(extra);
-            live.children.push(Child::of(&child));
+            live.children.push(Child::of(&child, 0));
             let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
             let payloads = first;
             let response = HeldResponse { path, message_id, payloads, without_child };
@@ -235,7 +244,7 @@ fn agree(
         return Err((NotifyType::TEMPORARY_FAILURE, "no such connection".into()));
     };
     let Some((proposal, mut answer, spi_out)) =
-        negotiate::select_esp(&config.esp_proposals, offered)
+        negotiate::select_esp(&config.esp_proposals, offered, None)
     else {
         let text = "no common proposal: the peer offers none of esp_proposals".to_owned();
         return Err((NotifyType::NO_PROPOSAL_CHOSEN, text));
@@ -258,10 +267,10 @@ fn agree(
     response.push(Payload::TsResponder(ts_local.clone()));
     let agreed = Agreed { proposal, spi_in, spi_out, ts_local, ts_remote, virtual_ips: assigned };
     let internal = |text: String| (NotifyType::TEMPORARY_FAILURE, text);
-    let keys = sa.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
+    let keys = sa.channel.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
     let nonces = (state.nonce_i.as_slice(), state.nonce_r.as_slice());
     let encap = encap(sa, &config, cx.shared.responder_forces_encap());
-    let child = child::build(agreed, (id, sa.role), keys, nonces, path, encap)
+    let child = child::build(agreed, (id, sa.role), keys, None, nonces, (path, encap))
         .map_err(|e| internal(e.to_string()))?;
     Ok((child, response))
 }

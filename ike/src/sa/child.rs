@@ -8,6 +8,7 @@ use crate::{
     config::{ConnectionConfig, EspProposal, Role, Selectors},
     crypto::{CryptoError, derive_child},
     path::Path,
+    secret::Secret,
     selector::TrafficSelector,
     time::Time,
     wire::{AttributeValue, CfgType, Configuration, Payload},
@@ -35,6 +36,8 @@ pub struct Child {
     pub ts_local: Vec<TrafficSelector>,
     /// what is on the peer's side
     pub ts_remote: Vec<TrafficSelector>,
+    /// its place among the CHILD_SAs of the connection's configuration
+    pub config: usize,
     /// its outer addresses, as the data plane has them
     pub path: Path,
     /// whether ESP travels in UDP
@@ -57,7 +60,7 @@ impl Child {
         !self.replaced && !self.superseded
     }
 
-    pub(crate) fn of(sa: &ChildSa) -> Self {
+    pub(crate) fn of(sa: &ChildSa, config: usize) -> Self {
         Child {
             id: sa.id,
             reqid: sa.reqid,
@@ -66,6 +69,7 @@ impl Child {
             suite: sa.suite,
             ts_local: sa.ts_local.clone(),
             ts_remote: sa.ts_remote.clone(),
+            config,
             path: sa.path,
             encap: sa.encap,
             virtual_ips: sa.virtual_ips.clone(),
@@ -87,18 +91,19 @@ pub(crate) struct Agreed {
     pub(crate) virtual_ips: Vec<IpAddr>,
 }
 
-/// Cuts the keys of the first CHILD_SA out of KEYMAT (RFC 7296 §2.17).
+/// Cuts the keys of a CHILD_SA out of KEYMAT; `secret` is that of the key exchange, if there was one of
+/// its own (RFC 7296 §2.17).
 pub(crate) fn build(
     agreed: Agreed,
     (id, role): (u64, Role),
     keys: &Keys,
+    secret: Option<&Secret>,
     nonces: (&[u8], &[u8]),
-    path: Path,
-    encap: bool,
+    (path, encap): (Path, bool),
 ) -> Result<ChildSa, CryptoError> {
     let suite = agreed.proposal.suite;
     let (forward, back) =
-        derive_child(keys.suite.prf, &keys.sk.d, None, nonces.0, nonces.1, suite)?;
+        derive_child(keys.suite.prf, &keys.sk.d, secret, nonces.0, nonces.1, suite)?;
     let (keys_out, keys_in) = match role {
         Role::Initiator => (forward, back),
         Role::Responder => (back, forward),

@@ -1,11 +1,14 @@
-//! Message IDs, retransmission and the response cache (RFC 7296 §2.1 to §2.3), window 1.
+//! Message IDs, windows, retransmission and the response cache (RFC 7296 §2.1 to §2.3).
 //!
 //! Retransmission belongs to the exchange, the path to send it on does not: a request in flight goes
 //! on with the same bytes wherever the IKE_SA goes (RFC 4555 §3.5).
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{config::Retransmission, event::Tag, time::Time, wire::ExchangeType};
+
+/// No window is bigger, whatever the peer or the operator says: each place keeps a response.
+pub(crate) const MOST_WINDOW: u32 = 16;
 
 /// Our request that awaits its response.
 #[derive(Debug)]
@@ -19,24 +22,39 @@ pub(crate) struct Outstanding {
     /// of these, how many in the fragments that it is in now
     pub(crate) tries_in_size: u32,
     interval: Duration,
+    due: Time,
     give_up: Time,
 }
 
 /// Requests that we send.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outgoing {
     next_id: u32,
-    outstanding: Option<Outstanding>,
+    /// how many the peer takes at once (RFC 7296 §2.3)
+    window: u32,
+    /// by Message ID
+    outstanding: Vec<Outstanding>,
 }
 
-/// What a retransmission timer asks for.
+impl Default for Outgoing {
+    fn default() -> Self {
+        Outgoing { next_id: 0, window: 1, outstanding: Vec::new() }
+    }
+}
+
+/// What the retransmission timer asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Retransmit {
-    /// send the same bytes again, and look again at this time
-    Again(Time),
+    /// send the same bytes of these requests again; the most often that one has been sent by now
+    Again {
+        /// their Message IDs
+        ids: Vec<u32>,
+        /// transmissions, the first included
+        tries: u32,
+    },
     /// the peer has not answered for too long
     GiveUp,
-    /// nothing is outstanding
+    /// nothing is due
     Idle,
 }
 
@@ -46,16 +64,33 @@ impl Outgoing {
         self.next_id
     }
 
-    /// Whether a request may be sent now.
+    /// Whether a request may be sent now: it and the oldest one that is not answered are within the
+    /// peer's window (RFC 7296 §2.3), and Message IDs are left (§2.2).
     pub(crate) fn is_open(&self) -> bool {
-        self.outstanding.is_none() && self.next_id != u32::MAX
+        let oldest = self.outstanding.first().map_or(self.next_id, |out| out.message_id);
+        self.next_id - oldest < self.window && self.next_id != u32::MAX
     }
 
-    pub(crate) fn outstanding(&self) -> Option<&Outstanding> {
-        self.outstanding.as_ref()
+    /// Whether every request has been answered.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.outstanding.is_empty()
     }
 
-    /// Records the request with [`Self::next_id`]; gives the time of its first retransmission.
+    /// The peer takes that many requests at once; fewer than it said before is not a thing
+    /// (RFC 7296 §2.3).
+    pub(crate) fn widen(&mut self, window: u32) {
+        self.window = self.window.max(window.min(MOST_WINDOW));
+    }
+
+    pub(crate) fn outstanding(&self) -> &[Outstanding] {
+        &self.outstanding
+    }
+
+    pub(crate) fn find(&self, message_id: u32, exchange: ExchangeType) -> Option<&Outstanding> {
+        self.outstanding.iter().find(|out| out.message_id == message_id && out.exchange == exchange)
+    }
+
+    /// Records the request with [`Self::next_id`].
     pub(crate) fn start(
         &mut self,
         now: Time,
@@ -64,8 +99,8 @@ impl Outgoing {
         tag: Option<Tag>,
         policy: &Retransmission,
         give_up: Duration,
-    ) -> Time {
-        self.outstanding = Some(Outstanding {
+    ) {
+        self.outstanding.push(Outstanding {
             message_id: self.next_id,
             exchange,
             datagrams,
@@ -73,10 +108,10 @@ impl Outgoing {
             tries: 1,
             tries_in_size: 1,
             interval: policy.first,
+            due: now + policy.first,
             give_up: now + give_up,
         });
         self.next_id += 1;
-        now + policy.first
     }
 
     /// Starts the IKE_SA_INIT anew with Message ID 0, as COOKIE and INVALID_KE_PAYLOAD ask
@@ -85,37 +120,48 @@ impl Outgoing {
         *self = Outgoing::default();
     }
 
+    /// When [`Self::on_timer`] is to be called next.
+    pub(crate) fn due(&self) -> Option<Time> {
+        self.outstanding.iter().map(|out| out.due.min(out.give_up)).min()
+    }
+
     /// The retransmission timer went off.
     pub(crate) fn on_timer(&mut self, now: Time, policy: &Retransmission) -> Retransmit {
-        let Some(out) = &mut self.outstanding else { return Retransmit::Idle };
-        if now >= out.give_up {
+        if self.outstanding.iter().any(|out| now >= out.give_up) {
             return Retransmit::GiveUp;
         }
-        out.tries += 1;
-        out.tries_in_size += 1;
-        out.interval = (out.interval * policy.factor_percent / 100).min(policy.longest);
-        Retransmit::Again((now + out.interval).min(out.give_up))
+        let (mut ids, mut most) = (Vec::new(), 0);
+        for out in self.outstanding.iter_mut().filter(|out| now >= out.due) {
+            out.tries += 1;
+            out.tries_in_size += 1;
+            out.interval = (out.interval * policy.factor_percent / 100).min(policy.longest);
+            out.due = now + out.interval;
+            ids.push(out.message_id);
+            most = most.max(out.tries);
+        }
+        if ids.is_empty() { Retransmit::Idle } else { Retransmit::Again { ids, tries: most } }
     }
 
     /// Starts the back-off anew, as after a change of address, and the time after which the peer is
-    /// given up too: on the new path it has had none yet. Gives the time of the next retransmission.
-    pub(crate) fn hasten(
-        &mut self,
-        now: Time,
-        policy: &Retransmission,
-        give_up: Duration,
-    ) -> Option<Time> {
-        let out = self.outstanding.as_mut()?;
-        (out.tries, out.tries_in_size) = (1, 1);
-        out.interval = policy.first;
-        out.give_up = now + give_up;
-        Some(now + out.interval)
+    /// given up too: on the new path it has had none yet.
+    pub(crate) fn hasten(&mut self, now: Time, policy: &Retransmission, give_up: Duration) {
+        for out in &mut self.outstanding {
+            (out.tries, out.tries_in_size) = (1, 1);
+            out.interval = policy.first;
+            out.due = now + out.interval;
+            out.give_up = now + give_up;
+        }
     }
 
     /// Goes on with the same message in other fragments, and with the shortest wait: nobody has had the
     /// time to answer these (RFC 7383 §2.5.2). The time of giving up stays.
-    pub(crate) fn recut(&mut self, datagrams: Vec<Vec<u8>>, policy: &Retransmission) {
-        if let Some(out) = &mut self.outstanding {
+    pub(crate) fn recut(
+        &mut self,
+        message_id: u32,
+        datagrams: Vec<Vec<u8>>,
+        policy: &Retransmission,
+    ) {
+        if let Some(out) = self.outstanding.iter_mut().find(|out| out.message_id == message_id) {
             out.datagrams = datagrams;
             out.tries_in_size = 0;
             out.interval = policy.first * 100 / policy.factor_percent.max(1);
@@ -124,72 +170,104 @@ impl Outgoing {
 
     /// Gives up sooner than planned.
     pub(crate) fn limit(&mut self, give_up: Time) {
-        if let Some(out) = &mut self.outstanding {
+        for out in &mut self.outstanding {
             out.give_up = out.give_up.min(give_up);
+        }
+    }
+
+    /// Sends again no later than then.
+    pub(crate) fn hurry(&mut self, due: Time) {
+        for out in &mut self.outstanding {
+            out.due = out.due.min(due);
         }
     }
 
     /// Takes the outstanding request if a response with this Message ID and exchange type is its own.
     pub(crate) fn take(&mut self, message_id: u32, exchange: ExchangeType) -> Option<Outstanding> {
-        let fits = self
-            .outstanding
-            .as_ref()
-            .is_some_and(|out| out.message_id == message_id && out.exchange == exchange);
-        if fits { self.outstanding.take() } else { None }
+        let fits = |out: &Outstanding| out.message_id == message_id && out.exchange == exchange;
+        let at = self.outstanding.iter().position(fits)?;
+        Some(self.outstanding.remove(at))
+    }
+
+    /// Takes every request that will not be answered any more.
+    pub(crate) fn abandon(&mut self) -> impl Iterator<Item = Outstanding> {
+        std::mem::take(&mut self.outstanding).into_iter()
     }
 }
 
 /// Requests that the peer sends.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Incoming {
+    /// every request below has arrived
     next_id: u32,
-    cached: Option<(u32, Vec<Vec<u8>>)>,
-    busy: Option<u32>,
+    /// how many requests we take at once
+    window: u32,
+    /// requests that have arrived, with the response once there is one; those that the peer may still
+    /// ask for again
+    arrived: BTreeMap<u32, Option<Vec<Vec<u8>>>>,
+}
+
+impl Default for Incoming {
+    fn default() -> Self {
+        Incoming { next_id: 0, window: 1, arrived: BTreeMap::new() }
+    }
 }
 
 /// What an arriving request is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Arrival<'a> {
-    /// the one that is due
+    /// one that is due
     New,
-    /// the last one again: send this, and do nothing else (RFC 7296 §2.1)
+    /// one again: send this, and do nothing else (RFC 7296 §2.1)
     Answered(&'a [Vec<u8>]),
-    /// the last one again, whose response is not ready yet
+    /// one again whose response is not ready yet
     Pending,
     /// outside the window (RFC 7296 §2.3)
     OutOfWindow,
 }
 
 impl Incoming {
+    /// We have said SET_WINDOW_SIZE.
+    pub(crate) fn widen(&mut self, window: u32) {
+        self.window = self.window.max(window.min(MOST_WINDOW));
+    }
+
     /// What a request with this Message ID is. Says nothing about whether it is genuine.
     pub(crate) fn arrival(&self, message_id: u32) -> Arrival<'_> {
-        if self.busy == Some(message_id) {
-            return Arrival::Pending;
+        match self.arrived.get(&message_id) {
+            Some(None) => return Arrival::Pending,
+            Some(Some(datagrams)) => return Arrival::Answered(datagrams),
+            None => {}
         }
-        match &self.cached {
-            Some((id, datagrams)) if *id == message_id => Arrival::Answered(datagrams),
-            _ if message_id == self.next_id && self.busy.is_none() => Arrival::New,
-            _ => Arrival::OutOfWindow,
-        }
+        // A peer that keeps to the window has the response to all that is further back.
+        let unanswered = self.arrived.iter().find(|(_, response)| response.is_none());
+        let oldest = unanswered.map_or(self.next_id, |(id, _)| self.next_id.min(*id));
+        let due = message_id >= self.next_id && message_id - oldest < self.window;
+        if due { Arrival::New } else { Arrival::OutOfWindow }
     }
 
     /// The genuine request with this Message ID is being worked on.
     pub(crate) fn begin(&mut self, message_id: u32) {
-        self.busy = Some(message_id);
-        self.next_id = message_id.saturating_add(1);
-        self.cached = None;
+        self.arrived.insert(message_id, None);
+        while self.next_id != u32::MAX && self.arrived.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        // Who sends this one has the responses to those that are a window away.
+        let newest = self.arrived.last_key_value().map_or(0, |(id, _)| *id);
+        let window = self.window;
+        self.arrived.retain(|id, response| response.is_none() || newest - *id < window);
     }
 
-    /// Its response, kept until the next request arrives.
-    pub(crate) fn finish(&mut self, response: Vec<Vec<u8>>) {
-        if let Some(id) = self.busy.take() {
-            self.cached = Some((id, response));
+    /// Its response, kept for as long as the peer may ask again.
+    pub(crate) fn finish(&mut self, message_id: u32, response: Vec<Vec<u8>>) {
+        if let Some(place) = self.arrived.get_mut(&message_id) {
+            *place = Some(response);
         }
     }
 
-    /// Keeps the last response in smaller fragments from now on (RFC 7383 §2.5.2).
-    pub(crate) fn recut(&mut self, response: Vec<Vec<u8>>) {
-        if let Some((_, datagrams)) = &mut self.cached {
+    /// Keeps a response in smaller fragments from now on (RFC 7383 §2.5.2).
+    pub(crate) fn recut(&mut self, message_id: u32, response: Vec<Vec<u8>>) {
+        if let Some(Some(datagrams)) = self.arrived.get_mut(&message_id) {
             *datagrams = response;
         }
     }
@@ -201,7 +279,8 @@ mod tests {
 
     fn start(out: &mut Outgoing, now: Time) -> Time {
         let policy = Retransmission::default();
-        out.start(now, ExchangeType::INFORMATIONAL, vec![vec![1]], None, &policy, policy.give_up)
+        out.start(now, ExchangeType::INFORMATIONAL, vec![vec![1]], None, &policy, policy.give_up);
+        out.due().unwrap()
     }
 
     #[test]
@@ -212,7 +291,9 @@ mod tests {
         let mut waits = vec![due.since(Time::ZERO)];
         loop {
             match out.on_timer(due, &policy) {
-                Retransmit::Again(next) => {
+                Retransmit::Again { ids, .. } => {
+                    assert_eq!(ids, [0]);
+                    let next = out.due().unwrap();
                     waits.push(next.since(due));
                     due = next;
                 }
@@ -244,12 +325,53 @@ mod tests {
         assert_eq!(inc.arrival(0), Arrival::New);
         inc.begin(0);
         assert_eq!(inc.arrival(0), Arrival::Pending);
-        inc.finish(vec![vec![7]]);
+        inc.finish(0, vec![vec![7]]);
         assert_eq!(inc.arrival(0), Arrival::Answered(&[vec![7]]));
         assert_eq!(inc.arrival(1), Arrival::New);
         inc.begin(1);
-        inc.finish(vec![vec![8]]);
+        inc.finish(1, vec![vec![8]]);
         assert_eq!(inc.arrival(0), Arrival::OutOfWindow);
         assert_eq!(inc.arrival(3), Arrival::OutOfWindow);
+    }
+
+    #[test]
+    fn k_2_3_1_a_wide_window_takes_requests_in_any_order_and_no_more() {
+        let mut inc = Incoming::default();
+        inc.widen(3);
+        assert_eq!(inc.arrival(2), Arrival::New);
+        assert_eq!(inc.arrival(3), Arrival::OutOfWindow);
+        inc.begin(2);
+        inc.finish(2, vec![vec![2]]);
+        assert_eq!(inc.arrival(3), Arrival::OutOfWindow);
+        for id in [0, 1] {
+            assert_eq!(inc.arrival(id), Arrival::New);
+            inc.begin(id);
+        }
+        assert_eq!(inc.arrival(0), Arrival::Pending);
+        assert_eq!(inc.arrival(3), Arrival::OutOfWindow);
+        inc.finish(0, vec![vec![0]]);
+        assert_eq!(inc.arrival(3), Arrival::New);
+        assert_eq!(inc.arrival(2), Arrival::Answered(&[vec![2]]));
+        inc.finish(1, vec![vec![1]]);
+        inc.begin(3);
+        assert_eq!(inc.arrival(0), Arrival::OutOfWindow);
+        assert_eq!(inc.arrival(1), Arrival::Answered(&[vec![1]]));
+    }
+
+    #[test]
+    fn k_2_3_1_the_peer_s_window_is_never_exceeded() {
+        let mut out = Outgoing::default();
+        out.widen(u32::MAX);
+        out.widen(1);
+        for _ in 0..MOST_WINDOW {
+            assert!(out.is_open());
+            start(&mut out, Time::ZERO);
+        }
+        assert!(!out.is_open());
+        // An answer to a later one opens nothing: the oldest counts.
+        assert!(out.take(1, ExchangeType::INFORMATIONAL).is_some());
+        assert!(!out.is_open());
+        assert!(out.take(0, ExchangeType::INFORMATIONAL).is_some());
+        assert!(out.is_open());
     }
 }

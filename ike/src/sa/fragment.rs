@@ -83,6 +83,12 @@ impl Fragments {
         Fragments { negotiated, ..Fragments::default() }
     }
 
+    /// For the successor of a rekeyed IKE_SA: what was negotiated and learnt about the path holds on
+    /// (RFC 7383 §2.3).
+    pub(crate) fn inherit(old: &Fragments) -> Self {
+        Fragments { negotiated: old.negotiated, ceiling: old.ceiling, ..Fragments::default() }
+    }
+
     /// The biggest IP packet to send; `None` for no limit, for then nothing is ever cut.
     fn size(&self, config: Option<&ConnectionConfig>) -> Option<u16> {
         let configured = match config {

@@ -12,9 +12,9 @@ use crate::{
 };
 
 use super::{
-    Cx, Sa, State, auth_initiator,
+    Cx, On, Sa, State, auth_initiator,
+    channel::Channel,
     envelope::Keys,
-    exchange::{Incoming, Outgoing},
     fragment::{self, Fragments},
     negotiate,
 };
@@ -62,12 +62,7 @@ pub(crate) fn start(
         .map(|suite| suite.key_exchange)
         .ok_or_else(|| CloseReason::NoProposal(": none is configured".into()))?;
     let exchange = KeyExchange::generate(method, &mut cx.shared.random);
-    let spi_i = loop {
-        let spi = cx.shared.random.u64();
-        if spi != 0 {
-            break spi;
-        }
-    };
+    let spi_i = cx.shared.draw_ike_spi();
     let state = ExpectInitResponse {
         connection,
         exchange,
@@ -81,14 +76,10 @@ pub(crate) fn start(
         id,
         role: Role::Initiator,
         connection: Some(connection),
-        spi_i,
-        spi_r: 0,
         path,
         nat: Nat::default(),
-        outgoing: Outgoing::default(),
-        incoming: Incoming::default(),
-        fragments: Fragments::default(),
-        keys: None,
+        channel: Channel::new(Role::Initiator, spi_i, 0, None),
+        former: Vec::new(),
         last_heard: cx.now,
         half_open: None,
         state: State::Lingering,
@@ -112,23 +103,23 @@ fn send(
     if let Some(cookie) = &state.cookie {
         payloads.push(Payload::Notify(Notify::new(NotifyType::COOKIE, cookie.clone())));
     }
-    payloads.push(Payload::SecurityAssociation(negotiate::offer_ike(&config.ike_proposals)));
+    payloads.push(Payload::SecurityAssociation(negotiate::offer_ike(&config.ike_proposals, &[])));
     payloads.push(Payload::KeyExchange {
         group: state.exchange.method().id(),
         data: state.exchange.public().to_vec(),
     });
     payloads.push(Payload::Nonce(state.nonce.clone()));
-    payloads.extend(nat::payloads((sa.spi_i, 0), sa.path, force, &mut cx.shared.random));
+    payloads.extend(nat::payloads((sa.channel.spi_i, 0), sa.path, force, &mut cx.shared.random));
     if config.fragment_size.is_some() {
         payloads.push(fragment::supported());
     }
-    let header = sa.header(ExchangeType::IKE_SA_INIT, false, 0);
+    let header = sa.channel.header(ExchangeType::IKE_SA_INIT, false, 0);
     let bytes = wire::emit_message(&header, &payloads)
         .map_err(|error| CloseReason::Protocol(error.to_string()))?;
     state.request = bytes.clone();
-    sa.outgoing.restart();
+    sa.channel.outgoing.restart();
     sa.state = State::InitResponse(state);
-    sa.start_request(cx, ExchangeType::IKE_SA_INIT, vec![bytes], None);
+    sa.start_request(cx, On::Current, ExchangeType::IKE_SA_INIT, vec![bytes], None);
     Ok(())
 }
 
@@ -217,7 +208,7 @@ fn on_notify(
             state.hint.get_or_insert(CloseReason::Protocol(format!("the peer answered {kind}")));
         }
     }
-    sa.outgoing.limit(cx.now + DOUBT);
+    sa.channel.outgoing.limit(cx.now + DOUBT);
     sa.state = State::InitResponse(state);
     Ok(())
 }
@@ -256,23 +247,23 @@ fn on_answer(
         let reason = "the peer's IKE_SA_INIT does not fit what was offered";
         let mut state = state;
         state.hint.get_or_insert(CloseReason::Protocol(reason.into()));
-        sa.outgoing.limit(cx.now + DOUBT);
+        sa.channel.outgoing.limit(cx.now + DOUBT);
         sa.state = State::InitResponse(state);
         return Ok(());
     };
     let force = needs_encap(config, cx.shared.force_encap);
     let mobike = config.mobike;
     let fragments = config.fragment_size.is_some() && fragment::is_supported(&message.payloads);
-    let spis = (sa.spi_i.to_be_bytes(), spi_r.to_be_bytes());
+    let spis = (sa.channel.spi_i.to_be_bytes(), spi_r.to_be_bytes());
     let internal = |e: crate::crypto::CryptoError| CloseReason::Protocol(e.to_string());
     let sk =
         derive_ike(suite, &secret, &state.nonce, nonce_r, &spis.0, &spis.1).map_err(internal)?;
-    sa.spi_r = spi_r;
-    sa.keys = Some(Keys::new(suite, sk, sa.role).map_err(internal)?);
-    sa.fragments = Fragments::new(fragments);
-    sa.outgoing.take(0, ExchangeType::IKE_SA_INIT);
+    sa.channel.spi_r = spi_r;
+    sa.channel.keys = Some(Keys::new(suite, sk, sa.role).map_err(internal)?);
+    sa.channel.fragments = Fragments::new(fragments);
+    sa.channel.outgoing.take(0, ExchangeType::IKE_SA_INIT);
     sa.last_heard = cx.now;
-    let nat = nat::detect((sa.spi_i, spi_r), path, &message.payloads);
+    let nat = nat::detect((sa.channel.spi_i, spi_r), path, &message.payloads);
     sa.nat = nat.unwrap_or_default();
     // RFC 4555 §3.3, RFC 7296 §2.23: both on port 4500 from here on, if the peer can do it at all.
     if nat.is_some() && (mobike || force || sa.nat.any()) {

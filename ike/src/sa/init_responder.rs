@@ -12,8 +12,8 @@ use crate::{
 use super::{
     Cx, Sa, State,
     auth_responder::ExpectAuthRequest,
+    channel::Channel,
     envelope::Keys,
-    exchange::{Incoming, Outgoing},
     fragment::{self, Fragments},
     negotiate,
 };
@@ -92,12 +92,7 @@ pub(crate) fn accept(
             .map_err(fault)?;
     let nonce_r = cx.shared.random.array::<32>().to_vec();
     let spi_i = message.header.spi_i;
-    let spi_r = loop {
-        let spi = cx.shared.random.u64();
-        if spi != 0 {
-            break spi;
-        }
-    };
+    let spi_r = cx.shared.draw_ike_spi();
     let sk = derive_ike(
         suite,
         &secret,
@@ -126,22 +121,19 @@ pub(crate) fn accept(
     let flags = Flags { initiator: false, response: true, version: false };
     let header = Header::new((spi_i, spi_r), ExchangeType::IKE_SA_INIT, flags, 0);
     let response = wire::emit_message(&header, &payloads).map_err(|_| syntax("too long"))?;
-    let mut incoming = Incoming::default();
-    incoming.begin(0);
-    incoming.finish(vec![response.clone()]);
+    let mut channel = Channel::new(Role::Responder, spi_i, spi_r, Some(keys));
+    channel.fragments = Fragments::new(fragments);
+    channel.incoming.begin(0);
+    channel.incoming.finish(0, vec![response.clone()]);
     cx.shared.transmit(path, response.clone());
     Ok(Sa {
         id,
         role: Role::Responder,
         connection: None,
-        spi_i,
-        spi_r,
         path,
         nat: detected.unwrap_or_default(),
-        outgoing: Outgoing::default(),
-        incoming,
-        fragments: Fragments::new(fragments),
-        keys: Some(keys),
+        channel,
+        former: Vec::new(),
         last_heard: cx.now,
         half_open: Some((spi_i, path.remote)),
         state: State::AuthRequest(Box::new(ExpectAuthRequest {

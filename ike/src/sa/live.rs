@@ -1,20 +1,24 @@
 //! An authenticated IKE_SA: INFORMATIONAL exchanges, liveness, DELETE (RFC 7296 §1.4, §2.4, §2.21).
 
+use std::net::IpAddr;
+
 use crate::{
     child::{ChildId, ChildMove, EspSpi},
     config::{ConnectionId, Role},
     event::{Action, ActionError, ActionId, CloseReason, Established, Event, SaId, Tag},
-    extension::Request,
+    extension::{Request, SaView},
     path::Path,
+    time::Time,
     wire::{Delete, ExchangeType, Notify, NotifyType, Payload},
 };
 
 use super::{
-    Cx, Sa, Shared, State, Timer,
+    Cx, On, Sa, Shared, State, Timer,
     child::Child,
-    exchange::Outstanding,
-    rekey::{self, Pending},
-    task::{self, Tasks},
+    create_responder::{self, Pending},
+    exchange::{MOST_WINDOW, Outstanding},
+    former, rekey_ike,
+    task::{self, Running, Tasks},
 };
 
 /// Where an authenticated IKE_SA stands.
@@ -51,8 +55,18 @@ pub(crate) struct Live {
     pub(crate) moving: Vec<(ActionId, Vec<ChildMove>)>,
     /// new CHILD_SAs that wait for the data plane
     pub(crate) pending: Vec<Pending>,
-    /// exchanges about CHILD_SAs that we start
+    /// where CHILD_SAs are to be, and whether in UDP, if there is none to tell
+    pub(crate) home: (Path, bool),
+    /// addresses that the peer assigned to us
+    pub(crate) virtual_ips: Vec<IpAddr>,
+    /// addresses that we assigned to the peer
+    pub(crate) assigned: Vec<IpAddr>,
+    /// exchanges about SAs that we start
     pub(crate) tasks: Tasks,
+    /// CHILD_SAs of the configuration that are to be made, and when
+    pub(crate) missing: Vec<(Time, usize)>,
+    /// when the IKE_SA is to be rekeyed
+    pub(crate) rekey_ike_at: Option<Time>,
     /// why we close it, if not because we were told to
     pub(crate) verdict: Option<CloseReason>,
 }
@@ -70,26 +84,37 @@ impl Live {
         matches!(self.phase, Phase::Closing { .. })
     }
 
-    /// An IKE_SA that has just been authenticated.
-    pub(crate) fn new(connection: ConnectionId, peer: String, children: Vec<Child>) -> Self {
+    /// Whether the data plane is at work on a CHILD_SA.
+    pub(crate) fn is_making_children(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// An IKE_SA that has just been authenticated, whose traffic is to go on this path.
+    pub(crate) fn new(connection: ConnectionId, peer: String, home: (Path, bool)) -> Self {
         Live {
             connection,
             peer,
-            children,
+            children: Vec::new(),
             phase: Phase::Up,
             moving: Vec::new(),
             pending: Vec::new(),
+            home,
+            virtual_ips: Vec::new(),
+            assigned: Vec::new(),
             tasks: Tasks::default(),
+            missing: Vec::new(),
+            rekey_ike_at: None,
             verdict: None,
         }
     }
 
     /// Where the CHILD_SAs are or are going, and whether in UDP.
-    pub(crate) fn place(&self) -> Option<(Path, bool)> {
+    pub(crate) fn place(&self) -> (Path, bool) {
         let going = self.moving.last().and_then(|(_, moves)| moves.first());
         going
             .map(|change| (change.path, change.encap))
             .or_else(|| self.children.first().map(|child| (child.path, child.encap)))
+            .unwrap_or(self.home)
     }
 
     /// Takes a CHILD_SA out here and in the data plane; gives its inbound SPI.
@@ -104,6 +129,19 @@ impl Live {
         shared.esp_spis.remove(&child.spi_in.0);
         shared.action(sa, Action::Remove(child.id));
         Some(child.spi_in)
+    }
+
+    /// Gives back the SPIs that are reserved for what is under way.
+    pub(crate) fn release(&self, shared: &mut Shared) {
+        match &self.tasks.running {
+            Some(Running::Child(create)) => {
+                shared.esp_spis.remove(&create.spi_in());
+            }
+            Some(Running::Ike(rekey)) => {
+                shared.by_spi.remove(&rekey.spi());
+            }
+            Some(Running::Delete(_)) | None => {}
+        }
     }
 
     /// Why it is closing.
@@ -131,9 +169,9 @@ pub(crate) fn unknown_critical(payloads: &[Payload]) -> Option<u8> {
 pub(crate) fn refuse(
     sa: &mut Sa,
     cx: &mut Cx<'_>,
+    on: On,
     path: Path,
-    exchange: ExchangeType,
-    message_id: u32,
+    exchange: (ExchangeType, u32),
     refusal: Refusal,
 ) {
     let (notify, end) = match refusal {
@@ -145,9 +183,11 @@ pub(crate) fn refuse(
             (notify, matches!(sa.state, State::AuthRequest(_)).then_some(text))
         }
     };
-    let sent = sa.respond(cx, path, exchange, message_id, &[Payload::Notify(notify)]);
-    if let Some(text) = end.or_else(|| sent.err().map(|e| e.to_string())) {
-        sa.close(cx, CloseReason::Protocol(text));
+    let sent = sa.respond_on(cx, on, path, exchange, &[Payload::Notify(notify)]);
+    let Some(text) = end.or_else(|| sent.err().map(|e| e.to_string())) else { return };
+    match on {
+        On::Current => sa.close(cx, CloseReason::Protocol(text)),
+        On::Former(spi) => former::discard(sa, cx, spi),
     }
 }
 
@@ -161,33 +201,63 @@ pub(crate) fn on_request(
     payloads: &[Payload],
 ) -> Result<(), Refusal> {
     arm_liveness(sa, cx);
-    let (response, end) = if exchange == ExchangeType::CREATE_CHILD_SA {
-        let Some(response) = rekey::on_request(sa, cx, path, message_id, payloads) else {
-            return Ok(());
-        };
+    let (response, reason) = if exchange == ExchangeType::CREATE_CHILD_SA {
+        let response = create_responder::on_request(sa, cx, path, message_id, payloads)?;
+        let Some(response) = response else { return Ok(()) };
         (response, None)
     } else {
-        on_informational(sa, cx, path, message_id, payloads)
+        let Some(view) = sa.view() else { return Ok(()) };
+        on_informational(sa, cx, &view, path, message_id, payloads)
     };
     let sent = sa.respond(cx, path, exchange, message_id, &response);
-    match (sent, end) {
+    match (sent, reason) {
         (Err(reason), _) => sa.close(cx, reason),
-        // The peer still has the IKE_SA, and is told that it goes (RFC 7296 §1.4.1).
-        (Ok(()), Some(reason @ CloseReason::Child(_))) => {
-            if let State::Live(live) = &mut sa.state {
-                live.verdict = Some(reason);
-            }
-            delete(sa, cx, Vec::new());
-        }
-        (Ok(()), Some(reason)) => sa.close(cx, reason),
+        (Ok(()), Some(CloseReason::PeerDeleted)) if rekey_ike::on_deleted(sa, cx) => {}
+        (Ok(()), Some(reason)) => conclude(sa, cx, reason),
         (Ok(()), None) => {}
     }
     Ok(())
 }
 
-fn on_informational(
+/// Ends the IKE_SA: with DELETE if the peer still has it (RFC 7296 §1.4.1).
+pub(crate) fn conclude(sa: &mut Sa, cx: &mut Cx<'_>, reason: CloseReason) {
+    match reason {
+        reason @ CloseReason::Child(_) => end(sa, cx, reason),
+        reason => sa.close(cx, reason),
+    }
+}
+
+/// Ends the IKE_SA with DELETE, for this reason.
+pub(crate) fn end(sa: &mut Sa, cx: &mut Cx<'_>, reason: CloseReason) {
+    if let State::Live(live) = &mut sa.state {
+        live.verdict.get_or_insert(reason);
+    }
+    delete(sa, cx, Vec::new());
+}
+
+/// How many requests the peer says that it takes at once (RFC 7296 §2.3).
+pub(crate) fn window_of(payloads: &[Payload]) -> Option<u32> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(n) if n.kind == NotifyType::SET_WINDOW_SIZE => {
+            n.data.as_slice().try_into().ok().map(u32::from_be_bytes).filter(|size| *size > 0)
+        }
+        _ => None,
+    })
+}
+
+/// SET_WINDOW_SIZE, if ours is not the default of 1 (RFC 7296 §2.3).
+pub(crate) fn announce_window(window: u32) -> Option<Payload> {
+    let window = window.min(MOST_WINDOW);
+    let notify = || Notify::new(NotifyType::SET_WINDOW_SIZE, window.to_be_bytes());
+    (window > 1).then(|| Payload::Notify(notify()))
+}
+
+/// An INFORMATIONAL request on the channel of `view`; gives the response, and why the IKE_SA ends if it
+/// does.
+pub(crate) fn on_informational(
     sa: &mut Sa,
     cx: &mut Cx<'_>,
+    view: &SaView,
     path: Path,
     message_id: u32,
     payloads: &[Payload],
@@ -211,16 +281,20 @@ fn on_informational(
             _ => {}
         }
     }
-    if let Some(view) = sa.view() {
-        let request = Request { now: cx.now, path, message_id, payloads };
-        let extra = cx.extension.informational(&view, &request, &mut cx.shared.random);
-        response.extend(extra);
+    if let Some(window) = window_of(payloads)
+        && let Some(channel) = sa.channel_of(view)
+    {
+        channel.outgoing.widen(window);
     }
-    let childless = matches!(
+    let request = Request { now: cx.now, path, message_id, payloads };
+    response.extend(cx.extension.informational(view, &request, &mut cx.shared.random));
+    // The initiator's configuration asks for the CHILD_SA: without one it is to begin anew. To a
+    // responder an IKE_SA without CHILD_SAs is as good as any (RFC 7296 §1.4.1).
+    let bare = matches!(
         &sa.state,
         State::Live(live) if live.children.is_empty() && live.pending.is_empty()
     );
-    let end = (childless && !response.is_empty() && has_esp_delete(payloads))
+    let end = (bare && sa.role == Role::Initiator && has_esp_delete(payloads))
         .then(|| CloseReason::Child("the peer deleted the CHILD_SA".into()));
     (response, end)
 }
@@ -277,6 +351,13 @@ pub(crate) fn on_response(
         sa.forget(cx);
         return;
     }
+    task::mind_message_ids(sa, cx);
+    // Which IKE_SA is to be deleted, the old one or its successor, the answer to a rekey decides.
+    if request.tag == Some(Tag::Child) && task::is_rekeying_ike(sa) {
+        task::on_response(sa, cx, &payloads);
+        send_pending_delete(sa, cx);
+        return;
+    }
     if send_pending_delete(sa, cx) {
         return;
     }
@@ -285,7 +366,8 @@ pub(crate) fn on_response(
         return;
     }
     if let Some(tag) = request.tag {
-        cx.shared.event(Event::Response { sa: sa.id, tag, path, payloads });
+        let spis = sa.channel.spis();
+        cx.shared.event(Event::Response { sa: sa.id, tag, path, spis, payloads });
     }
 }
 
@@ -296,7 +378,7 @@ pub(crate) fn on_answer(
     id: ActionId,
     result: Result<(), ActionError>,
 ) {
-    if rekey::on_answer(sa, cx, id, &result) {
+    if create_responder::on_answer(sa, cx, id, &result) {
         return;
     }
     let State::Live(live) = &mut sa.state else { return };
@@ -353,8 +435,11 @@ fn on_installed(
                 let at = task::rekey_time(cx, live);
                 live.children.iter_mut().for_each(|child| child.rekey_at = at);
             }
-            task::arm(sa, cx);
+            task::ike_rekeyed(sa, cx);
             cx.shared.event(Event::Established(news));
+            if sa.role == Role::Initiator {
+                create_responder::make_others(sa, cx, 1);
+            }
         }
         Some(ActionError(text)) if sa.role == Role::Initiator => {
             let path = sa.path;
@@ -381,6 +466,7 @@ pub(crate) fn move_children(
     encap: bool,
 ) -> Option<ActionId> {
     let State::Live(live) = &mut sa.state else { return None };
+    live.home = (path, encap);
     let moves: Vec<ChildMove> =
         live.children.iter().map(|c| ChildMove { id: c.id, path, encap }).collect();
     if moves.is_empty() {
@@ -420,10 +506,11 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
 
 /// Sends the DELETE that waits for the window, if there is one. True if the IKE_SA is closing.
 fn send_pending_delete(sa: &mut Sa, cx: &mut Cx<'_>) -> bool {
-    let open = sa.outgoing.is_open();
+    // It is the last request of all (RFC 7296 §1.4.1, §2.8).
+    let idle = sa.channel.outgoing.is_idle();
     let State::Live(live) = &mut sa.state else { return false };
     let Phase::Closing { payloads, sent } = &mut live.phase else { return false };
-    if *sent || !open {
+    if *sent || !idle {
         return true;
     }
     *sent = true;
@@ -451,7 +538,7 @@ pub(crate) fn on_liveness(sa: &mut Sa, cx: &mut Cx<'_>) {
         return;
     }
     // A request that is out already asks the same question.
-    if sa.outgoing.is_open() {
+    if sa.channel.outgoing.is_idle() {
         let payloads = match sa.view() {
             Some(view) => cx.extension.liveness(&view, &mut cx.shared.random),
             None => Vec::new(),

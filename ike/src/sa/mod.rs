@@ -6,147 +6,41 @@
 pub(crate) mod auth;
 pub(crate) mod auth_initiator;
 pub(crate) mod auth_responder;
+pub(crate) mod channel;
 pub(crate) mod child;
+pub(crate) mod create_initiator;
+pub(crate) mod create_responder;
 pub(crate) mod envelope;
 pub(crate) mod exchange;
+pub(crate) mod former;
 pub(crate) mod fragment;
 pub(crate) mod init;
 pub(crate) mod init_responder;
 pub(crate) mod live;
+mod message;
 pub(crate) mod negotiate;
-pub(crate) mod rekey;
+pub(crate) mod rekey_ike;
+pub(crate) mod shared;
 pub(crate) mod task;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use crate::{
     child::ChildId,
     config::{ConnectionConfig, ConnectionId, Retransmission, Role},
-    endpoint::timers::{Timer, Timers},
-    event::{Action, ActionError, ActionId, CloseReason, Event, Output, SaId, Tag, Transmit},
+    endpoint::timers::Timer,
+    event::{Action, ActionError, ActionId, CloseReason, Event, SaId, Tag},
     extension::{Extension, SaView},
     nat::Nat,
     path::Path,
-    pool::Pool,
-    random::Random,
     time::Time,
-    wire::{ExchangeType, Flags, Header, Message, Payload},
+    wire::{ExchangeType, Payload},
 };
 
-use envelope::{Inside, Keys};
-use exchange::{Arrival, Incoming, Outgoing, Retransmit};
-use fragment::{Fragments, Received};
-
-/// What all IKE_SAs of an endpoint share.
-pub(crate) struct Shared {
-    pub(crate) random: Random,
-    pub(crate) connections: Vec<ConnectionConfig>,
-    pub(crate) pools: BTreeMap<ConnectionId, Vec<Pool>>,
-    pub(crate) timers: Timers,
-    pub(crate) outputs: VecDeque<Output>,
-    pub(crate) pending_actions: BTreeMap<ActionId, SaId>,
-    pub(crate) esp_spis: BTreeSet<u32>,
-    /// who is at the other end of the IKE_SAs that we answered
-    pub(crate) peers: BTreeMap<SaId, (ConnectionId, String)>,
-    /// new IKE_SAs whose peers said INITIAL_CONTACT, to be acted on after the input
-    pub(crate) replaced: Vec<(SaId, ConnectionId, String)>,
-    /// the data plane can carry ESP in UDP alone
-    pub(crate) force_encap: bool,
-    next_id: u64,
-}
-
-impl Shared {
-    pub(crate) fn new(
-        random: Random,
-        connections: Vec<ConnectionConfig>,
-        force_encap: bool,
-    ) -> Self {
-        let pools = connections
-            .iter()
-            .enumerate()
-            .map(|(i, c)| (ConnectionId(i), c.pools.iter().copied().map(Pool::new).collect()))
-            .collect();
-        Shared {
-            random,
-            connections,
-            pools,
-            timers: Timers::default(),
-            outputs: VecDeque::new(),
-            pending_actions: BTreeMap::new(),
-            esp_spis: BTreeSet::new(),
-            peers: BTreeMap::new(),
-            replaced: Vec::new(),
-            force_encap,
-            next_id: 1,
-        }
-    }
-
-    /// A number that names one thing for as long as the process lives.
-    pub(crate) fn fresh_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    pub(crate) fn connection(&self, id: ConnectionId) -> Option<&ConnectionConfig> {
-        self.connections.get(id.0)
-    }
-
-    /// Whether we tell initiators that there is a NAT, so that ESP goes in UDP. When IKE_SA_INIT is
-    /// answered it is not known yet which connection it is for: one that wants it is enough.
-    pub(crate) fn responder_forces_encap(&self) -> bool {
-        let wants = |c: &ConnectionConfig| c.role == Role::Responder && c.force_encap;
-        self.force_encap || self.connections.iter().any(wants)
-    }
-
-    /// Whether we tell initiators that we can do fragments: one connection that wants them is enough,
-    /// as above.
-    pub(crate) fn responder_fragments(&self) -> bool {
-        let wants = |c: &ConnectionConfig| c.role == Role::Responder && c.fragment_size.is_some();
-        self.connections.iter().any(wants)
-    }
-
-    pub(crate) fn event(&mut self, event: Event) {
-        self.outputs.push_back(Output::Event(event));
-    }
-
-    pub(crate) fn action(&mut self, sa: SaId, action: Action) -> ActionId {
-        let id = ActionId(self.fresh_id());
-        self.pending_actions.insert(id, sa);
-        self.outputs.push_back(Output::Action { id, action });
-        id
-    }
-
-    pub(crate) fn transmit(&mut self, path: Path, bytes: Vec<u8>) {
-        self.outputs.push_back(Output::Transmit(Transmit { path, bytes }));
-    }
-
-    /// Sends a message that is one datagram or several fragments.
-    pub(crate) fn transmit_all(&mut self, path: Path, datagrams: &[Vec<u8>]) {
-        datagrams.iter().for_each(|bytes| self.transmit(path, bytes.clone()));
-    }
-
-    /// Returns the virtual addresses of an IKE_SA.
-    pub(crate) fn release(&mut self, sa: SaId) {
-        self.peers.remove(&sa);
-        for pool in self.pools.values_mut().flatten() {
-            pool.release(sa);
-        }
-    }
-
-    /// An inbound ESP SPI that no CHILD_SA of ours has; above the reserved ones (RFC 4303 §2.1).
-    pub(crate) fn draw_esp_spi(&mut self) -> u32 {
-        loop {
-            let spi = self.random.u32();
-            if spi > 255 && self.esp_spis.insert(spi) {
-                return spi;
-            }
-        }
-    }
-}
+use channel::Channel;
+use exchange::{Outstanding, Retransmit};
+use former::Former;
+pub(crate) use shared::Shared;
 
 /// The moment, the shared state and the extension, for the length of one input.
 pub(crate) struct Cx<'a> {
@@ -174,19 +68,25 @@ pub(crate) enum State {
 /// How long the response to a last request is kept for its retransmissions.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// Which channel of an IKE_SA, the one in use or one that a rekey has left or not yet settled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum On {
+    /// the one in use
+    Current,
+    /// the one with this SPI of ours
+    Former(u64),
+}
+
 /// One IKE_SA.
 pub(crate) struct Sa {
     pub(crate) id: SaId,
+    /// our role in the first of a chain of rekeyed IKE_SAs (RFC 4555 §1.3)
     pub(crate) role: Role,
     pub(crate) connection: Option<ConnectionId>,
-    pub(crate) spi_i: u64,
-    pub(crate) spi_r: u64,
     pub(crate) path: Path,
     pub(crate) nat: Nat,
-    pub(crate) outgoing: Outgoing,
-    pub(crate) incoming: Incoming,
-    pub(crate) fragments: Fragments,
-    pub(crate) keys: Option<Keys>,
+    pub(crate) channel: Channel,
+    pub(crate) former: Vec<Former>,
     pub(crate) last_heard: Time,
     /// its name in the endpoint's table of half-open IKE_SAs
     pub(crate) half_open: Option<(u64, SocketAddr)>,
@@ -194,23 +94,42 @@ pub(crate) struct Sa {
 }
 
 impl Sa {
-    /// The SPI that we chose.
-    pub(crate) fn own_spi(&self) -> u64 {
-        match self.role {
-            Role::Initiator => self.spi_i,
-            Role::Responder => self.spi_r,
-        }
+    pub(crate) fn view(&self) -> Option<SaView> {
+        self.view_of(&self.channel)
     }
 
-    pub(crate) fn view(&self) -> Option<SaView> {
+    pub(crate) fn view_of(&self, channel: &Channel) -> Option<SaView> {
         Some(SaView {
             id: self.id,
             connection: self.connection?,
             role: self.role,
-            spi_i: self.spi_i,
-            spi_r: self.spi_r,
+            spi_i: channel.spi_i,
+            spi_r: channel.spi_r,
+            epoch: channel.epoch,
             path: self.path,
         })
+    }
+
+    pub(crate) fn on(&mut self, on: On) -> Option<&mut Channel> {
+        match on {
+            On::Current => Some(&mut self.channel),
+            On::Former(spi) => self
+                .former
+                .iter_mut()
+                .map(|former| &mut former.channel)
+                .find(|channel| channel.own_spi() == spi),
+        }
+    }
+
+    /// The channel that `view` shows.
+    pub(crate) fn channel_of(&mut self, view: &SaView) -> Option<&mut Channel> {
+        let spis = (view.spi_i, view.spi_r);
+        self.channels().find(|channel| channel.spis() == spis)
+    }
+
+    fn channels(&mut self) -> impl Iterator<Item = &mut Channel> {
+        let former = self.former.iter_mut().map(|former| &mut former.channel);
+        std::iter::once(&mut self.channel).chain(former)
     }
 
     fn policy(&self, shared: &Shared) -> Retransmission {
@@ -229,12 +148,6 @@ impl Sa {
         }
     }
 
-    pub(crate) fn header(&self, exchange: ExchangeType, response: bool, message_id: u32) -> Header {
-        let initiator = self.role == Role::Initiator;
-        let flags = Flags { initiator, response, version: false };
-        Header::new((self.spi_i, self.spi_r), exchange, flags, message_id)
-    }
-
     /// Seals and sends a request on the current path; the window must be open.
     pub(crate) fn request(
         &mut self,
@@ -243,10 +156,23 @@ impl Sa {
         payloads: &[Payload],
         tag: Option<Tag>,
     ) -> Result<(), CloseReason> {
-        let header = self.header(exchange, false, self.outgoing.next_id());
-        let limit = self.fragments.limit(self.config(cx.shared), self.path);
-        let datagrams = self.seal(cx, &header, payloads, limit)?;
-        self.start_request(cx, exchange, datagrams, tag);
+        self.request_on(cx, On::Current, exchange, payloads, tag)
+    }
+
+    pub(crate) fn request_on(
+        &mut self,
+        cx: &mut Cx<'_>,
+        on: On,
+        exchange: ExchangeType,
+        payloads: &[Payload],
+        tag: Option<Tag>,
+    ) -> Result<(), CloseReason> {
+        let (connection, path) = (self.connection, self.path);
+        let Some(channel) = self.on(on) else { return Ok(()) };
+        let config = connection.and_then(|id| cx.shared.connections.get(id.0));
+        let random = &mut cx.shared.random;
+        let datagrams = channel.seal_request(random, exchange, payloads, config, path)?;
+        self.start_request(cx, on, exchange, datagrams, tag);
         Ok(())
     }
 
@@ -254,20 +180,10 @@ impl Sa {
         self.connection.and_then(|id| shared.connection(id))
     }
 
-    fn seal(
-        &mut self,
-        cx: &mut Cx<'_>,
-        header: &Header,
-        payloads: &[Payload],
-        limit: Option<usize>,
-    ) -> Result<Vec<Vec<u8>>, CloseReason> {
-        let keys = self.keys.as_mut().ok_or_else(|| CloseReason::Protocol("no keys yet".into()))?;
-        keys.seal(&mut cx.shared.random, header, payloads, limit)
-    }
-
     pub(crate) fn start_request(
         &mut self,
         cx: &mut Cx<'_>,
+        on: On,
         exchange: ExchangeType,
         datagrams: Vec<Vec<u8>>,
         tag: Option<Tag>,
@@ -275,12 +191,22 @@ impl Sa {
         let policy = self.policy(cx.shared);
         let give_up = self.give_up(&policy);
         cx.shared.transmit_all(self.path, &datagrams);
-        let due = self.outgoing.start(cx.now, exchange, datagrams, tag, &policy, give_up);
-        cx.shared.timers.set(self.id, Timer::Retransmit, due);
+        if let Some(channel) = self.on(on) {
+            channel.outgoing.start(cx.now, exchange, datagrams, tag, &policy, give_up);
+        }
+        self.arm_retransmit(cx);
     }
 
-    /// Seals and sends the response to the request in progress, to where that came from
-    /// (RFC 7296 §2.11, RFC 4555 §1.2), and keeps it for retransmissions.
+    /// Sets or clears the time at which something may have to be sent again.
+    pub(crate) fn arm_retransmit(&mut self, cx: &mut Cx<'_>) {
+        match self.channels().filter_map(|channel| channel.outgoing.due()).min() {
+            Some(at) => cx.shared.timers.set(self.id, Timer::Retransmit, at),
+            None => cx.shared.timers.clear(self.id, Timer::Retransmit),
+        }
+    }
+
+    /// Seals and sends the response to a request, to where that came from (RFC 7296 §2.11,
+    /// RFC 4555 §1.2), and keeps it for retransmissions.
     pub(crate) fn respond(
         &mut self,
         cx: &mut Cx<'_>,
@@ -289,65 +215,87 @@ impl Sa {
         message_id: u32,
         payloads: &[Payload],
     ) -> Result<(), CloseReason> {
-        let header = self.header(exchange, true, message_id);
-        let limit = self.fragments.answer_limit(self.config(cx.shared), path);
-        let datagrams = self.seal(cx, &header, payloads, limit)?;
+        self.respond_on(cx, On::Current, path, (exchange, message_id), payloads)
+    }
+
+    pub(crate) fn respond_on(
+        &mut self,
+        cx: &mut Cx<'_>,
+        on: On,
+        path: Path,
+        exchange: (ExchangeType, u32),
+        payloads: &[Payload],
+    ) -> Result<(), CloseReason> {
+        let connection = self.connection;
+        let Some(channel) = self.on(on) else { return Ok(()) };
+        let config = connection.and_then(|id| cx.shared.connections.get(id.0));
+        let random = &mut cx.shared.random;
+        let datagrams = channel.seal_response(random, exchange, payloads, config, path)?;
         cx.shared.transmit_all(path, &datagrams);
-        self.incoming.finish(datagrams);
         Ok(())
     }
 
-    /// Sends the outstanding request again at once on the current path. With `fresh` its back-off and
+    /// Sends what is outstanding again at once on the current path. With `fresh` its back-off and
     /// the peer's time to answer start anew; without, they go on, so that a peer which answers on no
     /// path is asked ever more rarely and given up in the end.
     pub(crate) fn hasten(&mut self, cx: &mut Cx<'_>, fresh: bool) {
         if fresh {
             let policy = self.policy(cx.shared);
             let give_up = self.give_up(&policy);
-            if let Some(due) = self.outgoing.hasten(cx.now, &policy, give_up) {
-                cx.shared.timers.set(self.id, Timer::Retransmit, due);
+            for channel in self.channels() {
+                channel.outgoing.hasten(cx.now, &policy, give_up);
             }
+            self.arm_retransmit(cx);
         }
         // The headers of another family leave less room.
         self.refragment(cx.shared, None);
-        self.retransmit_on(cx, self.path);
+        let path = self.path;
+        for channel in self.channels() {
+            for out in channel.outgoing.outstanding() {
+                cx.shared.transmit_all(path, &out.datagrams);
+            }
+        }
     }
 
-    /// Gives an outstanding request no more time than a handshake has.
+    /// Gives outstanding requests no more time than a handshake has.
     pub(crate) fn hurry(&mut self, cx: &mut Cx<'_>) {
         let policy = self.policy(cx.shared);
-        if self.outgoing.outstanding().is_some() {
-            self.outgoing.limit(cx.now + policy.give_up_handshake);
-            cx.shared.timers.set(self.id, Timer::Retransmit, cx.now + policy.first);
+        for channel in self.channels() {
+            channel.outgoing.limit(cx.now + policy.give_up_handshake);
+            channel.outgoing.hurry(cx.now + policy.first);
         }
+        self.arm_retransmit(cx);
     }
 
-    /// Cuts the outstanding request anew if it is too big for the current path, or for IP packets of
-    /// `size` octets, the most that is sent from now on. Else it stays as it is, to the octet
+    /// Cuts outstanding requests anew that are too big for the current path, or for IP packets of
+    /// `size` octets, the most that is sent from now on. Else they stay as they are, to the octet
     /// (RFC 7383 §2.5.2, RFC 7296 §2.1).
     pub(crate) fn refragment(&mut self, shared: &mut Shared, size: Option<u16>) -> bool {
-        if let Some(size) = size {
-            self.fragments.set_ceiling(size);
-        }
         let policy = self.policy(shared);
-        let limit = self.fragments.limit(self.config(shared), self.path);
-        let (Some(limit), Some(out), Some(keys)) =
-            (limit, self.outgoing.outstanding(), &mut self.keys)
-        else {
-            return false;
-        };
-        let Some(datagrams) = keys.recut(&mut shared.random, &out.datagrams, limit) else {
-            return false;
-        };
-        self.outgoing.recut(datagrams, &policy);
-        true
-    }
-
-    /// Sends the same octets of the outstanding request on `path`.
-    pub(crate) fn retransmit_on(&self, cx: &mut Cx<'_>, path: Path) {
-        if let Some(out) = self.outgoing.outstanding() {
-            cx.shared.transmit_all(path, &out.datagrams);
+        let (connection, path) = (self.connection, self.path);
+        let mut cut = false;
+        for channel in self.channels() {
+            if let Some(size) = size {
+                channel.fragments.set_ceiling(size);
+            }
+            let config = connection.and_then(|id| shared.connections.get(id.0));
+            let limit = channel.fragments.limit(config, path);
+            let (Some(limit), Some(keys)) = (limit, &mut channel.keys) else { continue };
+            let anew: Vec<(u32, Vec<Vec<u8>>)> = channel
+                .outgoing
+                .outstanding()
+                .iter()
+                .filter_map(|out| {
+                    let datagrams = keys.recut(&mut shared.random, &out.datagrams, limit)?;
+                    Some((out.message_id, datagrams))
+                })
+                .collect();
+            cut |= !anew.is_empty();
+            for (message_id, datagrams) in anew {
+                channel.outgoing.recut(message_id, datagrams, &policy);
+            }
         }
+        cut
     }
 
     pub(crate) fn on_timer(&mut self, cx: &mut Cx<'_>, timer: Timer) {
@@ -360,8 +308,11 @@ impl Sa {
             },
             Timer::Liveness => live::on_liveness(self, cx),
             Timer::Rekey => task::on_timer(self, cx),
+            Timer::Former => former::on_timer(self, cx),
             Timer::Reassembly => {
-                self.fragments.expire(cx.now);
+                for channel in self.channels() {
+                    channel.fragments.expire(cx.now);
+                }
                 self.arm_reassembly(cx);
             }
         }
@@ -369,19 +320,20 @@ impl Sa {
 
     /// RFC 7383 §2.5.2: a long request that finds no answer may be too big for the path.
     fn probe_smaller(&mut self, cx: &mut Cx<'_>) {
-        let out = self.outgoing.outstanding();
-        let Some(out) = out.filter(|out| out.tries_in_size >= fragment::TRIES_PER_SIZE) else {
-            return;
-        };
-        let longest = out.datagrams.iter().map(Vec::len).max().unwrap_or_default();
-        if let Some(size) = self.fragments.smaller(self.config(cx.shared), self.path, longest) {
+        let tried = |out: &&Outstanding| out.tries_in_size >= fragment::TRIES_PER_SIZE;
+        let outstanding = self.channel.outgoing.outstanding();
+        let tried: Vec<&Outstanding> = outstanding.iter().filter(tried).collect();
+        let longest = tried.iter().flat_map(|out| &out.datagrams).map(Vec::len).max();
+        let Some(longest) = longest else { return };
+        let config = self.config(cx.shared);
+        if let Some(size) = self.channel.fragments.smaller(config, self.path, longest) {
             self.refragment(cx.shared, Some(size));
         }
     }
 
     /// Sets or clears the time at which fragments have waited long enough.
-    fn arm_reassembly(&self, cx: &mut Cx<'_>) {
-        match self.fragments.deadline() {
+    fn arm_reassembly(&mut self, cx: &mut Cx<'_>) {
+        match self.channels().filter_map(|channel| channel.fragments.deadline()).min() {
             Some(at) => cx.shared.timers.set(self.id, Timer::Reassembly, at),
             None => cx.shared.timers.clear(self.id, Timer::Reassembly),
         }
@@ -390,12 +342,14 @@ impl Sa {
     fn on_retransmit(&mut self, cx: &mut Cx<'_>) {
         let policy = self.policy(cx.shared);
         self.probe_smaller(cx);
-        match self.outgoing.on_timer(cx.now, &policy) {
+        match self.channel.outgoing.on_timer(cx.now, &policy) {
             Retransmit::Idle => {}
-            Retransmit::Again(due) => {
-                cx.shared.timers.set(self.id, Timer::Retransmit, due);
-                self.retransmit_on(cx, self.path);
-                let tries = self.outgoing.outstanding().map_or(0, |out| out.tries);
+            Retransmit::Again { ids, tries } => {
+                for out in self.channel.outgoing.outstanding() {
+                    if ids.contains(&out.message_id) {
+                        cx.shared.transmit_all(self.path, &out.datagrams);
+                    }
+                }
                 cx.shared.event(Event::Unanswered { sa: self.id, tries });
             }
             Retransmit::GiveUp => {
@@ -406,146 +360,11 @@ impl Sa {
                 };
                 self.close(cx, hint.unwrap_or(CloseReason::Unanswered(self.path)));
                 self.forget(cx);
+                return;
             }
         }
-    }
-
-    /// A message for this IKE_SA, well formed outside and still sealed.
-    pub(crate) fn on_message(
-        &mut self,
-        cx: &mut Cx<'_>,
-        path: Path,
-        datagram: &[u8],
-        message: &Message<'_>,
-    ) {
-        let header = &message.header;
-        if header.flags.initiator != (self.role == Role::Responder) {
-            return;
-        }
-        if header.exchange == ExchangeType::IKE_SA_INIT {
-            if matches!(self.state, State::InitResponse(_)) && header.flags.response {
-                init::on_response(self, cx, path, datagram, message);
-            }
-            return;
-        }
-        if header.spi_i != self.spi_i || header.spi_r != self.spi_r {
-            return;
-        }
-        if header.flags.response {
-            self.on_sealed_response(cx, path, message);
-        } else {
-            self.on_sealed_request(cx, path, message);
-        }
-    }
-
-    fn on_sealed_request(&mut self, cx: &mut Cx<'_>, path: Path, message: &Message<'_>) {
-        let (id, exchange) = (message.header.message_id, message.header.exchange);
-        let arrival = self.incoming.arrival(id);
-        if matches!(arrival, Arrival::OutOfWindow | Arrival::Pending) {
-            return;
-        }
-        // RFC 7296 §2.2: IKE_AUTH and nothing else comes before the IKE_SA is established.
-        let expected = match self.state {
-            State::AuthRequest(_) => exchange == ExchangeType::IKE_AUTH,
-            State::Live(_) => {
-                exchange == ExchangeType::INFORMATIONAL || exchange == ExchangeType::CREATE_CHILD_SA
-            }
-            State::Lingering => false,
-            State::InitResponse(_) | State::AuthResponse(_) | State::Between => return,
-        };
-        if matches!(arrival, Arrival::Answered(_)) {
-            self.answer_again(cx, path, message);
-            return;
-        }
-        let Some(keys) = self.keys.as_ref().filter(|_| expected) else { return };
-        let authenticated = matches!(self.state, State::Live(_));
-        // RFC 7296 §3.14, RFC 8019 §3: what fails the integrity check changes nothing.
-        let received = self.fragments.request(cx.now, keys, path, message, authenticated);
-        let Some(inside) = self.received(cx, received) else { return };
-        self.last_heard = cx.now;
-        self.incoming.begin(id);
-        let done = match inside.payloads() {
-            Err(error) => Err(live::Refusal::Syntax(error.to_string())),
-            Ok(payloads) => match live::unknown_critical(&payloads) {
-                Some(kind) => Err(live::Refusal::UnknownCritical(kind)),
-                None if exchange == ExchangeType::IKE_AUTH => {
-                    auth_responder::on_request(self, cx, path, id, &payloads);
-                    Ok(())
-                }
-                None => live::on_request(self, cx, path, id, exchange, &payloads),
-            },
-        };
-        if let Err(refusal) = done {
-            live::refuse(self, cx, path, exchange, id, refusal);
-        }
-    }
-
-    /// The last request again: its response goes to where this copy came from, and nothing else happens
-    /// (RFC 4555 §3.5, RFC 7296 §2.1).
-    fn answer_again(&mut self, cx: &mut Cx<'_>, path: Path, message: &Message<'_>) {
-        let fragment = message.encrypted.and_then(|sealed| sealed.fragment);
-        // RFC 7383 §2.6.1: once for each time that all fragments come again.
-        if fragment.is_some_and(|fragment| fragment.number != 1) {
-            return;
-        }
-        let limit = self.fragments.repeat_limit(self.config(cx.shared), path, message);
-        let Some(keys) = &mut self.keys else { return };
-        if !self.fragments.is_genuine(keys, message) {
-            return;
-        }
-        let id = message.header.message_id;
-        let Arrival::Answered(datagrams) = self.incoming.arrival(id) else { return };
-        // RFC 7383 §2.5.2: who asks in smaller fragments has not got the response in bigger ones.
-        let smaller = limit.and_then(|limit| keys.recut(&mut cx.shared.random, datagrams, limit));
-        cx.shared.transmit_all(path, smaller.as_deref().unwrap_or(datagrams));
-        if let Some(smaller) = smaller {
-            self.incoming.recut(smaller);
-        }
-    }
-
-    /// The content of what arrived, if a message has become whole.
-    fn received(&mut self, cx: &mut Cx<'_>, received: Received) -> Option<Inside> {
-        if matches!(received, Received::Nothing) {
-            return None;
-        }
-        self.arm_reassembly(cx);
-        match received {
-            Received::Whole(inside) => Some(inside),
-            Received::Part | Received::Nothing => None,
-            Received::TooMuch => {
-                // RFC 7383 §5: an attack or a broken sender; either way it was the peer.
-                let text = "the peer's fragments make a message that is too long";
-                self.close(cx, CloseReason::Protocol(text.into()));
-                self.forget(cx);
-                None
-            }
-        }
-    }
-
-    fn on_sealed_response(&mut self, cx: &mut Cx<'_>, path: Path, message: &Message<'_>) {
-        let (id, exchange) = (message.header.message_id, message.header.exchange);
-        let outstanding = self.outgoing.outstanding();
-        if outstanding.is_none_or(|out| out.message_id != id || out.exchange != exchange) {
-            return;
-        }
-        let Some(keys) = &self.keys else { return };
-        let received = self.fragments.response(cx.now, keys, message);
-        let Some(inside) = self.received(cx, received) else { return };
-        let Some(request) = self.outgoing.take(id, exchange) else { return };
-        cx.shared.timers.clear(self.id, Timer::Retransmit);
-        self.last_heard = cx.now;
-        // RFC 7296 §2.21.3: a response that is malformed after its integrity check ends the IKE_SA.
-        match inside.payloads() {
-            Err(error) => {
-                self.close(cx, CloseReason::Protocol(error.to_string()));
-                self.forget(cx);
-            }
-            Ok(payloads) => match self.state {
-                State::AuthResponse(_) => auth_initiator::on_response(self, cx, path, &payloads),
-                State::Live(_) => live::on_response(self, cx, path, request, payloads),
-                _ => {}
-            },
-        }
+        former::on_retransmit(self, cx, &policy);
+        self.arm_retransmit(cx);
     }
 
     pub(crate) fn on_answer(
@@ -566,6 +385,7 @@ impl Sa {
         let children: Vec<(ChildId, u32)> = match state {
             State::Lingering => return,
             State::Live(live) => {
+                live.release(cx.shared);
                 let new = live.pending.iter().map(|pending| &pending.child);
                 live.children().iter().chain(new).map(|c| (c.id, c.spi_in.0)).collect()
             }
@@ -579,6 +399,10 @@ impl Sa {
             cx.shared.esp_spis.remove(&spi);
             cx.shared.action(self.id, Action::Remove(child));
         }
+        self.former.iter().for_each(|former| {
+            cx.shared.by_spi.remove(&former.channel.own_spi());
+        });
+        self.former.clear();
         self.over(cx, reason);
     }
 
@@ -599,12 +423,16 @@ impl Sa {
     pub(crate) fn forget(&mut self, cx: &mut Cx<'_>) {
         cx.shared.timers.clear_all(self.id);
         self.state = State::Lingering;
-        self.keys = None;
-        self.fragments.clear();
+        for channel in self.channels() {
+            cx.shared.by_spi.remove(&channel.own_spi());
+            channel.keys = None;
+            channel.fragments.clear();
+        }
+        self.former.clear();
     }
 
     /// Whether nothing more can come of it.
     pub(crate) fn is_forgotten(&self) -> bool {
-        matches!(self.state, State::Lingering) && self.keys.is_none()
+        matches!(self.state, State::Lingering) && self.channel.keys.is_none()
     }
 }

@@ -35,7 +35,9 @@ fn want_ike(suite: &IkeSuite) -> Want {
     want
 }
 
-fn want_esp(proposal: &EspProposal) -> Want {
+/// With `ke` for CREATE_CHILD_SA, in which a key exchange may stand (RFC 7296 §1.3.1); IKE_AUTH has none
+/// (§1.2).
+fn want_esp(proposal: &EspProposal, ke: bool) -> Want {
     let mut want = match proposal.suite {
         EspSuite::AesGcm16 { key_bits } => want_encryption(20, Some(key_bits), None),
         EspSuite::ChaCha20Poly1305 => want_encryption(28, None, None),
@@ -44,6 +46,9 @@ fn want_esp(proposal: &EspProposal) -> Want {
         }
     };
     want.push((TransformType::ESN, u16::from(proposal.esn), None));
+    if let Some(method) = proposal.key_exchange.filter(|_| ke) {
+        want.push((TransformType::KE, method.id(), None));
+    }
     want
 }
 
@@ -162,9 +167,9 @@ fn accept(wants: &[Want], protocol: Protocol, answer: &[Proposal]) -> Option<usi
     })
 }
 
-/// The SA payload of IKE_SA_INIT.
-pub(crate) fn offer_ike(suites: &[IkeSuite]) -> Vec<Proposal> {
-    offer(suites.iter().map(want_ike), Protocol::IKE, &[])
+/// The SA payload of IKE_SA_INIT, or with our `spi` that of a rekey of the IKE_SA (RFC 7296 §3.3.1).
+pub(crate) fn offer_ike(suites: &[IkeSuite], spi: &[u8]) -> Vec<Proposal> {
+    offer(suites.iter().map(want_ike), Protocol::IKE, spi)
 }
 
 /// Our best suite among the offered ones, and the proposal to answer with.
@@ -176,12 +181,32 @@ pub(crate) fn select_ike(
     offered: &[Proposal],
     sent_method: u16,
 ) -> Option<(IkeSuite, Proposal)> {
+    best_ike(suites, offered, sent_method, 0)
+}
+
+/// The same in a rekey of the IKE_SA, with the SPI that the peer chose.
+pub(crate) fn select_ike_rekey(
+    suites: &[IkeSuite],
+    offered: &[Proposal],
+    sent_method: u16,
+) -> Option<(IkeSuite, Proposal, u64)> {
+    let (suite, answer) = best_ike(suites, offered, sent_method, 8)?;
+    let spi = ike_spi(&answer.spi)?;
+    Some((suite, answer, spi))
+}
+
+fn best_ike(
+    suites: &[IkeSuite],
+    offered: &[Proposal],
+    sent_method: u16,
+    spi_len: usize,
+) -> Option<(IkeSuite, Proposal)> {
     let sent = suites.iter().filter(|suite| suite.key_exchange.id() == sent_method);
     sent.chain(suites).find_map(|suite| {
         let want = want_ike(suite);
         offered
             .iter()
-            .filter(|p| p.protocol == Protocol::IKE && p.spi.is_empty())
+            .filter(|p| p.protocol == Protocol::IKE && p.spi.len() == spi_len)
             .find_map(|p| Some((*suite, select(&want, p)?)))
     })
 }
@@ -192,19 +217,38 @@ pub(crate) fn accept_ike(suites: &[IkeSuite], answer: &[Proposal]) -> Option<Ike
     suites.get(accept(&wants, Protocol::IKE, answer)?).copied()
 }
 
-/// The SA payload that offers a CHILD_SA with our inbound `spi`.
-pub(crate) fn offer_esp(proposals: &[EspProposal], spi: u32) -> Vec<Proposal> {
-    offer(proposals.iter().map(want_esp), Protocol::ESP, &spi.to_be_bytes())
+/// The same in a rekey of the IKE_SA, with the SPI that the responder chose.
+pub(crate) fn accept_ike_rekey(
+    suites: &[IkeSuite],
+    answer: &[Proposal],
+) -> Option<(IkeSuite, u64)> {
+    Some((accept_ike(suites, answer)?, ike_spi(&answer.first()?.spi)?))
+}
+
+/// An IKE SPI: eight octets, not zero (RFC 7296 §3.1).
+fn ike_spi(spi: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(spi.try_into().ok()?)).filter(|spi| *spi != 0)
+}
+
+/// The SA payload that offers a CHILD_SA with our inbound `spi`, with `ke` in CREATE_CHILD_SA.
+pub(crate) fn offer_esp(proposals: &[EspProposal], spi: u32, ke: bool) -> Vec<Proposal> {
+    let wants = proposals.iter().map(|proposal| want_esp(proposal, ke));
+    offer(wants, Protocol::ESP, &spi.to_be_bytes())
 }
 
 /// Our best ESP proposal among the offered ones, the proposal to answer with (whose SPI is still the
-/// peer's) and the peer's SPI.
+/// peer's) and the peer's SPI. In CREATE_CHILD_SA there is also the method of the peer's KE payload, if
+/// it has one: a proposal with that goes first, which spares a round trip (RFC 7296 §1.3.1).
 pub(crate) fn select_esp(
     proposals: &[EspProposal],
     offered: &[Proposal],
+    create: Option<Option<u16>>,
 ) -> Option<(EspProposal, Proposal, u32)> {
-    proposals.iter().find_map(|ours| {
-        let want = want_esp(ours);
+    let sent = create.flatten();
+    let fits = |ours: &&EspProposal| ours.key_exchange.map(|method| method.id()) == sent;
+    let first = proposals.iter().filter(|ours| create.is_some() && fits(ours));
+    first.chain(proposals).find_map(|ours| {
+        let want = want_esp(ours, create.is_some());
         offered.iter().filter(|p| p.protocol == Protocol::ESP).find_map(|p| {
             let spi = esp_spi(&p.spi)?;
             Some((*ours, select(&want, p)?, spi))
@@ -216,8 +260,9 @@ pub(crate) fn select_esp(
 pub(crate) fn accept_esp(
     proposals: &[EspProposal],
     answer: &[Proposal],
+    ke: bool,
 ) -> Option<(EspProposal, u32)> {
-    let wants: Vec<Want> = proposals.iter().map(want_esp).collect();
+    let wants: Vec<Want> = proposals.iter().map(|proposal| want_esp(proposal, ke)).collect();
     let index = accept(&wants, Protocol::ESP, answer)?;
     Some((*proposals.get(index)?, esp_spi(&answer.first()?.spi)?))
 }

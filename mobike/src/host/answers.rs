@@ -119,12 +119,17 @@ impl Host {
         now: Time,
         id: SaId,
         tag: Tag,
-        path: Path,
+        (path, spis): (Path, (u64, u64)),
         payloads: &[bewick_ike::wire::Payload],
     ) {
         let Some(view) = self.ike.view(id) else { return };
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let of_today = spis == (view.spi_i, view.spi_r);
         if tag == Tag::Liveness {
+            // A hash with SPIs that a rekey has replaced can't be compared.
+            if !of_today {
+                return;
+            }
             let seen = initiator::seen_as(payloads);
             let changed = seen.is_some() && mobility.seen_as.is_some() && seen != mobility.seen_as;
             mobility.seen_as = seen.or_else(|| mobility.seen_as.take());
@@ -138,16 +143,16 @@ impl Host {
             mobility.awaiting = Some((expected, awaiting));
             return;
         }
-        let spis = (view.spi_i, view.spi_r);
         match awaiting {
             Awaiting::List => {}
+            Awaiting::Mapping if !of_today => mobility.pending_mapping = true,
             Awaiting::Mapping => {
                 mobility.seen_as = mobility.seen_as.take().or(initiator::seen_as(payloads));
             }
             // RFC 4555 §3.5: an answer that was overtaken by another change says nothing.
             Awaiting::Update { generation, .. } if generation != mobility.generation => {}
             Awaiting::Update { cookie, .. } => {
-                mobility.seen_as = initiator::seen_as(payloads);
+                mobility.seen_as = initiator::seen_as(payloads).filter(|_| of_today);
                 let verdict = initiator::verdict(spis, path, &cookie, payloads);
                 self.on_update_answered(now, id, (view.path, path), verdict);
             }
@@ -169,6 +174,20 @@ impl Host {
                     self.move_children(now, id, checked);
                 }
             }
+        }
+    }
+
+    /// A rekey of the IKE_SA has overtaken our request: what it was for is still to be done.
+    pub(super) fn on_lost(&mut self, id: SaId, tag: Tag) {
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let Some((_, awaiting)) = mobility.awaiting.take_if(|(n, _)| tag == Tag::Upper(*n)) else {
+            return;
+        };
+        match awaiting {
+            Awaiting::Update { .. } => mobility.pending_update = true,
+            Awaiting::Routability { .. } => mobility.pending_check = true,
+            Awaiting::List => mobility.announced.clear(),
+            Awaiting::Mapping => mobility.pending_mapping = true,
         }
     }
 

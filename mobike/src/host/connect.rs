@@ -36,6 +36,7 @@ impl Host {
         &mut self,
         now: Time,
         connection: ConnectionId,
+        ike: bool,
     ) -> Result<(), CommandError> {
         self.ike.connection(connection).ok_or(CommandError::UnknownConnection)?;
         let up = |sa: &SaStatus<'_>| sa.connection == Some(connection) && sa.state == "established";
@@ -44,7 +45,11 @@ impl Host {
             return Err(CommandError::NotEstablished);
         }
         for id in ids {
-            self.ike.rekey_children(now, id, None, &mut self.movers);
+            if ike {
+                self.ike.rekey_ike(now, id, &mut self.movers);
+            } else {
+                self.ike.rekey_children(now, id, None, &mut self.movers);
+            }
         }
         Ok(())
     }

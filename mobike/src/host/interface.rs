@@ -28,6 +28,8 @@ pub enum Command {
     Move(ConnectionId, MoveTarget),
     /// give its CHILD_SAs new keys
     Rekey(ConnectionId),
+    /// give its IKE_SA new keys
+    RekeyIke(ConnectionId),
     /// delete every IKE_SA
     Shutdown,
 }

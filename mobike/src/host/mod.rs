@@ -159,7 +159,8 @@ impl Host {
             Command::Up(connection) => self.up(connection),
             Command::Down(connection) => self.down(now, connection),
             Command::Move(connection, target) => self.move_on_request(now, connection, &target),
-            Command::Rekey(connection) => self.rekey(now, connection),
+            Command::Rekey(connection) => self.rekey(now, connection, false),
+            Command::RekeyIke(connection) => self.rekey(now, connection, true),
             Command::Shutdown => {
                 self.wanted.clear();
                 for id in self.ids(|_| true) {
@@ -227,23 +228,15 @@ impl Host {
                     wanted.attempt = 0;
                 }
                 self.keepalives.insert((now + KEEPALIVE, id));
-                let nat = self.ike.sa(id).map(|sa| sa.nat).unwrap_or_default();
                 let place = self.ike.sa(id).and_then(|sa| sa.children.first().map(|c| c.path));
-                let own = self.ike.view(id).map(|view| self.as_we_are(&view));
                 let mut mobike = false;
                 if let (Some(path), Some(mobility)) = (path, self.movers.sas.get_mut(&id)) {
                     mobility.established = true;
                     mobility.children_at = place.unwrap_or(path);
                     mobility.encap = encap;
                     mobike = mobility.supported;
-                    // RFC 4555 §3.8: what the next answers are compared with. The hash of IKE_SA_INIT
-                    // is of no use behind a NAT, for port 4500 has another mapping than port 500.
-                    if mobility.role == Role::Initiator && nat.local {
-                        mobility.pending_mapping = mobility.supported;
-                    } else {
-                        mobility.seen_as = own.flatten();
-                    }
                 }
+                self.expect_mapping(id);
                 if let Some(path) = path {
                     self.event(Event::Established { established, path, mobike });
                 }
@@ -257,8 +250,17 @@ impl Host {
                     self.check_current(now, id);
                 }
             }
-            event::Event::Response { sa, tag, path, payloads } => {
-                self.on_response(now, sa, tag, path, &payloads);
+            event::Event::Response { sa, tag, path, spis, payloads } => {
+                self.on_response(now, sa, tag, (path, spis), &payloads);
+            }
+            event::Event::Lost { sa, tag } => self.on_lost(sa, tag),
+            event::Event::Rekeyed { sa, spis } => {
+                // What is compared is a hash with the SPIs in it (RFC 7296 §2.23).
+                self.expect_mapping(sa);
+                if let Some(mobility) = self.movers.sas.get(&sa) {
+                    let connection = mobility.connection;
+                    self.event(Event::Rekeyed { connection, sa, spis });
+                }
             }
             event::Event::Unanswered { sa, tries } => self.on_unanswered(now, sa, tries),
             event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
@@ -271,6 +273,20 @@ impl Host {
                 }
             }
             event::Event::Refused { path, reason } => self.event(Event::Refused { path, reason }),
+        }
+    }
+
+    /// RFC 4555 §3.8: what the next answers are compared with. Behind a NAT the peer has to be asked:
+    /// the hash of IKE_SA_INIT is of no use, for port 4500 has another mapping than port 500.
+    fn expect_mapping(&mut self, id: SaId) {
+        let nat = self.ike.sa(id).map(|sa| sa.nat).unwrap_or_default();
+        let own = self.ike.view(id).and_then(|view| self.as_we_are(&view));
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        if mobility.role == Role::Initiator && nat.local {
+            mobility.seen_as = None;
+            mobility.pending_mapping = mobility.supported;
+        } else {
+            mobility.seen_as = own;
         }
     }
 

@@ -11,6 +11,26 @@ use crate::{
     wire::{TransformAttribute, proposal::TransformAttributeValue},
 };
 
+fn offer_ike(suites: &[IkeSuite]) -> Vec<Proposal> {
+    super::offer_ike(suites, &[])
+}
+
+/// As in IKE_AUTH.
+fn offer_esp(proposals: &[EspProposal], spi: u32) -> Vec<Proposal> {
+    super::offer_esp(proposals, spi, false)
+}
+
+fn select_esp(
+    proposals: &[EspProposal],
+    offered: &[Proposal],
+) -> Option<(EspProposal, Proposal, u32)> {
+    super::select_esp(proposals, offered, None)
+}
+
+fn accept_esp(proposals: &[EspProposal], answer: &[Proposal]) -> Option<(EspProposal, u32)> {
+    super::accept_esp(proposals, answer, false)
+}
+
 const GCM: IkeEncryption = IkeEncryption::AesGcm16 { key_bits: 256 };
 const CBC: IkeEncryption = IkeEncryption::AesCbc { key_bits: 128, integrity: HmacSha2::Sha256 };
 const ENCRYPTIONS: [IkeEncryption; 5] = [
@@ -136,8 +156,8 @@ fn k_2_7_1_both_ends_agree_on_each_suite() {
             EspSuite::ChaCha20Poly1305,
             EspSuite::AesCbc { key_bits: 256, integrity: HmacSha2::Sha384 },
         ] {
-            let wanted = EspProposal { suite, esn };
-            let other = EspProposal { suite, esn: !esn };
+            let wanted = EspProposal { suite, esn, key_exchange: None };
+            let other = EspProposal { suite, esn: !esn, key_exchange: None };
             let offered = offer_esp(&[other, wanted], 0x1234_5678);
             let (chosen, mut answer, spi) = select_esp(&[wanted], &offered).unwrap();
             assert_eq!((chosen, spi), (wanted, 0x1234_5678));
@@ -242,7 +262,8 @@ fn k_2_7_1_an_aead_with_integrity_is_not_acceptable() {
     offered[0].transforms.retain(|t| t.kind != TransformType::INTEG);
     assert_eq!(select_ike(&[suite], &offered, 31), None);
     // An ESP proposal is held to the same.
-    let esp = EspProposal { suite: EspSuite::AesGcm16 { key_bits: 256 }, esn: false };
+    let esp =
+        EspProposal { suite: EspSuite::AesGcm16 { key_bits: 256 }, esn: false, key_exchange: None };
     let mut offered = offer_esp(&[esp], 0x1234_5678);
     offered[0].transforms.push(Transform::new(TransformType::INTEG, 12));
     assert_eq!(select_esp(&[esp], &offered), None);
@@ -316,7 +337,7 @@ fn k_3_3_1_a_proposal_of_another_protocol_or_spi_size_is_not_taken() {
     offered[0].protocol = Protocol::AH;
     assert_eq!(select_ike(&[suite], &offered, 31), None);
 
-    let esp = EspProposal { suite: EspSuite::ChaCha20Poly1305, esn: false };
+    let esp = EspProposal { suite: EspSuite::ChaCha20Poly1305, esn: false, key_exchange: None };
     for spi in [&[][..], &[1; 3], &[1; 8], &[0, 0, 0, 0], &[0, 0, 0, 255]] {
         let mut offered = offer_esp(&[esp], 0x1234_5678);
         offered[0].spi = spi.to_vec();

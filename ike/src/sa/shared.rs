@@ -1,0 +1,132 @@
+//! What all IKE_SAs of an endpoint share.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::{
+    config::{ConnectionConfig, ConnectionId, Role},
+    endpoint::timers::Timers,
+    event::{Action, ActionId, Event, Output, SaId, Transmit},
+    path::Path,
+    pool::Pool,
+    random::Random,
+};
+
+/// What all IKE_SAs of an endpoint share.
+pub(crate) struct Shared {
+    pub(crate) random: Random,
+    pub(crate) connections: Vec<ConnectionConfig>,
+    pub(crate) pools: BTreeMap<ConnectionId, Vec<Pool>>,
+    pub(crate) timers: Timers,
+    pub(crate) outputs: VecDeque<Output>,
+    pub(crate) pending_actions: BTreeMap<ActionId, SaId>,
+    pub(crate) esp_spis: BTreeSet<u32>,
+    /// whose our IKE SPIs are; after a rekey an IKE_SA has two for a while
+    pub(crate) by_spi: BTreeMap<u64, SaId>,
+    /// who is at the other end of the IKE_SAs that we answered
+    pub(crate) peers: BTreeMap<SaId, (ConnectionId, String)>,
+    /// new IKE_SAs whose peers said INITIAL_CONTACT, to be acted on after the input
+    pub(crate) replaced: Vec<(SaId, ConnectionId, String)>,
+    /// the data plane can carry ESP in UDP alone
+    pub(crate) force_encap: bool,
+    next_id: u64,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        random: Random,
+        connections: Vec<ConnectionConfig>,
+        force_encap: bool,
+    ) -> Self {
+        let pools = connections
+            .iter()
+            .enumerate()
+            .map(|(i, c)| (ConnectionId(i), c.pools.iter().copied().map(Pool::new).collect()))
+            .collect();
+        Shared {
+            random,
+            connections,
+            pools,
+            timers: Timers::default(),
+            outputs: VecDeque::new(),
+            pending_actions: BTreeMap::new(),
+            esp_spis: BTreeSet::new(),
+            by_spi: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            replaced: Vec::new(),
+            force_encap,
+            next_id: 1,
+        }
+    }
+
+    /// A number that names one thing for as long as the process lives.
+    pub(crate) fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(crate) fn connection(&self, id: ConnectionId) -> Option<&ConnectionConfig> {
+        self.connections.get(id.0)
+    }
+
+    /// Whether we tell initiators that there is a NAT, so that ESP goes in UDP. When IKE_SA_INIT is
+    /// answered it is not known yet which connection it is for: one that wants it is enough.
+    pub(crate) fn responder_forces_encap(&self) -> bool {
+        let wants = |c: &ConnectionConfig| c.role == Role::Responder && c.force_encap;
+        self.force_encap || self.connections.iter().any(wants)
+    }
+
+    /// Whether we tell initiators that we can do fragments: one connection that wants them is enough,
+    /// as above.
+    pub(crate) fn responder_fragments(&self) -> bool {
+        let wants = |c: &ConnectionConfig| c.role == Role::Responder && c.fragment_size.is_some();
+        self.connections.iter().any(wants)
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    pub(crate) fn action(&mut self, sa: SaId, action: Action) -> ActionId {
+        let id = ActionId(self.fresh_id());
+        self.pending_actions.insert(id, sa);
+        self.outputs.push_back(Output::Action { id, action });
+        id
+    }
+
+    pub(crate) fn transmit(&mut self, path: Path, bytes: Vec<u8>) {
+        self.outputs.push_back(Output::Transmit(Transmit { path, bytes }));
+    }
+
+    /// Sends a message that is one datagram or several fragments.
+    pub(crate) fn transmit_all(&mut self, path: Path, datagrams: &[Vec<u8>]) {
+        datagrams.iter().for_each(|bytes| self.transmit(path, bytes.clone()));
+    }
+
+    /// Returns the virtual addresses of an IKE_SA.
+    pub(crate) fn release(&mut self, sa: SaId) {
+        self.peers.remove(&sa);
+        for pool in self.pools.values_mut().flatten() {
+            pool.release(sa);
+        }
+    }
+
+    /// An inbound ESP SPI that no CHILD_SA of ours has; above the reserved ones (RFC 4303 §2.1).
+    pub(crate) fn draw_esp_spi(&mut self) -> u32 {
+        loop {
+            let spi = self.random.u32();
+            if spi > 255 && self.esp_spis.insert(spi) {
+                return spi;
+            }
+        }
+    }
+
+    /// An SPI for an IKE_SA that none of ours has; never 0 (RFC 7296 §3.1).
+    pub(crate) fn draw_ike_spi(&mut self) -> u64 {
+        loop {
+            let spi = self.random.u64();
+            if spi != 0 && !self.by_spi.contains_key(&spi) {
+                return spi;
+            }
+        }
+    }
+}
