@@ -8,7 +8,10 @@ use std::{
 
 use bewick_ike::{ChildSa, ConnectionId};
 use bewick_mobike::Command;
-use bewick_tests::{Lab, Plan, lab::client_config};
+use bewick_tests::{
+    Lab, Plan,
+    lab::{client_config, psk},
+};
 use tracing_subscriber::fmt::MakeWriter;
 
 #[derive(Clone, Default)]
@@ -62,7 +65,7 @@ fn no_key_is_in_the_log_or_in_a_debug_print() {
         .with_max_level(tracing::Level::TRACE)
         .with_writer(lines.clone())
         .finish();
-    let mut secrets = vec![client_config().psk.expose().to_vec()];
+    let mut secrets = vec![psk().expose().to_vec()];
     let mut printed = String::new();
     tracing::subscriber::with_default(subscriber, || {
         tracing::trace!("the log is on");

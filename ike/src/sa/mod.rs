@@ -24,6 +24,7 @@ use std::{
 };
 
 use crate::{
+    auth::{UnixSeconds, WallClock},
     child::ChildId,
     config::{ConnectionConfig, ConnectionId, Retransmission, Role},
     endpoint::timers::{Timer, Timers},
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) replaced: Vec<(SaId, ConnectionId, String)>,
     /// the data plane can carry ESP in UDP alone
     pub(crate) force_encap: bool,
+    /// the time of day; until it is told, every certificate is of the future
+    pub(crate) wall_clock: WallClock,
     next_id: u64,
 }
 
@@ -81,6 +84,7 @@ impl Shared {
             peers: BTreeMap::new(),
             replaced: Vec::new(),
             force_encap,
+            wall_clock: WallClock::new(Time::ZERO, UnixSeconds(0)),
             next_id: 1,
         }
     }
