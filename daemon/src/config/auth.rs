@@ -254,3 +254,6 @@ fn trust(
     }
     Some(RemoteAuth::Certificate(Arc::new(trust)))
 }
+
+#[cfg(test)]
+mod tests;
