@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use bewick_ike::{
     Path, Secret,
+    auth::LocalAuth,
     wire::{ExchangeType, Header, NotifyType},
 };
 use bewick_tests::{

@@ -15,7 +15,7 @@ use crate::{
 use super::{Shared, envelope::Keys};
 
 /// More authorities than this are not named in IKE_SA_INIT, which can't go in fragments: a CERTREQ
-/// without any says as much (RFC 4945 §3.2.7.2).
+/// without any says as much (RFC 4945 §3.2).
 const MOST_AUTHORITIES: usize = 16;
 
 /// The two IKE_SA_INIT messages and their nonces, which both AUTH values cover, and what they said
