@@ -339,6 +339,12 @@ fn main() {
     set_ups("RSA-2048 certificates, X25519: set-ups", &rsa, 800);
     let users: Vec<String> = (0..1000).map(|n| format!("user{n}@example.com")).collect();
     heap("PSK: heap of an IKE_SA at rest", &psk, &users);
+    // Its own certificate is in the response that a gateway keeps for a retransmission.
+    let mixed = Proofs {
+        client: (psk.client.0.clone(), p256.client.1.clone()),
+        gateway: (p256.gateway.0.clone(), psk.gateway.1.clone()),
+    };
+    heap("ECDSA P-256: heap of an IKE_SA at rest", &mixed, &users);
     wire("PSK", &psk);
     wire("ECDSA P-256", &p256);
 }

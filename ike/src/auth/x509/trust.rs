@@ -59,7 +59,8 @@ pub struct Trust {
     policy: RevocationPolicy,
 }
 
-/// Signatures on certificates and revocation lists: no SHA-1, as in AUTH (RFC 8247 §3.2), and no RSA below 2048 bits.
+/// Signatures on certificates and revocation lists: no SHA-1, as in AUTH (RFC 8247 §3.2), and no RSA
+/// below 2048 bits.
 const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::ring::ECDSA_P256_SHA256,
     webpki::ring::ECDSA_P256_SHA384,
