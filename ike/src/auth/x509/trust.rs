@@ -1,7 +1,7 @@
 //! Whom we trust: anchors, intermediates and revocation lists of our own, and the check of a peer's
 //! chain against them (RFC 5280 §6, RFC 4945 §5). Path building is webpki's, the rules around it ours.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use webpki::{
@@ -191,7 +191,7 @@ impl Trust {
 
     /// Checks at the time `now` that the first certificate of `chain` is for `identity` and leads to
     /// an anchor, and gives its key, with which AUTH must be signed (RFC 7296 §1.2). The others may
-    /// come in any order.
+    /// come in any order; of those with the same subject and issuer the first two are looked at.
     ///
     /// # Errors
     /// Any of [`CertificateError`].
@@ -215,6 +215,7 @@ impl Trust {
             return Err(CertificateError::KeyUsage);
         }
         let key = certificate.public_key().map_err(|_| CertificateError::Algorithm)?;
+        let others = &untangled(others);
         if self.policy == RevocationPolicy::Relaxed && !self.lists.is_empty() {
             // What is let pass is not kept silent.
             let strictly = self.find_path(first, others, now, RevocationPolicy::Required);
@@ -275,6 +276,20 @@ impl Trust {
             .map(drop)
             .map_err(reason)
     }
+}
+
+/// At most two certificates of each pair of names, which is enough for one and its renewal. Each more
+/// multiplies the paths to try: a stranger can make them, and it is we who check the signatures.
+fn untangled<'a>(certificates: &[&'a [u8]]) -> Vec<&'a [u8]> {
+    let mut seen = BTreeMap::<_, usize>::new();
+    let keep = |der: &&[u8]| {
+        let Ok(certificate) = Certificate::from_der(der) else { return false };
+        let names = (certificate.subject().to_vec(), certificate.issuer().to_vec());
+        let count = seen.entry(names).or_default();
+        *count += 1;
+        *count <= 2
+    };
+    certificates.iter().copied().filter(keep).collect()
 }
 
 impl fmt::Debug for Trust {
