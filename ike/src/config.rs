@@ -5,9 +5,9 @@ use std::{net::IpAddr, time::Duration};
 use ipnet::IpNet;
 
 use crate::{
+    auth::{LocalAuth, RemoteAuth},
     child::EspSuite,
     crypto::{KeyExchangeMethod, suite::IkeSuite},
-    secret::Secret,
     selector::TrafficSelector,
     wire::identity::{Identity, IdentityPattern},
 };
@@ -118,8 +118,10 @@ pub struct ConnectionConfig {
     pub local_id: Identity,
     /// who the peer must prove to be; a pattern with a leading `*` for a responder
     pub remote_id: IdentityPattern,
-    /// the pre-shared key (RFC 7296 §2.15)
-    pub psk: Secret,
+    /// how we prove who we are (RFC 7296 §2.15)
+    pub local_auth: LocalAuth,
+    /// how the peer must prove who it is; it need not be in the same way
+    pub remote_auth: RemoteAuth,
     /// acceptable suites for the IKE_SA, best first
     pub ike_proposals: Vec<IkeSuite>,
     /// acceptable suites for the CHILD_SA, best first
@@ -176,5 +178,12 @@ impl ConnectionConfig {
     /// The CHILD_SA at this place among [`Self::children`].
     pub fn child(&self, at: usize) -> Option<ChildView<'_>> {
         self.children().nth(at)
+    }
+
+    /// Whether a signature proves either side's identity, so that SIGNATURE_HASH_ALGORITHMS is needed
+    /// (RFC 7427 §4).
+    pub fn uses_signatures(&self) -> bool {
+        matches!(self.local_auth, LocalAuth::Certificate(_))
+            || matches!(self.remote_auth, RemoteAuth::Certificate(_))
     }
 }

@@ -5,7 +5,8 @@ use std::{net::IpAddr, time::Duration};
 
 use bewick_ike::{
     ChildSa, CloseReason, ConnectionConfig, ConnectionId, EspSuite, HmacSha2, Path, Role, Secret,
-    TrafficSelector,
+    Time, TrafficSelector,
+    auth::{LocalAuth, RemoteAuth, UnixSeconds, WallClock},
     config::{DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors},
     crypto::{IkeEncryption, IkeSuite, KeyExchangeMethod, Prf},
     endpoint::SaStatus,
@@ -101,6 +102,10 @@ pub struct Plan {
     pub client_plane_encap: bool,
     /// the gateway's connection
     pub gateway: ConnectionConfig,
+    /// further connections of the gateway, behind that one
+    pub gateway_others: Vec<ConnectionConfig>,
+    /// the time of day when the simulated clock begins
+    pub begin: UnixSeconds,
     /// how it moves
     pub gateway_policy: ConnectionPolicy,
     /// a puppet plays the client
@@ -108,6 +113,14 @@ pub struct Plan {
     /// a puppet plays the gateway
     pub puppet_gateway: bool,
 }
+
+/// The pre-shared key of both ends.
+pub fn psk() -> Secret {
+    Secret::new(b"a key that both ends have".to_vec())
+}
+
+/// When the simulated clock begins: 2027-01-15 08:00 UTC.
+pub const BEGIN: UnixSeconds = UnixSeconds(1_800_000_000);
 
 /// The client's connection.
 ///
@@ -119,7 +132,8 @@ pub fn client_config() -> ConnectionConfig {
         role: Role::Initiator,
         local_id: "laptop@example.com".parse().expect("an identity"),
         remote_id: "vpn.example.com".parse().expect("an identity"),
-        psk: Secret::new(b"a key that both ends have".to_vec()),
+        local_auth: LocalAuth::Psk(psk()),
+        remote_auth: RemoteAuth::Psk(psk()),
         ike_proposals: vec![X25519_GCM, ECP256_CBC],
         esp_proposals: vec![ESP_GCM, ESP_CBC],
         ts_local: Selectors::Dynamic,
@@ -177,6 +191,8 @@ impl Default for Plan {
             },
             client_plane_encap: false,
             gateway: gateway_config(),
+            gateway_others: Vec::new(),
+            begin: BEGIN,
             gateway_policy: ConnectionPolicy::default(),
             puppet_client: false,
             puppet_gateway: false,
@@ -290,27 +306,40 @@ impl Lab {
         let Plan { seed, client, client_policy, .. } = &self.plan;
         let random = stream(*seed, &format!("client {nth}"));
         if self.plan.puppet_client {
-            return Node::Puppet(Box::new(Puppet::new(vec![client.clone()], random)));
+            let mut puppet = Puppet::new(vec![client.clone()], random);
+            puppet.endpoint.set_wall_clock(self.wall_clock());
+            return Node::Puppet(Box::new(puppet));
         }
         let config = HostConfig {
             connections: vec![(client.clone(), *client_policy)],
             force_encap: self.plan.client_plane_encap,
         };
-        Node::honest(Host::new(config, random), self.gateway_ips.clone())
+        let mut host = Host::new(config, random);
+        host.set_wall_clock(self.wall_clock());
+        Node::honest(host, self.gateway_ips.clone())
     }
 
     /// The gateway's machine as it starts for the `nth` time.
     pub fn gateway_machine(&self, nth: u64) -> Node {
-        let Plan { seed, gateway, gateway_policy, .. } = &self.plan;
+        let Plan { seed, gateway, gateway_others, gateway_policy, .. } = &self.plan;
         let random = stream(*seed, &format!("gateway {nth}"));
+        let connections = std::iter::once(gateway).chain(gateway_others).cloned();
         if self.plan.puppet_gateway {
-            return Node::Puppet(Box::new(Puppet::new(vec![gateway.clone()], random)));
+            let mut puppet = Puppet::new(connections.collect(), random);
+            puppet.endpoint.set_wall_clock(self.wall_clock());
+            return Node::Puppet(Box::new(puppet));
         }
         let config = HostConfig {
-            connections: vec![(gateway.clone(), *gateway_policy)],
+            connections: connections.map(|config| (config, *gateway_policy)).collect(),
             force_encap: false,
         };
-        Node::honest(Host::new(config, random), Vec::new())
+        let mut host = Host::new(config, random);
+        host.set_wall_clock(self.wall_clock());
+        Node::honest(host, Vec::new())
+    }
+
+    fn wall_clock(&self) -> WallClock {
+        WallClock::new(Time::ZERO, self.plan.begin)
     }
 
     /// A lab whose tunnel is up and at rest.

@@ -1,6 +1,6 @@
 //! What goes wrong at set-up: the right reason at both ends, and nothing left behind.
 
-use bewick_ike::{CloseReason, ConnectionConfig, Secret};
+use bewick_ike::{CloseReason, ConnectionConfig, Secret, auth::LocalAuth};
 use bewick_mobike::{Command, CommandError, MoveTarget};
 use bewick_tests::{
     Lab, Link, Plan, Verdict,
@@ -29,7 +29,9 @@ fn said(lab: &Lab, client: bool) -> String {
 
 #[test]
 fn k_2_21_1_a_wrong_key_is_authentication_failed_at_both_ends() {
-    let lab = refused(|client, _| client.psk = Secret::new(b"another key".to_vec()));
+    let lab = refused(|client, _| {
+        client.local_auth = LocalAuth::Psk(Secret::new(b"another key".to_vec()));
+    });
     assert!(matches!(lab.reasons(lab.client)[..], [CloseReason::Authentication(_)]));
     assert!(matches!(lab.reasons(lab.gateway)[..], [CloseReason::Authentication(_)]));
     assert!(said(&lab, false).contains("laptop@example.com does not have the pre-shared key"));

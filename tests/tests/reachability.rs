@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use bewick_ike::{
     Path, Secret,
+    auth::LocalAuth,
     wire::{ExchangeType, Header, NotifyType},
 };
 use bewick_tests::{
@@ -142,7 +143,7 @@ fn x_6_a_check_that_is_answered_without_its_cookie_is_repeated_and_then_given_up
 #[test]
 fn k_2_6_1_attempts_with_a_wrong_key_count_as_half_open_and_lead_to_cookies() {
     let mut plan = Plan { puppet_client: true, ..Plan::default() };
-    plan.client.psk = Secret::new(b"wrong".to_vec());
+    plan.client.local_auth = LocalAuth::Psk(Secret::new(b"wrong".to_vec()));
     let mut lab = Lab::new(plan);
     lab.world.net.capture.set_on(true);
     let client = lab.client;

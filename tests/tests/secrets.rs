@@ -6,9 +6,16 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use bewick_ike::{ChildSa, ConnectionId};
+use bewick_ike::{
+    ChildSa, ConnectionId,
+    auth::{RemoteAuth, RevocationPolicy},
+};
 use bewick_mobike::Command;
-use bewick_tests::{Lab, Plan, lab::client_config};
+use bewick_tests::{
+    Lab, Plan,
+    lab::{client_config, psk},
+    pki::{holder_params, root},
+};
 use tracing_subscriber::fmt::MakeWriter;
 
 #[derive(Clone, Default)]
@@ -57,15 +64,9 @@ fn keys(child: &ChildSa) -> impl Iterator<Item = Vec<u8>> {
 
 #[test]
 fn no_key_is_in_the_log_or_in_a_debug_print() {
-    let lines = Lines::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(lines.clone())
-        .finish();
-    let mut secrets = vec![client_config().psk.expose().to_vec()];
+    let mut secrets = vec![psk().expose().to_vec()];
     let mut printed = String::new();
-    tracing::subscriber::with_default(subscriber, || {
-        tracing::trace!("the log is on");
+    let log = logged(|| {
         let mut lab = Lab::established(Plan::default());
         for _ in 0..2 {
             for end in [lab.client, lab.gateway] {
@@ -85,7 +86,7 @@ fn no_key_is_in_the_log_or_in_a_debug_print() {
         printed += &format!("{:?} {:?}", lab.events(lab.client), client_config());
         printed += &lab.story();
     });
-    printed += &String::from_utf8_lossy(&lines.0.lock().expect("nobody writes any more"));
+    printed += &log;
     assert!(printed.contains("the log is on") && printed.contains("rekeys or makes a CHILD_SA"));
     assert!(secrets.len() > 8);
     for secret in secrets {
@@ -93,4 +94,66 @@ fn no_key_is_in_the_log_or_in_a_debug_print() {
             assert!(!printed.contains(&form), "a secret is printed");
         }
     }
+}
+
+/// What is logged at TRACE while `work` runs.
+fn logged(work: impl FnOnce()) -> String {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(lines.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, || {
+        tracing::trace!("the log is on");
+        work();
+    });
+    let lines = lines.0.lock().expect("nobody writes any more");
+    String::from_utf8_lossy(&lines).into_owned()
+}
+
+#[test]
+fn no_private_key_is_in_the_log_of_a_set_up_with_certificates() {
+    let root = root("root");
+    let laptop = root.certify(holder_params("laptop@example.com"));
+    let vpn = root.certify(holder_params("vpn.example.com"));
+    let mut plan = Plan::default();
+    (plan.client.local_auth, plan.client.remote_auth) = (laptop.as_local(), root.as_remote());
+    (plan.gateway.local_auth, plan.gateway.remote_auth) = (vpn.as_local(), root.as_remote());
+    let mut printed = format!("{:?} {:?}", plan.client, plan.gateway);
+    printed += &logged(|| printed_story(plan));
+    assert!(printed.contains("the log is on"));
+    for holder in [&laptop, &vpn] {
+        // PKCS#8 of a P-256 key: the scalar is the OCTET STRING of 32 octets from here on.
+        let file = holder.key.serialized_der();
+        assert_eq!(file[34..36], [0x04, 0x20]);
+        for form in prints(&file[36..68]) {
+            assert!(!printed.contains(&form), "a private key is printed");
+        }
+    }
+}
+
+fn printed_story(plan: Plan) {
+    let lab = Lab::established(plan);
+    tracing::trace!("{}", lab.story());
+}
+
+#[test]
+fn a_certificate_that_no_fresh_list_speaks_for_is_told_in_the_log() {
+    let root = root("root");
+    let laptop = root.certify(holder_params("laptop@example.com"));
+    let vpn = root.certify(holder_params("vpn.example.com"));
+    let log = |until| {
+        let mut trust = root.trust().with_revocation_policy(RevocationPolicy::Relaxed);
+        trust.add_revocation_lists(&root.revocation_list(false, until)).expect("a list");
+        let mut plan = Plan::default();
+        (plan.client.local_auth, plan.client.remote_auth) = (laptop.as_local(), root.as_remote());
+        plan.gateway.local_auth = vpn.as_local();
+        plan.gateway.remote_auth = RemoteAuth::Certificate(Arc::new(trust));
+        logged(|| printed_story(plan))
+    };
+    let is_told = |text: &str| {
+        text.lines().any(|line| line.contains("WARN") && line.contains("is out of date"))
+    };
+    assert!(is_told(&log((2027, 1))));
+    assert!(!is_told(&log((2027, 2))));
 }

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path, time::Duration};
 
 use bewick_ike::{
-    Secret, TrafficSelector,
+    TrafficSelector,
     config::{
         ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE, Retransmission, Role, Selectors,
     },
@@ -11,7 +11,7 @@ use bewick_ike::{
 };
 use ipnet::IpNet;
 
-use crate::config::{Seen, child, networks, proposal, reader::TableReader, secret};
+use crate::config::{Seen, auth, child, networks, proposal, reader::TableReader};
 
 /// A connection as the daemon sees it.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ pub(super) fn read(
     }
     let local_id = identity::<Identity>(reader, "local_id", "vpn.example.com");
     let remote_id = identity::<IdentityPattern>(reader, "remote_id", "*@example.com");
-    let psk = psk(reader, folder, private);
+    let auth = auth::read(reader, folder, private, local_id.as_ref());
     let ike_proposals =
         proposals(reader, "ike_proposals", &proposal::ike_defaults(), proposal::ike);
     let esp_proposals = proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, proposal::esp);
@@ -101,12 +101,14 @@ pub(super) fn read(
             }
         }
     }
+    let (local_auth, remote_auth) = auth?;
     let ike = ConnectionConfig {
         name: name?.into(),
         role: role?,
         local_id: local_id?,
         remote_id: remote_id?,
-        psk: psk?,
+        local_auth,
+        remote_auth,
         ike_proposals,
         esp_proposals,
         ts_local: selectors(local_ts),
@@ -288,45 +290,6 @@ fn identity<T: std::str::FromStr<Err: std::fmt::Display>>(
             None
         }
     }
-}
-
-/// The pre-shared key, from the file itself or from one that it names.
-fn psk(reader: &mut TableReader<'_, '_, '_>, folder: &Path, private: bool) -> Option<Secret> {
-    let inline = reader.string("psk", "the pre-shared key");
-    let file = reader.string("psk_file", "the path of a file with the pre-shared key");
-    if let (Some(_), Some(file)) = (&inline, &file) {
-        reader.report.add(&file.span, "both psk and psk_file are there; expected one of them");
-        return None;
-    }
-    if let Some(inline) = inline {
-        if !private {
-            let text = format!(
-                "psk is in a file that others than its owner can read; do `chmod 0600 {}`, or use \
-                 psk_file",
-                reader.report.file()
-            );
-            reader.report.add(&inline.span, text);
-        }
-        if inline.value.is_empty() {
-            reader.report.add(&inline.span, "psk is empty; expected the pre-shared key");
-        }
-        return Some(Secret::new(inline.value.as_bytes().to_vec()));
-    }
-    if let Some(file) = file {
-        return match secret::psk_file(&folder.join(file.value)) {
-            Ok(secret) => Some(secret),
-            Err(text) => {
-                reader.report.add(&file.span, text);
-                None
-            }
-        };
-    }
-    if reader.key_span("psk").is_none() && reader.key_span("psk_file").is_none() {
-        reader.missing(
-            "no secret; expected psk_file = \"a file with the pre-shared key\" or psk = \"…\"",
-        );
-    }
-    None
 }
 
 /// The proposals of `key`, or the defaults.

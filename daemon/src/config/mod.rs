@@ -3,6 +3,7 @@
 //! Every mistake is reported with its line and column, all of them at once, and with any mistake
 //! nothing is started.
 
+mod auth;
 mod child;
 mod connection;
 pub mod proposal;

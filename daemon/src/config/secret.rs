@@ -27,20 +27,30 @@ pub fn read(path: &Path) -> io::Result<(Zeroizing<Vec<u8>>, bool)> {
     Ok((octets, metadata.mode() & 0o077 == 0))
 }
 
+/// The contents of the file at `path`, which `key` names. With `secret` nobody but its owner may be
+/// able to read it.
+///
+/// The error is what follows the file's place in the message to the operator.
+pub fn file(key: &str, path: &Path, secret: bool) -> Result<Zeroizing<Vec<u8>>, String> {
+    let shown = path.display();
+    let (octets, private) = read(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => format!("{key} {shown} does not exist"),
+        _ => format!("{key} {shown} can't be read: {e}"),
+    })?;
+    if secret && !private {
+        return Err(format!(
+            "{key} {shown} can be read by others than its owner; do `chmod 0600 {shown}`"
+        ));
+    }
+    Ok(octets)
+}
+
 /// The pre-shared key in the file at `path`, without a trailing line end.
 ///
 /// The error is what follows the file's place in the message to the operator.
 pub fn psk_file(path: &Path) -> Result<Secret, String> {
     let shown = path.display();
-    let (mut octets, private) = read(path).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => format!("psk_file {shown} does not exist"),
-        _ => format!("psk_file {shown} can't be read: {e}"),
-    })?;
-    if !private {
-        return Err(format!(
-            "psk_file {shown} can be read by others than its owner; do `chmod 0600 {shown}`"
-        ));
-    }
+    let mut octets = file("psk_file", path, true)?;
     let trimmed = octets.strip_suffix(b"\n").unwrap_or(&octets);
     let trimmed = trimmed.strip_suffix(b"\r").unwrap_or(trimmed).len();
     octets.truncate(trimmed);
@@ -56,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    fn file(name: &str, contents: &[u8], mode: u32) -> std::path::PathBuf {
+    fn write(name: &str, contents: &[u8], mode: u32) -> std::path::PathBuf {
         let path = std::env::temp_dir().join(format!("bewick-{}-{name}", std::process::id()));
         fs::write(&path, contents).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -66,7 +76,7 @@ mod tests {
     #[test]
     fn one_line_end_is_not_part_of_the_key() {
         for (name, contents) in [("a", &b"key"[..]), ("b", b"key\n"), ("c", b"key\r\n")] {
-            let path = file(name, contents, 0o600);
+            let path = write(name, contents, 0o600);
             assert_eq!(psk_file(&path).unwrap().expose(), b"key");
             fs::remove_file(path).unwrap();
         }
@@ -74,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_key_that_others_can_read_is_refused() {
-        let path = file("open", b"key\n", 0o640);
+        let path = write("open", b"key\n", 0o640);
         let shown = path.display();
         assert_eq!(
             psk_file(&path).unwrap_err(),
@@ -87,7 +97,7 @@ mod tests {
 
     #[test]
     fn an_empty_or_missing_key_is_refused() {
-        let path = file("empty", b"\n", 0o600);
+        let path = write("empty", b"\n", 0o600);
         assert!(psk_file(&path).unwrap_err().contains("is empty"));
         fs::remove_file(&path).unwrap();
         assert!(psk_file(&path).unwrap_err().ends_with("does not exist"));

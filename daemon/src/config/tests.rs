@@ -1,6 +1,9 @@
 //! Each mistake, with the exact words that an operator sees.
 
-use bewick_ike::config::{Role, Selectors};
+use bewick_ike::{
+    auth::{LocalAuth, RemoteAuth},
+    config::{Role, Selectors},
+};
 
 use super::*;
 
@@ -53,7 +56,9 @@ fn a_gateway_in_eight_lines() {
     let connection = &config.connections[0];
     assert_eq!(connection.name(), "road-warriors");
     assert_eq!(connection.ike.role, Role::Responder);
-    assert_eq!(connection.ike.psk.expose(), b"swordfish");
+    let LocalAuth::Psk(ours) = &connection.ike.local_auth else { panic!("a pre-shared key") };
+    let RemoteAuth::Psk(theirs) = &connection.ike.remote_auth else { panic!("a pre-shared key") };
+    assert_eq!((ours.expose(), theirs.expose()), (&b"swordfish"[..], &b"swordfish"[..]));
     assert_eq!(connection.ike.ts_remote, Selectors::Dynamic);
     assert_eq!(connection.ike.pools, ["10.9.0.0/24".parse().unwrap()]);
     assert!(connection.ike.mobike && connection.return_routability);
@@ -166,7 +171,8 @@ fn a_wrong_type() {
 fn a_missing_secret() {
     assert_eq!(
         problem("psk = \"swordfish\"\n", ""),
-        "b.toml:1:1: no secret; expected psk_file = \"a file with the pre-shared key\" or psk = \"…\""
+        "b.toml:1:1: no secret; expected psk_file = \"a file with the pre-shared key\" or psk = \"…\", \
+         or certificates: certificate_file, key_file and ca_file"
     );
     assert_eq!(
         problem("psk = \"swordfish\"", "psk = \"\""),

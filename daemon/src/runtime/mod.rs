@@ -12,10 +12,13 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use bewick_ike::{Random, Role, SaId, Time};
+use bewick_ike::{
+    Random, Role, SaId, Time,
+    auth::{UnixSeconds, WallClock},
+};
 use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig, Input, ReturnRoutability};
 use bewick_xfrm::{
     DataPlane, PlaneError, PlaneEvent,
@@ -157,6 +160,13 @@ struct Clock(Instant);
 impl Clock {
     fn now(self) -> Time {
         Time::from_micros(u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// What the time of day is now.
+    fn time_of_day(self) -> WallClock {
+        // Before 1970 every certificate is of the future, which is what is right then.
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        WallClock::new(self.now(), UnixSeconds(unix.as_secs()))
     }
 
     fn instant(self, time: Time) -> tokio::time::Instant {
@@ -361,6 +371,8 @@ impl Daemon {
     }
 
     fn on_datagram(&mut self, datagram: &IkeDatagram) {
+        // Certificates are judged when they come; the time of day may have been set since the last.
+        self.host.set_wall_clock(self.clock.time_of_day());
         let input = Input::Datagram { path: datagram.path, bytes: &datagram.bytes };
         self.host.handle(self.clock.now(), input);
     }

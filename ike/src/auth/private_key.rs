@@ -3,8 +3,9 @@
 //!
 //! RSA-PSS, and ECDSA if [`PrivateKey::with_system_randomness`] asks for it, are the one place of this
 //! crate that takes randomness from the operating system: `ring` signs with RSA and draws the salt
-//! from its own generator alone, and there is no other RSA in constant time to be had. The other schemes give the same signature for the same message: PKCS#1
-//! v1.5 and Ed25519 by definition, ECDSA by RFC 6979. Who wants a replay byte for byte chooses
+//! from its own generator alone, and there is no other RSA in constant time to be had. The other
+//! schemes give the same signature for the same message: PKCS#1 v1.5 and Ed25519 by definition, ECDSA
+//! by RFC 6979. Who wants a replay byte for byte chooses
 //! [`RsaPadding::Pkcs1`](super::signature::RsaPadding) or injects a [`Signer`] of their own.
 
 use p256::ecdsa::signature::hazmat::PrehashSigner;

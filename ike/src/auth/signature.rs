@@ -1,10 +1,9 @@
 //! What AUTH carries when a signature proves the identity: method 14 with its AlgorithmIdentifier
-//! (RFC 7427), Ed25519 in it (RFC 8420), and the older methods of RFC 7296 §3.8 and RFC 4754.
+//! (RFC 7427), Ed25519 in it (RFC 8420), and the older methods of RFC 4754.
 //!
 //! The older methods are for peers that sent no SIGNATURE_HASH_ALGORITHMS, and for them alone
-//! (RFC 7427 §3). Of method 1 only what is safe is made and accepted: RFC 7296 leaves its hash open,
-//! and here it is SHA-256 in what is sent and any SHA-2 in what is accepted, never SHA-1. Method 11
-//! (P-521) does not exist here.
+//! (RFC 7427 §3). Method 1, RSA, is none of them: to the peers that have nothing else it means SHA-1
+//! (RFC 7296 §3.8), which does not exist here. Nor does method 11 (P-521).
 
 use super::der::{self, Der, DerError, tag};
 use crate::{
@@ -133,8 +132,8 @@ pub fn choose(kind: KeyKind, padding: RsaPadding, peer: HashAlgorithms) -> Optio
 /// and we did.
 ///
 /// # Errors
-/// [`AuthSignatureError::NoCommonHash`], also for an Ed25519 key and a peer without the notify, or
-/// what the key says.
+/// [`AuthSignatureError::NoCommonHash`], also for an RSA or Ed25519 key and a peer without the notify,
+/// or what the key says.
 pub fn sign(
     signer: &dyn Signer,
     padding: RsaPadding,
@@ -148,21 +147,15 @@ pub fn sign(
         return Ok((AuthMethod::DIGITAL_SIGNATURE, emit(scheme, &signature)));
     }
     let (method, scheme) = match kind {
-        KeyKind::Rsa => {
-            (AuthMethod::RSA_SIGNATURE, SignatureScheme::RsaPkcs1(SignatureHash::Sha256))
-        }
         KeyKind::P256 => (AuthMethod::ECDSA_256, SignatureScheme::Ecdsa(SignatureHash::Sha256)),
         KeyKind::P384 => (AuthMethod::ECDSA_384, SignatureScheme::Ecdsa(SignatureHash::Sha384)),
-        KeyKind::Ed25519 => return Err(AuthSignatureError::NoCommonHash),
+        KeyKind::Rsa | KeyKind::Ed25519 => return Err(AuthSignatureError::NoCommonHash),
     };
     let signature = signer.sign(scheme, message)?;
-    match kind {
-        KeyKind::Rsa => Ok((method, signature)),
-        // RFC 4754 §7: two numbers of fixed length, not DER.
-        _ => ecdsa_to_fixed(kind, &signature)
-            .map(|fixed| (method, fixed))
-            .ok_or(AuthSignatureError::Signature(SignatureError::CannotSign)),
-    }
+    // RFC 4754 §7: two numbers of fixed length, not DER.
+    ecdsa_to_fixed(kind, &signature)
+        .map(|fixed| (method, fixed))
+        .ok_or(AuthSignatureError::Signature(SignatureError::CannotSign))
 }
 
 /// Checks the method and data of the peer's AUTH payload against its key. `both_sent_hashes` says
@@ -191,17 +184,6 @@ pub fn verify(
         AuthMethod::DIGITAL_SIGNATURE => {
             let (scheme, signature) = parse(data)?;
             Ok(key.verify(scheme, message, signature)?)
-        }
-        AuthMethod::RSA_SIGNATURE => {
-            let hashes = [SignatureHash::Sha256, SignatureHash::Sha384, SignatureHash::Sha512];
-            let mut last = Err(SignatureError::Invalid);
-            for hash in hashes {
-                last = key.verify(SignatureScheme::RsaPkcs1(hash), message, data);
-                if last.is_ok() {
-                    break;
-                }
-            }
-            Ok(last?)
         }
         AuthMethod::ECDSA_256 => Ok(old_ecdsa(KeyKind::P256, SignatureHash::Sha256)?),
         AuthMethod::ECDSA_384 => Ok(old_ecdsa(KeyKind::P384, SignatureHash::Sha384)?),

@@ -7,6 +7,7 @@ pub mod timers;
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use crate::{
+    auth::WallClock,
     child::ChildId,
     config::{ConnectionConfig, ConnectionId, Role},
     event::{ActionError, ActionId, CloseReason, Event, Output, SaId, Tag},
@@ -109,6 +110,12 @@ impl Endpoint {
     /// The generator that everything random comes from.
     pub fn random(&mut self) -> &mut Random {
         &mut self.shared.random
+    }
+
+    /// Tells the time of day, by which certificates are judged; again whenever it has been set. Before
+    /// the first time every certificate is of the future.
+    pub fn set_wall_clock(&mut self, clock: WallClock) {
+        self.shared.wall_clock = clock;
     }
 
     /// Starts an IKE_SA on `path`, whose ports are 500 to begin with (RFC 7296 §2).

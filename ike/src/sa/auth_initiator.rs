@@ -1,6 +1,7 @@
 //! The initiator's IKE_AUTH (RFC 7296 §1.2, §2.15, §2.19, §2.21.2).
 
 use crate::{
+    auth::HashAlgorithms,
     child::ChildSa,
     config::{ConnectionConfig, ConnectionId, Role},
     event::{Action, CloseReason, Established, Event},
@@ -11,7 +12,7 @@ use crate::{
 
 use super::{
     Cx, Sa, State,
-    auth::{InitExchange, auth_payload},
+    auth::{InitExchange, complaint},
     child::{self, Agreed, Child},
     init::needs_encap,
     live::{self, Live, Phase},
@@ -25,6 +26,8 @@ pub(crate) struct InitDone {
     pub(crate) response: Vec<u8>,
     pub(crate) nonce_i: Vec<u8>,
     pub(crate) nonce_r: Vec<u8>,
+    /// the peer's SIGNATURE_HASH_ALGORITHMS, if that went both ways
+    pub(crate) hashes: Option<HashAlgorithms>,
 }
 
 impl InitDone {
@@ -34,6 +37,7 @@ impl InitDone {
             response: &self.response,
             nonce_i: &self.nonce_i,
             nonce_r: &self.nonce_r,
+            hashes: self.hashes,
         }
     }
 }
@@ -62,10 +66,18 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
         return Err(CloseReason::Protocol("no keys yet".into()));
     };
     let id = config.local_id.to_wire();
-    let auth = init.exchange().sign(Role::Initiator, keys, &id, config);
+    let auth = match init.exchange().prove(Role::Initiator, keys, &id, &config.local_auth) {
+        Ok(auth) => auth,
+        Err(error) => {
+            cx.shared.esp_spis.remove(&spi_in);
+            return Err(CloseReason::Authentication(error.to_string()));
+        }
+    };
     let ts_local = child::offer(&config.ts_local, config, sa.path.local.ip());
     let ts_remote = child::offer(&config.ts_remote, config, sa.path.remote.ip());
     let mut payloads = vec![Payload::IdInitiator(id)];
+    payloads.extend(config.local_auth.certificates());
+    payloads.extend(config.remote_auth.request());
     payloads.push(Payload::Notify(Notify::new(NotifyType::INITIAL_CONTACT, Vec::new())));
     // RFC 7296 §1.2: IDr says which of the responder's identities we want to talk to.
     if let IdentityPattern::Exactly(identity) = &config.remote_id {
@@ -149,8 +161,8 @@ fn authenticate(
         Payload::IdResponder(id) => Some(id),
         _ => None,
     });
-    let auth = auth_payload(payloads);
-    let (Some(id), Some(auth)) = (id, auth) else {
+    let has_auth = payloads.iter().any(|p| matches!(p, Payload::Authentication { .. }));
+    let Some(id) = id.filter(|_| has_auth) else {
         return Err(match error_notify(payloads) {
             Some(NotifyType::AUTHENTICATION_FAILED) => Fault::Refused(CloseReason::Authentication(
                 "the peer does not accept our identity or key".into(),
@@ -165,16 +177,13 @@ fn authenticate(
         return Err(unproven("no such connection"));
     };
     let identity = Identity::from_wire(id).map_err(|e| Fault::Unproven(e.to_string()))?;
-    if !config.remote_id.matches(&identity) {
-        return Err(Fault::Unproven(format!(
-            "the peer says it is {identity}, expected is {}",
-            config.remote_id
-        )));
-    }
     let Some(keys) = &sa.channel.keys else { return Err(unproven("no keys")) };
-    if !state.init.exchange().verify(Role::Responder, keys, id, config, auth) {
-        return Err(Fault::Unproven(format!("{identity} does not have our pre-shared key")));
-    }
+    let (peer, clock) = ((Role::Responder, keys), (&*cx.shared, cx.now));
+    state
+        .init
+        .exchange()
+        .verify(peer, (id, &identity), config, payloads, clock)
+        .map_err(|error| Fault::Unproven(complaint(&identity, config, &error)))?;
     Ok(identity.to_string())
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::{
+    auth::{HashAlgorithms, LocalAuth},
     child::ChildSa,
     config::{ConnectionConfig, ConnectionId, Role},
     event::{Action, CloseReason, Established, Event, SaId},
@@ -15,7 +16,7 @@ use crate::{
 
 use super::{
     Cx, Sa, State, Timer,
-    auth::{InitExchange, auth_payload},
+    auth::{InitExchange, complaint},
     auth_initiator::encap,
     child::{self, Agreed, Child},
     init_responder::candidates,
@@ -29,6 +30,8 @@ pub(crate) struct ExpectAuthRequest {
     pub(crate) init_response: Vec<u8>,
     pub(crate) nonce_i: Vec<u8>,
     pub(crate) nonce_r: Vec<u8>,
+    /// the peer's SIGNATURE_HASH_ALGORITHMS, if that went both ways
+    pub(crate) hashes: Option<HashAlgorithms>,
 }
 
 /// The IKE_AUTH request, integrity checked and parsed.
@@ -73,6 +76,7 @@ struct Proven {
     connection: ConnectionId,
     peer: Identity,
     id_r: Identification,
+    certificates: Vec<Payload>,
     auth: Payload,
 }
 
@@ -94,8 +98,9 @@ fn authenticate(
     }
     let id_i = id_i.ok_or("the peer sent no identity")?;
     let peer = Identity::from_wire(id_i).map_err(|e| e.to_string())?;
-    let auth = auth_payload(payloads)
-        .ok_or_else(|| format!("{peer} sent no AUTH: EAP is not supported"))?;
+    if !payloads.iter().any(|p| matches!(p, Payload::Authentication { .. })) {
+        return Err(format!("{peer} sent no AUTH: EAP is not supported"));
+    }
     let wanted = id_r.map(Identity::from_wire).transpose().map_err(|e| e.to_string())?;
     let keys = sa.channel.keys.as_ref().ok_or("no keys")?;
     let init = InitExchange {
@@ -103,9 +108,13 @@ fn authenticate(
         response: &state.init_response,
         nonce_i: &state.nonce_i,
         nonce_r: &state.nonce_r,
+        hashes: state.hashes,
     };
     let mut why = format!("no connection expects {peer}");
-    for connection in candidates(cx, keys.suite) {
+    let mut candidates = candidates(cx, keys.suite);
+    // RFC 7296 §3.7: CERTREQ helps to choose between several, and excludes none.
+    candidates.sort_by_key(|id| !is_asked_for(cx.shared.connection(*id), payloads));
+    for connection in candidates {
         let Some(config) = cx.shared.connection(connection) else { continue };
         if !config.remote_id.matches(&peer) {
             continue;
@@ -114,15 +123,30 @@ fn authenticate(
             why = format!("{peer} asks for {wanted}, which is not our identity");
             continue;
         }
-        if !init.verify(Role::Initiator, keys, id_i, config, auth) {
-            why = format!("{peer} does not have the pre-shared key of {:?}", config.name);
+        let (initiator, clock) = ((Role::Initiator, keys), (&*cx.shared, cx.now));
+        if let Err(error) = init.verify(initiator, (id_i, &peer), config, payloads, clock) {
+            why = complaint(&peer, config, &error);
             continue;
         }
         let id_r = config.local_id.to_wire();
-        let auth = init.sign(Role::Responder, keys, &id_r, config);
-        return Ok(Proven { connection, peer, id_r, auth });
+        match init.prove(Role::Responder, keys, &id_r, &config.local_auth) {
+            Ok(auth) => {
+                let certificates = config.local_auth.certificates();
+                return Ok(Proven { connection, peer, id_r, certificates, auth });
+            }
+            Err(error) => why = format!("we can't prove who we are to {peer}: {error}"),
+        }
     }
     Err(why)
+}
+
+/// Whether no CERTREQ of the peer's speaks against this connection.
+fn is_asked_for(config: Option<&ConnectionConfig>, payloads: &[Payload]) -> bool {
+    let asks = payloads.iter().any(|p| matches!(p, Payload::CertificateRequest { .. }));
+    match config.map(|config| &config.local_auth) {
+        Some(LocalAuth::Certificate(credentials)) if asks => credentials.are_asked_for(payloads),
+        _ => true,
+    }
 }
 
 fn accept(
@@ -134,7 +158,9 @@ fn accept(
     proven: Proven,
     payloads: &[Payload],
 ) {
-    let mut first = vec![Payload::IdResponder(proven.id_r.clone()), proven.auth.clone()];
+    let mut first = vec![Payload::IdResponder(proven.id_r)];
+    first.extend(proven.certificates);
+    first.push(proven.auth);
     let extra = match sa.view() {
         Some(view) => cx.extension.auth_request_received(&view, payloads),
         None => Vec::new(),

@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{
-    Cx, On, Sa, State, auth_initiator,
+    Cx, On, Sa, State, auth, auth_initiator,
     channel::Channel,
     envelope::Keys,
     fragment::{self, Fragments},
@@ -112,6 +112,9 @@ fn send(
     payloads.extend(nat::payloads((sa.channel.spi_i, 0), sa.path, force, &mut cx.shared.random));
     if config.fragment_size.is_some() {
         payloads.push(fragment::supported());
+    }
+    if config.uses_signatures() {
+        payloads.push(auth::hashes());
     }
     let header = sa.channel.header(ExchangeType::IKE_SA_INIT, false, 0);
     let bytes = wire::emit_message(&header, &payloads)
@@ -251,6 +254,15 @@ fn on_answer(
         sa.state = State::InitResponse(state);
         return Ok(());
     };
+    let Ok(hashes) = auth::read_hashes(&message.payloads) else {
+        let mut state = state;
+        let reason = "SIGNATURE_HASH_ALGORITHMS is no list";
+        state.hint.get_or_insert(CloseReason::Protocol(reason.into()));
+        sa.channel.outgoing.limit(cx.now + DOUBT);
+        sa.state = State::InitResponse(state);
+        return Ok(());
+    };
+    let hashes = hashes.filter(|_| config.uses_signatures());
     let force = needs_encap(config, cx.shared.force_encap);
     let mobike = config.mobike;
     let fragments = config.fragment_size.is_some() && fragment::is_supported(&message.payloads);
@@ -278,6 +290,7 @@ fn on_answer(
         response: datagram.to_vec(),
         nonce_i: state.nonce,
         nonce_r: nonce_r.clone(),
+        hashes,
     };
     auth_initiator::start(sa, cx, exchange)
 }

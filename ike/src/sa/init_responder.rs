@@ -10,7 +10,7 @@ use crate::{
 };
 
 use super::{
-    Cx, Sa, State,
+    Cx, Sa, State, auth,
     auth_responder::ExpectAuthRequest,
     channel::Channel,
     envelope::Keys,
@@ -118,6 +118,12 @@ pub(crate) fn accept(
     if fragments {
         payloads.push(fragment::supported());
     }
+    let hashes = auth::read_hashes(&message.payloads)
+        .map_err(|error| syntax(&error.to_string()))?
+        .filter(|_| cx.shared.responder_signs());
+    // RFC 7427 §4: it takes both to use it.
+    payloads.extend(hashes.map(|_| auth::hashes()));
+    payloads.extend(cx.shared.responder_requests());
     let flags = Flags { initiator: false, response: true, version: false };
     let header = Header::new((spi_i, spi_r), ExchangeType::IKE_SA_INIT, flags, 0);
     let response = wire::emit_message(&header, &payloads).map_err(|_| syntax("too long"))?;
@@ -141,6 +147,7 @@ pub(crate) fn accept(
             init_response: response,
             nonce_i: request.nonce.to_vec(),
             nonce_r,
+            hashes,
         })),
     })
 }

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
+    auth::{UnixSeconds, WallClock},
     config::{ConnectionConfig, ConnectionId, Role},
     endpoint::timers::Timers,
     event::{Action, ActionId, Event, Output, SaId, Transmit},
     path::Path,
     pool::Pool,
     random::Random,
+    time::Time,
 };
 
 /// What all IKE_SAs of an endpoint share.
@@ -28,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) replaced: Vec<(SaId, ConnectionId, String)>,
     /// the data plane can carry ESP in UDP alone
     pub(crate) force_encap: bool,
+    /// the time of day; until it is told, every certificate is of the future
+    pub(crate) wall_clock: WallClock,
     next_id: u64,
 }
 
@@ -54,6 +58,7 @@ impl Shared {
             peers: BTreeMap::new(),
             replaced: Vec::new(),
             force_encap,
+            wall_clock: WallClock::new(Time::ZERO, UnixSeconds(0)),
             next_id: 1,
         }
     }

@@ -14,7 +14,7 @@ use std::{
 
 use bewick_ike::{
     ConnectionConfig, ConnectionId, Endpoint, Path, Random, Role, SaId, SaView, Time,
-    endpoint::SaStatus, event,
+    auth::WallClock, endpoint::SaStatus, event,
 };
 
 use crate::{
@@ -91,6 +91,12 @@ impl Host {
             keepalives: BTreeSet::new(),
             next_tag: 0,
         }
+    }
+
+    /// Tells the time of day, by which certificates are judged; again whenever it has been set. Before
+    /// the first time every certificate is of the future.
+    pub fn set_wall_clock(&mut self, clock: WallClock) {
+        self.ike.set_wall_clock(clock);
     }
 
     /// The connections by name, in the order of the configuration.

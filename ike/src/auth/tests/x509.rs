@@ -238,6 +238,22 @@ fn chains_that_go_round_come_to_an_end() {
     assert!(check(&trust(&stranger), &chain).is_err());
 }
 
+#[test]
+fn of_certificates_with_the_same_names_two_are_looked_at() {
+    let root = root("root");
+    let authority = root.certify(authority_params("a"));
+    let holder = authority.certify(holder_params(&[dns("vpn.example.com")]));
+    let forged = super::pki::root("root").certify(authority_params("a"));
+    let (holder, good, bad) = (&holder.certificate, &authority.certificate, &forged.certificate);
+    assert_eq!(check(&trust(&root), &[holder, good, bad, bad]), Ok(()));
+    assert_eq!(check(&trust(&root), &[holder, bad, good, bad]), Ok(()));
+    assert!(check(&trust(&root), &[holder, bad, bad, good]).is_err());
+    // Others in between do not count.
+    let other = root.certify(authority_params("b"));
+    let chain = [holder, bad, &other.certificate, &root.certificate, good];
+    assert_eq!(check(&trust(&root), &chain), Ok(()));
+}
+
 fn copy(key: &KeyPair) -> KeyPair {
     KeyPair::try_from(key.serialized_der()).expect("a key")
 }

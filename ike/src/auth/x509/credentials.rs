@@ -93,13 +93,16 @@ impl Credentials {
         })
     }
 
-    /// The CERT payloads. The first holds the key that AUTH is signed with (RFC 7296 §1.2).
+    /// The CERT payloads. The first holds the key that AUTH is signed with (RFC 7296 §1.2). A root is
+    /// not among them: who trusts it has it, and others take nothing from it.
     pub fn payloads(&self) -> Vec<Payload> {
         let payload = |certificate: &Certificate| Payload::Certificate {
             encoding: CertEncoding::X509_SIGNATURE,
             data: certificate.der().to_vec(),
         };
-        self.chain.iter().map(payload).collect()
+        let is_root = |certificate: &Certificate| certificate.issuer() == certificate.subject();
+        let others = self.chain.iter().skip(1).filter(|certificate| !is_root(certificate));
+        self.chain.iter().take(1).chain(others).map(payload).collect()
     }
 
     /// The certificates, our own first.

@@ -1,7 +1,7 @@
 //! Whom we trust: anchors, intermediates and revocation lists of our own, and the check of a peer's
 //! chain against them (RFC 5280 §6, RFC 4945 §5). Path building is webpki's, the rules around it ours.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use webpki::{
@@ -26,7 +26,7 @@ pub struct UnixSeconds(pub u64);
 pub enum RevocationPolicy {
     /// lists are not looked at
     Off,
-    /// a list that is out of date still counts; an authority may have none
+    /// a list that is out of date still counts; an authority may have none; either is told in the log
     Relaxed,
     /// a list that is out of date refuses all of its authority's certificates; an authority may have
     /// none
@@ -59,7 +59,8 @@ pub struct Trust {
     policy: RevocationPolicy,
 }
 
-/// Signatures on certificates and revocation lists: no SHA-1, as in AUTH (RFC 8247 §3.2), and no RSA below 2048 bits.
+/// Signatures on certificates and revocation lists: no SHA-1, as in AUTH (RFC 8247 §3.2), and no RSA
+/// below 2048 bits.
 const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::ring::ECDSA_P256_SHA256,
     webpki::ring::ECDSA_P256_SHA384,
@@ -148,11 +149,21 @@ impl Trust {
         Ok(())
     }
 
+    /// The names of our anchors in a CERTREQ, in order.
+    pub fn authorities(&self) -> &[[u8; 20]] {
+        &self.hashes
+    }
+
     /// The CERTREQ that names our anchors (RFC 7296 §3.7).
     pub fn request(&self) -> Payload {
+        Trust::request_of(self.hashes.iter().copied())
+    }
+
+    /// A CERTREQ that names these authorities, or asks for any X.509 certificate if there are none.
+    pub fn request_of(authorities: impl IntoIterator<Item = [u8; 20]>) -> Payload {
         Payload::CertificateRequest {
             encoding: CertEncoding::X509_SIGNATURE,
-            data: self.hashes.concat(),
+            data: authorities.into_iter().flatten().collect(),
         }
     }
 
@@ -180,7 +191,7 @@ impl Trust {
 
     /// Checks at the time `now` that the first certificate of `chain` is for `identity` and leads to
     /// an anchor, and gives its key, with which AUTH must be signed (RFC 7296 §1.2). The others may
-    /// come in any order.
+    /// come in any order; of those with the same subject and issuer the first two are looked at.
     ///
     /// # Errors
     /// Any of [`CertificateError`].
@@ -204,7 +215,17 @@ impl Trust {
             return Err(CertificateError::KeyUsage);
         }
         let key = certificate.public_key().map_err(|_| CertificateError::Algorithm)?;
-        self.find_path(first, others, now)?;
+        let others = &untangled(others);
+        if self.policy == RevocationPolicy::Relaxed && !self.lists.is_empty() {
+            // What is let pass is not kept silent.
+            let strictly = self.find_path(first, others, now, RevocationPolicy::Required);
+            if let Err(error) = strictly {
+                self.find_path(first, others, now, RevocationPolicy::Relaxed)?;
+                tracing::warn!(%identity, "a certificate is accepted all the same: {error}");
+            }
+            return Ok(key);
+        }
+        self.find_path(first, others, now, self.policy)?;
         Ok(key)
     }
 
@@ -213,6 +234,7 @@ impl Trust {
         first: &[u8],
         others: &[&[u8]],
         now: UnixSeconds,
+        policy: RevocationPolicy,
     ) -> Result<(), CertificateError> {
         let first = CertificateDer::from(first);
         let first = EndEntityCert::try_from(&first).map_err(reason)?;
@@ -220,7 +242,7 @@ impl Trust {
         let intermediates: Vec<_> =
             others.iter().copied().chain(ours).map(CertificateDer::from).collect();
         let lists: Vec<_> = self.lists.iter().collect();
-        let revocation = match (self.policy, RevocationOptionsBuilder::new(&lists)) {
+        let revocation = match (policy, RevocationOptionsBuilder::new(&lists)) {
             (RevocationPolicy::Off, _) => None,
             // webpki can't be asked to insist on lists when there are none.
             (RevocationPolicy::Required, Err(_)) => {
@@ -254,6 +276,20 @@ impl Trust {
             .map(drop)
             .map_err(reason)
     }
+}
+
+/// At most two certificates of each pair of names, which is enough for one and its renewal. Each more
+/// multiplies the paths to try: a stranger can make them, and it is we who check the signatures.
+fn untangled<'a>(certificates: &[&'a [u8]]) -> Vec<&'a [u8]> {
+    let mut seen = BTreeMap::<_, usize>::new();
+    let keep = |der: &&[u8]| {
+        let Ok(certificate) = Certificate::from_der(der) else { return false };
+        let names = (certificate.subject().to_vec(), certificate.issuer().to_vec());
+        let count = seen.entry(names).or_default();
+        *count += 1;
+        *count <= 2
+    };
+    certificates.iter().copied().filter(keep).collect()
 }
 
 impl fmt::Debug for Trust {
