@@ -62,6 +62,19 @@ pub enum Selectors {
     List(Vec<TrafficSelector>),
 }
 
+/// What a new IKE_SA means for those that the same peer, by its authenticated identity, has already.
+/// Where the peer says INITIAL_CONTACT they go in any case (RFC 7296 §2.4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uniqueness {
+    /// it takes their place
+    #[default]
+    Replace,
+    /// it is refused while one of them is alive
+    Keep,
+    /// nothing: up to 16 stand side by side, then the oldest goes
+    Never,
+}
+
 /// How the ESP of a CHILD_SA may be protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EspProposal {
@@ -140,6 +153,10 @@ pub struct ConnectionConfig {
     pub pools: Vec<IpNet>,
     /// responder: DNS servers to tell
     pub dns: Vec<IpAddr>,
+    /// responder: the domains that these servers are for (RFC 8598); none for all
+    pub dns_domains: Vec<String>,
+    /// responder: how many IKE_SAs a peer may have
+    pub uniqueness: Uniqueness,
     /// offer MOBIKE (RFC 4555 §3.2)
     pub mobike: bool,
     /// ESP always travels in UDP, whether there is a NAT or not

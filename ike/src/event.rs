@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use crate::{
     child::{ChildId, ChildMove, ChildSa},
     config::{ConnectionId, Role},
@@ -98,8 +100,8 @@ pub enum CloseReason {
     /// the data plane refused
     #[error("the data plane refused: {0}")]
     DataPlane(String),
-    /// a newer IKE_SA of the same peer took its place (INITIAL_CONTACT)
-    #[error("replaced by a newer IKE_SA of the same peer")]
+    /// another IKE_SA of the same peer took its place
+    #[error("replaced by another IKE_SA of the same peer")]
     Replaced,
     /// our address is gone and the IKE_SA is not up yet, or the peer can't follow (RFC 4555 §3.2)
     #[error("our address {0} is gone, and this IKE_SA can't move")]
@@ -124,6 +126,10 @@ pub struct Established {
     pub virtual_ips: Vec<IpAddr>,
     /// DNS servers that the peer told us
     pub dns: Vec<IpAddr>,
+    /// the domains that these servers are for (RFC 8598); none for all
+    pub domains: Vec<String>,
+    /// the networks behind the peer, as it says (RFC 7296 §3.15.2)
+    pub subnets: Vec<IpNet>,
 }
 
 /// News from the IKE machines.

@@ -1,19 +1,29 @@
-//! Virtual addresses for clients (RFC 7296 §2.19): a lease lives as long as its IKE_SA.
+//! Virtual addresses for clients (RFC 7296 §2.19): a lease lives as long as its IKE_SA, and an identity
+//! that comes back finds its address again for as long as no other needs it.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::IpNet;
 
-use crate::event::SaId;
+use crate::{event::SaId, wire::identity::Identity};
+
+/// Free addresses of one pool whose last holder is remembered, at most.
+const MOST_REMEMBERED: usize = 4096;
+
+/// Octets of an identity that is remembered, at most; whoever proves more than one identity fills no
+/// memory with their length.
+const LONGEST_REMEMBERED: usize = 256;
 
 /// One pool of addresses of one family.
 #[derive(Debug)]
 pub struct Pool {
     net: IpNet,
-    leases: BTreeMap<IpAddr, SaId>,
+    held: BTreeMap<IpAddr, SaId>,
+    by_sa: BTreeMap<SaId, (IpAddr, Identity)>,
+    remembered: Remembered,
     next: u128,
 }
 
@@ -21,7 +31,13 @@ impl Pool {
     /// A pool of every host address of `net`: for IPv4 without the network's and the broadcast
     /// address, for IPv6 without the subnet-router anycast address.
     pub fn new(net: IpNet) -> Self {
-        Pool { net: net.trunc(), leases: BTreeMap::new(), next: 0 }
+        Pool {
+            net: net.trunc(),
+            held: BTreeMap::new(),
+            by_sa: BTreeMap::new(),
+            remembered: Remembered::default(),
+            next: 0,
+        }
     }
 
     /// Whether the pool is of IPv4.
@@ -29,35 +45,56 @@ impl Pool {
         matches!(self.net, IpNet::V4(_))
     }
 
-    /// Leases `wanted` if it is free and in the pool, else the next free address; `None` if all are
-    /// taken.
-    ///
-    /// Addresses are handed out in turn, so that one just returned is not at once another's.
-    pub fn lease(&mut self, wanted: Option<IpAddr>, sa: SaId) -> Option<IpAddr> {
-        if let Some(addr) = wanted.filter(|addr| self.is_host(*addr))
-            && let Entry::Vacant(free) = self.leases.entry(addr)
-        {
-            free.insert(sa);
-            return Some(addr);
+    /// The network that the addresses are of.
+    pub fn net(&self) -> IpNet {
+        self.net
+    }
+
+    /// Leases an address to the IKE_SA `sa` of the peer `who`, in this order: the one that `sa` has,
+    /// `wanted`, one that `who` had before, one that nobody had, the one whose holder is away longest.
+    /// `None` if all are taken. One with a remembered holder goes to another only as the last resort,
+    /// also if it is the one wanted.
+    pub fn lease(&mut self, wanted: Option<IpAddr>, who: &Identity, sa: SaId) -> Option<IpAddr> {
+        if let Some((addr, _)) = self.by_sa.get(&sa) {
+            return Some(*addr);
         }
-        let size = self.size();
-        if self.leases.len() as u128 >= size {
+        let free = |addr: &IpAddr| {
+            self.is_host(*addr)
+                && !self.held.contains_key(addr)
+                && self.remembered.holder(*addr).is_none_or(|holder| holder == who)
+        };
+        let addr = wanted
+            .filter(free)
+            .or_else(|| self.remembered.newest_of(who))
+            .or_else(|| self.unused())
+            .or_else(|| self.remembered.oldest())?;
+        self.remembered.forget(addr);
+        self.held.insert(addr, sa);
+        self.by_sa.insert(sa, (addr, who.clone()));
+        Some(addr)
+    }
+
+    /// Takes back what `sa` has.
+    pub fn release(&mut self, sa: SaId) {
+        let Some((addr, who)) = self.by_sa.remove(&sa) else { return };
+        self.held.remove(&addr);
+        self.remembered.put(addr, who);
+    }
+
+    /// The next address in turn that is neither held nor remembered.
+    fn unused(&mut self) -> Option<IpAddr> {
+        let (size, used) = (self.size(), self.held.len() + self.remembered.len());
+        if used as u128 >= size {
             return None;
         }
-        for _ in 0..=self.leases.len() {
+        for _ in 0..=used {
             let addr = self.nth(self.next % size);
             self.next = (self.next + 1) % size;
-            if let Entry::Vacant(free) = self.leases.entry(addr) {
-                free.insert(sa);
+            if !self.held.contains_key(&addr) && self.remembered.holder(addr).is_none() {
                 return Some(addr);
             }
         }
         None
-    }
-
-    /// Returns every lease of `sa`.
-    pub fn release(&mut self, sa: SaId) {
-        self.leases.retain(|_, holder| *holder != sa);
     }
 
     fn first_host(&self) -> u128 {
@@ -68,7 +105,8 @@ impl Pool {
         }
     }
 
-    fn size(&self) -> u128 {
+    /// How many addresses there are.
+    pub fn size(&self) -> u128 {
         match self.net {
             IpNet::V4(net) => match net.prefix_len() {
                 32 => 1,
@@ -104,26 +142,151 @@ impl Pool {
     }
 }
 
+/// Who had which free address last.
+#[derive(Debug, Default)]
+struct Remembered {
+    holders: BTreeMap<IpAddr, (u64, Identity)>,
+    by_age: BTreeMap<u64, IpAddr>,
+    by_holder: BTreeSet<(Identity, u64)>,
+    stamp: u64,
+}
+
+impl Remembered {
+    fn len(&self) -> usize {
+        self.holders.len()
+    }
+
+    fn holder(&self, addr: IpAddr) -> Option<&Identity> {
+        self.holders.get(&addr).map(|(_, who)| who)
+    }
+
+    fn oldest(&self) -> Option<IpAddr> {
+        self.by_age.values().next().copied()
+    }
+
+    fn newest_of(&self, who: &Identity) -> Option<IpAddr> {
+        let range = (who.clone(), 0)..=(who.clone(), u64::MAX);
+        let (_, stamp) = self.by_holder.range(range).next_back()?;
+        self.by_age.get(stamp).copied()
+    }
+
+    fn put(&mut self, addr: IpAddr, who: Identity) {
+        if who.to_wire().data.len() > LONGEST_REMEMBERED {
+            return;
+        }
+        if self.len() >= MOST_REMEMBERED
+            && let Some(oldest) = self.oldest()
+        {
+            self.forget(oldest);
+        }
+        self.stamp += 1;
+        self.by_age.insert(self.stamp, addr);
+        self.by_holder.insert((who.clone(), self.stamp));
+        self.holders.insert(addr, (self.stamp, who));
+    }
+
+    fn forget(&mut self, addr: IpAddr) {
+        if let Some((stamp, who)) = self.holders.remove(&addr) {
+            self.by_age.remove(&stamp);
+            self.by_holder.remove(&(who, stamp));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn pool(net: &str) -> Pool {
+        Pool::new(net.parse().unwrap())
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn who(n: u64) -> Identity {
+        format!("peer{n}@example.com").parse().unwrap()
+    }
+
+    /// The `n`th IKE_SA, of the `n`th peer.
+    fn lease(pool: &mut Pool, wanted: Option<&str>, n: u64) -> Option<String> {
+        pool.lease(wanted.map(ip), &who(n), SaId(n)).map(|addr| addr.to_string())
+    }
+
     #[test]
     fn k_2_19_1_a_pool_hands_out_each_host_address_once_and_says_when_it_is_empty() {
-        let mut pool = Pool::new("10.9.0.0/30".parse().unwrap());
-        let a = pool.lease(None, SaId(1)).unwrap();
-        let b = pool.lease(None, SaId(2)).unwrap();
-        assert_eq!([a.to_string(), b.to_string()], ["10.9.0.1", "10.9.0.2"]);
-        assert_eq!(pool.lease(None, SaId(3)), None);
+        let mut pool = pool("10.9.0.0/30");
+        assert_eq!(pool.size(), 2);
+        assert_eq!(lease(&mut pool, None, 1).unwrap(), "10.9.0.1");
+        assert_eq!(lease(&mut pool, None, 2).unwrap(), "10.9.0.2");
+        assert_eq!(lease(&mut pool, None, 3), None);
         pool.release(SaId(1));
-        assert_eq!(pool.lease(Some("10.9.0.3".parse().unwrap()), SaId(3)), Some(a));
+        assert_eq!(lease(&mut pool, Some("10.9.0.3"), 3).unwrap(), "10.9.0.1");
+        assert_eq!(lease(&mut pool, None, 3).unwrap(), "10.9.0.1", "it has one");
     }
 
     #[test]
     fn k_2_19_1_a_free_wanted_address_is_given() {
-        let mut pool = Pool::new("2001:db8::/64".parse().unwrap());
-        let wanted = "2001:db8::77".parse().unwrap();
-        assert_eq!(pool.lease(Some(wanted), SaId(1)), Some(wanted));
-        assert_eq!(pool.lease(Some(wanted), SaId(2)), Some("2001:db8::1".parse().unwrap()));
+        let mut pool = pool("2001:db8::/64");
+        assert_eq!(lease(&mut pool, Some("2001:db8::77"), 1).unwrap(), "2001:db8::77");
+        assert_eq!(lease(&mut pool, Some("2001:db8::77"), 2).unwrap(), "2001:db8::1");
+        assert_eq!(lease(&mut pool, Some("2001:db8::"), 3).unwrap(), "2001:db8::2", "anycast");
+    }
+
+    #[test]
+    fn k_2_19_1_who_comes_back_gets_its_address_again_while_others_remain() {
+        let mut pool = pool("10.9.0.0/29");
+        for n in 1..=3 {
+            lease(&mut pool, None, n);
+        }
+        pool.release(SaId(2));
+        pool.release(SaId(1));
+        // 10.9.0.2 is kept for its last holder, even from one that asks for it.
+        assert_eq!(lease(&mut pool, Some("10.9.0.2"), 4).unwrap(), "10.9.0.4");
+        assert_eq!(pool.lease(None, &who(1), SaId(11)), Some(ip("10.9.0.1")));
+        // A second IKE_SA of the same identity has an address of its own.
+        assert_eq!(pool.lease(None, &who(1), SaId(21)), Some(ip("10.9.0.5")));
+        assert_eq!(pool.lease(None, &who(2), SaId(12)), Some(ip("10.9.0.2")));
+    }
+
+    #[test]
+    fn k_2_19_1_the_address_of_the_longest_absent_goes_first_when_no_other_is_left() {
+        let mut pool = pool("10.9.0.0/29");
+        for n in 1..=6 {
+            lease(&mut pool, None, n);
+        }
+        for n in [3, 1, 5] {
+            pool.release(SaId(n));
+        }
+        assert_eq!(lease(&mut pool, None, 7).unwrap(), "10.9.0.3");
+        assert_eq!(lease(&mut pool, Some("10.9.0.5"), 8).unwrap(), "10.9.0.1");
+        assert_eq!(lease(&mut pool, None, 9).unwrap(), "10.9.0.5");
+        assert_eq!(lease(&mut pool, None, 10), None);
+    }
+
+    #[test]
+    fn k_2_19_1_what_is_remembered_has_an_end() {
+        let mut pool = pool("2001:db8::/64");
+        for n in 0..2 * MOST_REMEMBERED as u64 {
+            lease(&mut pool, None, n);
+            pool.release(SaId(n));
+        }
+        assert_eq!(pool.remembered.len(), MOST_REMEMBERED);
+        assert_eq!(pool.remembered.by_age.len(), MOST_REMEMBERED);
+        assert_eq!(pool.remembered.by_holder.len(), MOST_REMEMBERED);
+        assert!(pool.held.is_empty() && pool.by_sa.is_empty());
+        let long: Identity = format!("{}.example", "a".repeat(LONGEST_REMEMBERED)).parse().unwrap();
+        let before = pool.remembered.stamp;
+        pool.lease(None, &long, SaId(0)).unwrap();
+        pool.release(SaId(0));
+        assert_eq!(pool.remembered.stamp, before);
+    }
+
+    #[test]
+    fn k_2_19_1_a_static_address_is_a_pool_of_one() {
+        let mut pool = pool("10.9.0.7/32");
+        assert_eq!(lease(&mut pool, None, 1).unwrap(), "10.9.0.7");
+        assert_eq!(lease(&mut pool, None, 2), None);
     }
 }

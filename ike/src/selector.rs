@@ -1,8 +1,18 @@
 //! Traffic selectors (RFC 7296 §2.9, §3.13.1; RFC 4301 §4.4.1.1) as values.
 
+mod text;
+
 use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
+
+pub use text::SelectorError;
+
+/// Every port, and packets without one.
+const ANY: (u16, u16) = (0, u16::MAX);
+
+/// Packets whose port can't be seen (RFC 7296 §3.13.1).
+const OPAQUE: (u16, u16) = (u16::MAX, 0);
 
 /// A range of addresses, ports and one protocol: what a CHILD_SA may carry on one of its sides.
 ///
@@ -21,7 +31,7 @@ impl TrafficSelector {
     /// `protocol` 0 means any (RFC 7296 §3.13.1). The port range 65535 to 0 is OPAQUE
     /// (RFC 7296 §3.13.1) and the one backward range that is let through.
     pub fn new(protocol: u8, ports: (u16, u16), first: IpAddr, last: IpAddr) -> Option<Self> {
-        let ports_ok = ports.0 <= ports.1 || ports == (u16::MAX, 0);
+        let ports_ok = ports.0 <= ports.1 || ports == OPAQUE;
         let ok = first.is_ipv4() == last.is_ipv4() && first <= last && ports_ok;
         ok.then_some(TrafficSelector { protocol, ports, first, last })
     }
@@ -32,12 +42,12 @@ impl TrafficSelector {
             IpNet::V4(net) => (net.network().into(), net.broadcast().into()),
             IpNet::V6(net) => (net.network().into(), net.broadcast().into()),
         };
-        TrafficSelector { protocol: 0, ports: (0, u16::MAX), first, last }
+        TrafficSelector { protocol: 0, ports: ANY, first, last }
     }
 
     /// Every protocol and port of the one address `addr`.
     pub fn from_addr(addr: IpAddr) -> Self {
-        TrafficSelector { protocol: 0, ports: (0, u16::MAX), first: addr, last: addr }
+        TrafficSelector { protocol: 0, ports: ANY, first: addr, last: addr }
     }
 
     /// The protocol number of the inner packet, 0 for any.
@@ -68,11 +78,11 @@ impl TrafficSelector {
     /// Whether an inner packet with this address, protocol and port is inside.
     ///
     /// A packet without ports (or whose ports can't be seen) has `port` `None` and matches only a
-    /// selector of every port.
+    /// selector of every port, or of OPAQUE ones (RFC 4301 §4.4.1.1).
     pub fn contains(&self, addr: IpAddr, protocol: u8, port: Option<u16>) -> bool {
         let port_ok = match port {
             Some(port) => self.ports.0 <= port && port <= self.ports.1,
-            None => self.ports == (0, u16::MAX),
+            None => self.ports == ANY || self.ports == OPAQUE,
         };
         addr.is_ipv4() == self.is_ipv4()
             && self.first <= addr
@@ -86,25 +96,20 @@ impl TrafficSelector {
         if self.is_ipv4() != other.is_ipv4() {
             return None;
         }
-        let protocol = match (self.protocol, other.protocol) {
-            (0, p) | (p, 0) => p,
-            (a, b) if a == b => a,
-            _ => return None,
-        };
-        let ports = if self.ports == other.ports {
-            self.ports
-        } else {
-            (self.ports.0.max(other.ports.0), self.ports.1.min(other.ports.1))
-        };
-        if ports.0 > ports.1 && ports != self.ports {
-            return None;
-        }
+        let protocol = common_protocol(self.protocol, other.protocol)?;
+        let ports = common_ports(self.ports, other.ports)?;
         TrafficSelector::new(
             protocol,
             ports,
             self.first.max(other.first),
             self.last.min(other.last),
         )
+    }
+
+    /// Whether a packet can have one of its ends in `self` and the other in `other`.
+    pub fn meets(&self, other: &TrafficSelector) -> bool {
+        self.is_ipv4() == other.is_ipv4()
+            && common_protocol(self.protocol, other.protocol).is_some()
     }
 
     /// Whether everything in `self` is in `other` too.
@@ -123,21 +128,29 @@ impl TrafficSelector {
     }
 }
 
-impl fmt::Display for TrafficSelector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.nets().as_slice() {
-            [net] => write!(f, "{net}")?,
-            _ => write!(f, "{}-{}", self.first, self.last)?,
-        }
-        if self.protocol != 0 || self.ports != (0, u16::MAX) {
-            write!(f, "[{}/{}-{}]", self.protocol, self.ports.0, self.ports.1)?;
-        }
-        Ok(())
-    }
-}
-
 impl fmt::Debug for TrafficSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
+
+/// The protocol of packets that both allow; 0 is any.
+fn common_protocol(a: u8, b: u8) -> Option<u8> {
+    match (a, b) {
+        (0, protocol) | (protocol, 0) => Some(protocol),
+        _ => (a == b).then_some(a),
+    }
+}
+
+/// The ports that both allow. OPAQUE is in every port and in itself, and in no other range
+/// (RFC 4301 §4.4.1.1).
+fn common_ports(a: (u16, u16), b: (u16, u16)) -> Option<(u16, u16)> {
+    match (a, b) {
+        (ANY, ports) | (ports, ANY) => Some(ports),
+        (OPAQUE, _) | (_, OPAQUE) => (a == b).then_some(OPAQUE),
+        _ => Some((a.0.max(b.0), a.1.min(b.1))).filter(|(first, last)| first <= last),
+    }
+}
+
+#[cfg(test)]
+mod tests;

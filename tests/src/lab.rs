@@ -7,7 +7,7 @@ use bewick_ike::{
     ChildSa, CloseReason, ConnectionConfig, ConnectionId, EspSuite, HmacSha2, Path, Role, Secret,
     Time, TrafficSelector,
     auth::{LocalAuth, RemoteAuth, UnixSeconds, WallClock},
-    config::{DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors},
+    config::{DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors, Uniqueness},
     crypto::{IkeEncryption, IkeSuite, KeyExchangeMethod, Prf},
     endpoint::SaStatus,
 };
@@ -142,6 +142,8 @@ pub fn client_config() -> ConnectionConfig {
         request_ipv6: false,
         pools: Vec::new(),
         dns: Vec::new(),
+        dns_domains: Vec::new(),
+        uniqueness: Uniqueness::Replace,
         mobike: true,
         force_encap: false,
         liveness: Duration::from_secs(30),

@@ -105,7 +105,8 @@ fn k_2_19_1_an_exhausted_pool_is_internal_address_failure() {
     lab.seconds(15);
     let told = lab.reasons(other).pop().expect("a reason").to_string();
     assert!(told.contains("INTERNAL_ADDRESS_FAILURE"), "{told}");
-    assert!(said(&lab, false).contains("has no free address left"), "{}", said(&lab, false));
+    let words = "the pool 10.9.0.1/32 has no free address left of 1";
+    assert!(said(&lab, false).contains(words), "{}", said(&lab, false));
     assert!(lab.world.end(other).machine.host().is_empty());
     assert!(lab.is_up(), "the first one is not touched");
     // The address is free when the first one has gone, and not sooner.

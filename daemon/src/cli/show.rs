@@ -60,6 +60,17 @@ fn ike_sa(out: &mut String, sa: &IkeSaStatus) {
         let list: Vec<String> = sa.virtual_ips.iter().map(ToString::to_string).collect();
         let _ = writeln!(out, "  address   {}", list.join(", "));
     }
+    if !sa.dns.is_empty() {
+        let list: Vec<String> = sa.dns.iter().map(ToString::to_string).collect();
+        let domains = match sa.dns_domains.is_empty() {
+            true => String::new(),
+            false => format!(" for {}", sa.dns_domains.join(", ")),
+        };
+        let _ = writeln!(out, "  DNS       {}{domains}", list.join(", "));
+    }
+    if !sa.subnets.is_empty() {
+        let _ = writeln!(out, "  networks  {}", sa.subnets.join(", "));
+    }
     for one in &sa.children {
         child(out, one);
     }
@@ -136,6 +147,9 @@ mod tests {
             nat_remote: false,
             mobike: true,
             virtual_ips: vec!["10.9.0.1".parse().unwrap()],
+            dns: vec!["10.1.0.53".parse().unwrap()],
+            dns_domains: vec!["corp.example.com".into()],
+            subnets: vec!["10.1.0.0/16".into()],
             children: vec![ChildStatus {
                 spi_in: "0x11223344".into(),
                 spi_out: "0x55667788".into(),
@@ -179,6 +193,8 @@ office: initiator, established
             laptop@example.com -> vpn.example.com
             SPIs 00112233445566aa bb00112233445566
   address   10.9.0.1
+  DNS       10.1.0.53 for corp.example.com
+  networks  10.1.0.0/16
   CHILD_SA  10.9.0.1/32 <-> 10.1.0.0/16
             aes256gcm16 in UDP, SPIs 0x11223344 0x55667788
             in      8.4 kB        100 packets

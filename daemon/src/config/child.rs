@@ -1,11 +1,11 @@
 //! The `[[connection.child]]` tables: CHILD_SAs beside the connection's first (RFC 7296 §1.3.1).
 
-use bewick_ike::config::{ChildConfig, Role};
+use bewick_ike::config::{ChildConfig, Role, Selectors};
 use toml::de::DeValue;
 
 use crate::config::{
-    connection::{nets, proposals, selectors},
-    networks, proposal,
+    connection::{proposals, traffic},
+    proposal,
     reader::{TableReader, type_name},
 };
 
@@ -58,8 +58,8 @@ fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> Option<Chil
         reader.missing("name is missing; expected a name for the CHILD_SA");
     }
     let esp_proposals = proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, proposal::esp);
-    let local_ts = networks(reader, "local_ts").map(nets);
-    let remote_ts = networks(reader, "remote_ts").map(nets);
+    let local_ts = traffic(reader, "local_ts");
+    let remote_ts = traffic(reader, "remote_ts");
     let (needed, key, text) = match role {
         Some(Role::Responder) => (&local_ts, "local_ts", "the networks that the peer may reach"),
         _ => (&remote_ts, "remote_ts", "the networks on the peer's side"),
@@ -70,7 +70,7 @@ fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> Option<Chil
     Some(ChildConfig {
         name: name?.value.into(),
         esp_proposals,
-        ts_local: selectors(local_ts),
-        ts_remote: selectors(remote_ts),
+        ts_local: local_ts.map_or(Selectors::Dynamic, Selectors::List),
+        ts_remote: remote_ts.map_or(Selectors::Dynamic, Selectors::List),
     })
 }

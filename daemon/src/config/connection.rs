@@ -5,13 +5,18 @@ use std::{net::IpAddr, path::Path, time::Duration};
 use bewick_ike::{
     TrafficSelector,
     config::{
-        ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE, Retransmission, Role, Selectors,
+        ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE, Retransmission, Role,
+        Selectors, Uniqueness,
     },
     wire::identity::{Identity, IdentityPattern},
 };
 use ipnet::IpNet;
 
 use crate::config::{Seen, auth, child, networks, proposal, reader::TableReader};
+
+/// Keys that only a responder has.
+const RESPONDER_KEYS: [&str; 5] =
+    ["pool", "dns", "dns_domains", "uniqueness", "return_routability"];
 
 /// A connection as the daemon sees it.
 #[derive(Clone, Debug)]
@@ -63,8 +68,8 @@ pub(super) fn read(
     let ike_proposals =
         proposals(reader, "ike_proposals", &proposal::ike_defaults(), proposal::ike);
     let esp_proposals = proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, proposal::esp);
-    let local_ts = networks(reader, "local_ts").map(nets);
-    let remote_ts = networks(reader, "remote_ts").map(nets);
+    let local_ts = traffic(reader, "local_ts");
+    let remote_ts = traffic(reader, "remote_ts");
     let mobike = reader.bool("mobike").is_none_or(|field| field.value);
     let force_encap = reader.bool("force_encap").is_some_and(|field| field.value);
     let liveness = reader.number("liveness", 0..=86_400, "seconds").map_or(30, |field| field.value);
@@ -82,7 +87,7 @@ pub(super) fn read(
     match role {
         Some(Role::Initiator) => {
             initiator = InitiatorPart::read(reader, remote_ts.as_deref());
-            for key in ["pool", "dns", "return_routability"] {
+            for key in RESPONDER_KEYS {
                 reader.refuse(key, "is for role = \"responder\"; remove it");
             }
         }
@@ -96,7 +101,7 @@ pub(super) fn read(
         }
         // which of these belong here can't be told
         None => {
-            for key in ["gateway", "virtual_ip", "start", "pool", "dns", "return_routability"] {
+            for key in ["gateway", "virtual_ip", "start"].into_iter().chain(RESPONDER_KEYS) {
                 reader.value(key);
             }
         }
@@ -111,12 +116,14 @@ pub(super) fn read(
         remote_auth,
         ike_proposals,
         esp_proposals,
-        ts_local: selectors(local_ts),
-        ts_remote: selectors(remote_ts),
+        ts_local: local_ts.map_or(Selectors::Dynamic, Selectors::List),
+        ts_remote: remote_ts.map_or(Selectors::Dynamic, Selectors::List),
         request_ipv4: initiator.ipv4,
         request_ipv6: initiator.ipv6,
         pools: responder.pools,
         dns: responder.dns,
+        dns_domains: responder.dns_domains,
+        uniqueness: responder.uniqueness,
         mobike,
         force_encap,
         liveness: Duration::from_secs(liveness),
@@ -150,7 +157,7 @@ impl Default for InitiatorPart {
 }
 
 impl InitiatorPart {
-    fn read(reader: &mut TableReader<'_, '_, '_>, remote_ts: Option<&[IpNet]>) -> Self {
+    fn read(reader: &mut TableReader<'_, '_, '_>, remote_ts: Option<&[TrafficSelector]>) -> Self {
         let mut gateways = Vec::new();
         let fields = reader.one_or_more("gateway", "a name or an address");
         if fields.is_none() && reader.key_span("gateway").is_none() {
@@ -174,8 +181,7 @@ impl InitiatorPart {
         let start = reader.word("start", &starts).unwrap_or(Start::Auto);
         let wanted = reader.bool("virtual_ip").is_some_and(|field| field.value);
         // of the families in which there is something to reach
-        let any =
-            |v4: bool| remote_ts.unwrap_or_default().iter().any(|net| net.addr().is_ipv4() == v4);
+        let any = |v4: bool| remote_ts.unwrap_or_default().iter().any(|ts| ts.is_ipv4() == v4);
         InitiatorPart { gateways, start, ipv4: wanted && any(true), ipv6: wanted && any(false) }
     }
 }
@@ -185,6 +191,8 @@ impl InitiatorPart {
 struct ResponderPart {
     pools: Vec<IpNet>,
     dns: Vec<IpAddr>,
+    dns_domains: Vec<String>,
+    uniqueness: Uniqueness,
     return_routability: bool,
 }
 
@@ -221,10 +229,18 @@ impl ResponderPart {
             seen.pools.push((*pool, format!("connection {name:?}")));
         }
         let dns = reader.list("dns", "an address", "\"10.1.0.53\"").unwrap_or_default();
+        let dns_domains = domains(reader);
+        let uniqueness = [
+            ("replace", Uniqueness::Replace),
+            ("keep", Uniqueness::Keep),
+            ("never", Uniqueness::Never),
+        ];
         let checks = [("before", true), ("off", false)];
         ResponderPart {
             pools: pools.into_iter().map(|(pool, _)| pool).collect(),
             dns: dns.into_iter().map(|field| field.value).collect(),
+            dns_domains,
+            uniqueness: reader.word("uniqueness", &uniqueness).unwrap_or_default(),
             return_routability: reader.word("return_routability", &checks).unwrap_or(true),
         }
     }
@@ -317,15 +333,48 @@ pub(super) fn proposals<T>(
     out
 }
 
-pub(super) fn nets(fields: Vec<(IpNet, std::ops::Range<usize>)>) -> Vec<IpNet> {
-    fields.into_iter().map(|(net, _)| net).collect()
+/// The selectors of `key`; `None` if it is not there.
+pub(super) fn traffic(
+    reader: &mut TableReader<'_, '_, '_>,
+    key: &'static str,
+) -> Option<Vec<TrafficSelector>> {
+    let fields = reader.strings(key, "\"10.1.0.0/16\"")?;
+    if fields.is_empty() {
+        let span = reader.key_span(key).unwrap_or(reader.span.clone());
+        reader.report.add(&span, format!("{key} is empty; expected at least one network"));
+    }
+    let mut out = Vec::new();
+    for field in fields {
+        match field.value.parse() {
+            Ok(selector) => out.push(selector),
+            Err(e) => reader.report.add(&field.span, format!("{key}: {e}")),
+        }
+    }
+    Some(out)
 }
 
-pub(super) fn selectors(nets: Option<Vec<IpNet>>) -> Selectors {
-    match nets {
-        None => Selectors::Dynamic,
-        Some(nets) => Selectors::List(nets.into_iter().map(TrafficSelector::from_net).collect()),
+/// The domains that go to servers of the tunnel (RFC 8598).
+fn domains(reader: &mut TableReader<'_, '_, '_>) -> Vec<String> {
+    let fields = reader.strings("dns_domains", "\"corp.example.com\"").unwrap_or_default();
+    let mut out = Vec::new();
+    for field in fields {
+        if is_host(field.value) && field.value.parse::<IpAddr>().is_err() {
+            out.push(field.value.to_owned());
+        } else {
+            let text = format!(
+                "dns_domains: {:?} is not a domain; expected one such as \"corp.example.com\"",
+                field.value
+            );
+            reader.report.add(&field.span, text);
+        }
     }
+    if let (false, Some(span), None) =
+        (out.is_empty(), reader.key_span("dns_domains"), reader.key_span("dns"))
+    {
+        let text = "dns_domains needs servers for them; add dns = [\"10.1.0.53\"]";
+        reader.report.add(&span, text);
+    }
+    out
 }
 
 fn overlap(a: &IpNet, b: &IpNet) -> bool {

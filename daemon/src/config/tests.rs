@@ -203,7 +203,7 @@ fn a_bad_network() {
     assert_eq!(
         problem("10.1.0.0/16", "10.1.0.0/33"),
         "b.toml:8:14: remote_ts: \"10.1.0.0/33\" is not a network; expected one such as \
-         \"10.1.0.0/16\""
+         \"10.1.0.0/16\", \"10.1.0.5-10.1.0.9\" or \"10.1.0.0/16[tcp/443]\""
     );
     assert_eq!(
         problem("10.1.0.0/16", "10.1.2.3/16"),
@@ -213,6 +213,42 @@ fn a_bad_network() {
     assert_eq!(
         problem("[\"10.1.0.0/16\"]", "[]"),
         "b.toml:8:1: remote_ts is empty; expected at least one network"
+    );
+}
+
+#[test]
+fn selectors_with_protocols_and_ports() {
+    let text = CLIENT.replace(
+        "[\"10.1.0.0/16\"]",
+        "[\"10.1.0.0/16[tcp/443]\", \"10.1.0.5-10.1.0.9\", \"2001:db8::/64[udp/1000-2000]\"]",
+    );
+    let config = read(&text).unwrap();
+    let Selectors::List(list) = &config.connections[0].ike.ts_remote else { panic!("a list") };
+    assert_eq!(list[0].ports(), (443, 443));
+    assert_eq!(list[1].last().to_string(), "10.1.0.9");
+    assert!(config.connections[0].ike.request_ipv6);
+    assert_eq!(
+        problem("10.1.0.0/16", "10.1.0.0/16[tcp/https]"),
+        "b.toml:8:14: remote_ts: \"https\" is no port; expected one such as 443, a range such as \
+         1000-2000, or opaque"
+    );
+}
+
+#[test]
+fn domains_and_uniqueness_of_a_gateway() {
+    let more =
+        "dns = [\"10.1.0.53\"]\ndns_domains = [\"corp.example.com\"]\nuniqueness = \"never\"\n";
+    let config = read(&format!("{GATEWAY}{more}")).unwrap();
+    let ike = &config.connections[0].ike;
+    assert_eq!(ike.dns_domains, ["corp.example.com"]);
+    assert_eq!(ike.uniqueness, bewick_ike::config::Uniqueness::Never);
+    assert_eq!(
+        problems(&format!("{GATEWAY}dns_domains = [\"corp.example.com\"]\n")),
+        ["b.toml:9:1: dns_domains needs servers for them; add dns = [\"10.1.0.53\"]"]
+    );
+    assert_eq!(
+        problem("virtual_ip = true", "uniqueness = \"keep\""),
+        "b.toml:9:1: uniqueness is for role = \"responder\"; remove it"
     );
 }
 

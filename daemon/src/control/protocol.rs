@@ -163,6 +163,15 @@ pub struct IkeSaStatus {
     pub mobike: bool,
     /// inner addresses that were assigned, to us or by us
     pub virtual_ips: Vec<IpAddr>,
+    /// DNS servers that the gateway has told
+    #[serde(default)]
+    pub dns: Vec<IpAddr>,
+    /// the domains that these are for, none for all
+    #[serde(default)]
+    pub dns_domains: Vec<String>,
+    /// networks behind the gateway, as it says
+    #[serde(default)]
+    pub subnets: Vec<String>,
     /// its CHILD_SAs
     pub children: Vec<ChildStatus>,
 }

@@ -121,11 +121,11 @@ impl Daemon {
     async fn on_event(&mut self, event: &Event) {
         match event {
             Event::Established { established, .. } => {
-                self.virtual_ips.insert(established.sa, established.virtual_ips.clone());
+                self.established.insert(established.sa, established.clone());
                 self.block(established.connection).await;
             }
             Event::Closed { sa, .. } => {
-                self.virtual_ips.remove(sa);
+                self.established.remove(sa);
             }
             _ => {}
         }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bewick_ike::{
-    Random, Role, SaId, Time,
+    Established, Random, Role, SaId, Time,
     auth::{UnixSeconds, WallClock},
 };
 use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig, Input, ReturnRoutability};
@@ -133,8 +133,8 @@ struct Daemon {
     /// the last interface of every address that we have had: what is still sent from one that is
     /// gone has to fail, and not to leave by another uplink with a source that is wrong there
     interfaces: BTreeMap<IpAddr, u32>,
-    /// addresses that were assigned, to us or by us
-    virtual_ips: BTreeMap<SaId, Vec<IpAddr>>,
+    /// what is known of each IKE_SA that is up, addresses that were assigned included
+    established: BTreeMap<SaId, Established>,
     /// the last answer for a gateway's name
     gateways: BTreeMap<String, Vec<IpAddr>>,
     resolved: mpsc::Sender<Resolved>,
@@ -250,7 +250,7 @@ impl Daemon {
             monitor,
             addresses: Vec::new(),
             interfaces: BTreeMap::new(),
-            virtual_ips: BTreeMap::new(),
+            established: BTreeMap::new(),
             gateways: BTreeMap::new(),
             resolved,
             recorder: Recorder::new(clock.0, names, config.daemon.log_addresses, events),

@@ -119,6 +119,8 @@ fn fields(event: &Event) -> Map<String, Value> {
             "mobike": mobike,
             "virtual_ips": established.virtual_ips,
             "dns": established.dns,
+            "dns_domains": established.domains,
+            "subnets": established.subnets.iter().map(ToString::to_string).collect::<Vec<_>>(),
         }),
         Event::Rekeyed { spis, .. } => json!({
             "spi_i": format!("{:016x}", spis.0),

@@ -87,6 +87,7 @@ impl Daemon {
     }
 
     fn sa_status(&self, sa: &SaStatus<'_>, local_id: &str) -> IkeSaStatus {
+        let told = self.established.get(&sa.id);
         IkeSaStatus {
             spi_i: format!("{:016x}", sa.spis.0),
             spi_r: format!("{:016x}", sa.spis.1),
@@ -98,7 +99,12 @@ impl Daemon {
             nat_local: sa.nat.local,
             nat_remote: sa.nat.remote,
             mobike: self.host.is_mobike(sa.id),
-            virtual_ips: self.virtual_ips.get(&sa.id).cloned().unwrap_or_default(),
+            virtual_ips: told.map(|told| told.virtual_ips.clone()).unwrap_or_default(),
+            dns: told.map(|told| told.dns.clone()).unwrap_or_default(),
+            dns_domains: told.map(|told| told.domains.clone()).unwrap_or_default(),
+            subnets: told
+                .map(|told| told.subnets.iter().map(ToString::to_string).collect())
+                .unwrap_or_default(),
             children: sa.children.iter().map(child_status).collect(),
         }
     }

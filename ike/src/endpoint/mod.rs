@@ -22,6 +22,7 @@ use crate::{
         init,
         init_responder::{self, Unanswerable},
         live, task,
+        uniqueness::Farewell,
     },
     time::Time,
     wire::{self, ExchangeType, Flags, Header, Message, Notify, NotifyType, Payload, WireError},
@@ -288,8 +289,8 @@ impl Endpoint {
         if !replaced.is_empty() {
             // The old CHILD_SA goes before the new one comes: their selectors may be the same.
             let new_ones = self.shared.outputs.split_off(before);
-            for (new, connection, peer) in replaced {
-                self.replace(now, new, connection, &peer, extension);
+            for (old, farewell) in replaced {
+                self.replace(now, old, farewell, extension);
             }
             self.shared.outputs.extend(new_ones);
         }
@@ -309,28 +310,12 @@ impl Endpoint {
         }
     }
 
-    /// INITIAL_CONTACT: the peer knows of no other IKE_SA between the two identities
-    /// (RFC 7296 §2.4). Only those of the same authenticated identity go.
-    fn replace(
-        &mut self,
-        now: Time,
-        new: SaId,
-        connection: ConnectionId,
-        peer: &str,
-        extension: &mut dyn Extension,
-    ) {
-        let old: Vec<SaId> = self
-            .sas
-            .values()
-            .filter(|sa| sa.id != new && sa.connection == Some(connection))
-            .filter(|sa| matches!(&sa.state, State::Live(live) if live.peer == peer))
-            .map(|sa| sa.id)
-            .collect();
-        for id in old {
-            self.with(now, id, extension, |sa, cx| {
-                sa.close(cx, CloseReason::Replaced);
-                sa.forget(cx);
-            });
+    /// Ends an IKE_SA that made room for a newer one of the same authenticated identity
+    /// (RFC 7296 §2.4).
+    fn replace(&mut self, now: Time, old: SaId, farewell: Farewell, extension: &mut dyn Extension) {
+        match farewell {
+            Farewell::Silent => self.abandon(now, old, CloseReason::Replaced, extension),
+            Farewell::Delete => self.close_because(now, old, CloseReason::Replaced, extension),
         }
     }
 

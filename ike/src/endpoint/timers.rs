@@ -19,6 +19,8 @@ pub enum Timer {
     Former,
     /// fragments have waited for the others long enough
     Reassembly,
+    /// the peer's IKE_SA has taken the place of ours
+    Redundant,
 }
 
 /// At most one deadline for each IKE_SA and [`Timer`].

@@ -14,9 +14,10 @@ use super::{
     Cx, Sa, State,
     auth::{InitExchange, complaint},
     child::{self, Agreed, Child},
+    configuration::{self, Told},
     init::needs_encap,
     live::{self, Live, Phase},
-    negotiate,
+    negotiate, uniqueness,
 };
 
 /// The IKE_SA_INIT that is done.
@@ -79,12 +80,16 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     payloads.extend(config.local_auth.certificates());
     payloads.extend(config.remote_auth.request());
     payloads.push(Payload::Notify(Notify::new(NotifyType::INITIAL_CONTACT, Vec::new())));
+    // RFC 7296 §2.4: only if it is the only one between the two identities.
+    if uniqueness::is_first(cx.shared, init.connection, sa.id) {
+        payloads.push(Payload::Notify(Notify::new(NotifyType::INITIAL_CONTACT, Vec::new())));
+    }
     // RFC 7296 §1.2: IDr says which of the responder's identities we want to talk to.
     if let IdentityPattern::Exactly(identity) = &config.remote_id {
         payloads.push(Payload::IdResponder(identity.to_wire()));
     }
     payloads.push(auth);
-    payloads.extend(child::cfg_request(config));
+    payloads.extend(configuration::request(config));
     payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(
         &config.esp_proposals,
         spi_in,
@@ -97,6 +102,7 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
         payloads.extend(cx.extension.auth_request(&view));
     }
     sa.channel.incoming.widen(config.window);
+    uniqueness::note_attempt(sa, cx.shared, init.connection);
     sa.state =
         State::AuthResponse(Box::new(ExpectAuthResponse { init, spi_in, ts_local, ts_remote }));
     sa.request(cx, ExchangeType::IKE_AUTH, &payloads, None)
@@ -114,7 +120,12 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
     let connection = state.init.connection;
     let spi_in = state.spi_in;
     let peer = match authenticate(sa, cx, &state, payloads) {
-        Ok(peer) => peer,
+        Ok(identities) => {
+            let peer = identities.1.to_string();
+            let (local, remote) = (identities.0.canonical(), identities.1.canonical());
+            uniqueness::note(sa, cx.shared, connection, (local, remote), Some(cx.now));
+            peer
+        }
         Err(fault) => {
             cx.shared.esp_spis.remove(&spi_in);
             fail(sa, cx, connection, fault);
@@ -128,7 +139,7 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
         sa.channel.outgoing.widen(window);
     }
     match agree(sa, cx, &state, payloads) {
-        Ok((child, dns)) => install(sa, cx, connection, peer, child, dns),
+        Ok((child, told)) => install(sa, cx, connection, peer, child, told),
         Err(text) => {
             // The IKE_SA stands, but it is of no use to us (RFC 7296 §2.21.2).
             cx.shared.esp_spis.remove(&spi_in);
@@ -150,12 +161,13 @@ enum Fault {
     Unproven(String),
 }
 
+/// Gives our identity and the one that the peer has proven.
 fn authenticate(
     sa: &Sa,
     cx: &Cx<'_>,
     state: &ExpectAuthResponse,
     payloads: &[Payload],
-) -> Result<String, Fault> {
+) -> Result<(Identity, Identity), Fault> {
     let unproven = |text: &str| Fault::Unproven(text.to_owned());
     let id = payloads.iter().find_map(|payload| match payload {
         Payload::IdResponder(id) => Some(id),
@@ -184,7 +196,7 @@ fn authenticate(
         .exchange()
         .verify(peer, (id, &identity), config, payloads, clock)
         .map_err(|error| Fault::Unproven(complaint(&identity, config, &error)))?;
-    Ok(identity.to_string())
+    Ok((config.local_id.clone(), identity))
 }
 
 fn fail(sa: &mut Sa, cx: &mut Cx<'_>, connection: ConnectionId, fault: Fault) {
@@ -213,7 +225,7 @@ fn agree(
     cx: &mut Cx<'_>,
     state: &ExpectAuthResponse,
     payloads: &[Payload],
-) -> Result<(ChildSa, Vec<std::net::IpAddr>), String> {
+) -> Result<(ChildSa, Told), String> {
     let (mut answer, mut ts_i, mut ts_r) = (None, None, None);
     for payload in payloads {
         match payload {
@@ -225,6 +237,11 @@ fn agree(
     }
     let (Some(answer), Some(ts_i), Some(ts_r)) = (answer, ts_i, ts_r) else {
         return Err(match error_notify(payloads) {
+            // RFC 7296 §2.9: it wants one address on each side, and we have no packet to take them from.
+            Some(kind @ NotifyType::SINGLE_PAIR_REQUIRED) => format!(
+                "the peer answered {kind}: it takes one address on each side, so local_ts and \
+                 remote_ts must have no more"
+            ),
             Some(kind) => format!("the peer answered {kind}"),
             None => "the peer's answer has no SA or no traffic selectors".into(),
         });
@@ -238,23 +255,30 @@ fn agree(
     if !child::is_within(ts_i, &state.ts_local) || !child::is_within(ts_r, &state.ts_remote) {
         return Err("the peer's traffic selectors are wider than what was offered".into());
     }
-    let (virtual_ips, dns) = child::read_cfg_reply(config, payloads);
-    if virtual_ips.is_empty() && (config.request_ipv4 || config.request_ipv6) {
-        return Err("the peer assigned no virtual address".into());
+    if child::matched(ts_i, ts_r).0.is_empty() {
+        return Err("no packet fits both the peer's traffic selectors for us and for itself".into());
     }
+    // RFC 7296 §2.9: what it left out may go into another CHILD_SA.
+    if payloads
+        .iter()
+        .any(|p| matches!(p, Payload::Notify(n) if n.kind == NotifyType::ADDITIONAL_TS_POSSIBLE))
+    {
+        tracing::info!(?ts_i, ?ts_r, "the peer narrowed the selectors (ADDITIONAL_TS_POSSIBLE)");
+    }
+    let told = configuration::read_reply(config, payloads)?;
     let agreed = Agreed {
         proposal,
         spi_in: state.spi_in,
         spi_out,
         ts_local: ts_i.clone(),
         ts_remote: ts_r.clone(),
-        virtual_ips,
+        virtual_ips: told.addresses.clone(),
     };
     let keys = sa.channel.keys.as_ref().ok_or("no keys")?;
     let nonces = (state.init.nonce_i.as_slice(), state.init.nonce_r.as_slice());
     let encap = encap(sa, config, cx.shared.force_encap);
     child::build(agreed, (id, sa.role), keys, None, nonces, (sa.path, encap))
-        .map(|child| (child, dns))
+        .map(|child| (child, told))
         .map_err(|e| e.to_string())
 }
 
@@ -270,21 +294,23 @@ fn install(
     connection: ConnectionId,
     peer: String,
     child: ChildSa,
-    dns: Vec<std::net::IpAddr>,
+    told: Told,
 ) {
     let news = Established {
         sa: sa.id,
         connection,
         role: sa.role,
         peer: peer.clone(),
-        virtual_ips: child.virtual_ips.clone(),
-        dns,
+        virtual_ips: told.addresses,
+        dns: told.dns,
+        domains: told.domains,
+        subnets: told.subnets,
     };
     let mut live = Live::new(connection, peer, (child.path, child.encap));
     live.virtual_ips.clone_from(&child.virtual_ips);
     live.children.push(Child::of(&child, 0));
     let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
-    live.phase = Phase::Installing { action, response: None, news };
+    live.phase = Phase::Installing { action, response: None, news: Box::new(news) };
     sa.state = State::Live(Box::new(live));
 }
 

@@ -1,17 +1,13 @@
 //! The responder's IKE_AUTH (RFC 7296 §1.2, §2.15, §2.19, §2.21.2).
 
-use std::net::IpAddr;
-
 use crate::{
     auth::{HashAlgorithms, LocalAuth},
     child::ChildSa,
     config::{ConnectionConfig, ConnectionId, Role},
-    event::{Action, CloseReason, Established, Event, SaId},
+    event::{Action, CloseReason, Established, Event},
     path::Path,
-    wire::{
-        AttributeValue, CfgType, Configuration, ExchangeType, Identification, Identity, Notify,
-        NotifyType, Payload,
-    },
+    time::Time,
+    wire::{CfgType, ExchangeType, Identification, Identity, Notify, NotifyType, Payload},
 };
 
 use super::{
@@ -19,9 +15,10 @@ use super::{
     auth::{InitExchange, complaint},
     auth_initiator::encap,
     child::{self, Agreed, Child},
+    configuration,
     init_responder::candidates,
     live::{self, HeldResponse, Live, Phase},
-    negotiate,
+    negotiate, uniqueness,
 };
 
 /// The IKE_SA_INIT response is out.
@@ -32,6 +29,8 @@ pub(crate) struct ExpectAuthRequest {
     pub(crate) nonce_r: Vec<u8>,
     /// the peer's SIGNATURE_HASH_ALGORITHMS, if that went both ways
     pub(crate) hashes: Option<HashAlgorithms>,
+    /// when the IKE_SA_INIT request came
+    pub(crate) since: Time,
 }
 
 /// The IKE_AUTH request, integrity checked and parsed.
@@ -75,6 +74,8 @@ pub(crate) fn on_request(
 struct Proven {
     connection: ConnectionId,
     peer: Identity,
+    /// our identity and the peer's, in their one spelling
+    identities: (Identity, Identity),
     id_r: Identification,
     certificates: Vec<Payload>,
     auth: Payload,
@@ -128,11 +129,15 @@ fn authenticate(
             why = complaint(&peer, config, &error);
             continue;
         }
+        let identities = (config.local_id.canonical(), peer.canonical());
+        if let Some(text) = uniqueness::refusal(cx.shared, connection, &identities, payloads) {
+            return Err(text);
+        }
         let id_r = config.local_id.to_wire();
         match init.prove(Role::Responder, keys, &id_r, &config.local_auth) {
             Ok(auth) => {
                 let certificates = config.local_auth.certificates();
-                return Ok(Proven { connection, peer, id_r, certificates, auth });
+                return Ok(Proven { connection, peer, identities, id_r, certificates, auth });
             }
             Err(error) => why = format!("we can't prove who we are to {peer}: {error}"),
         }
@@ -166,18 +171,9 @@ fn accept(
         None => Vec::new(),
     };
     let peer = proven.peer.to_string();
-    let replaces = payloads
-        .iter()
-        .any(|p| matches!(p, Payload::Notify(n) if n.kind == NotifyType::INITIAL_CONTACT));
-    if replaces {
-        // Their virtual addresses are free from now on, for this very peer may need one.
-        let who = (proven.connection, peer.clone());
-        let old: Vec<SaId> =
-            cx.shared.peers.iter().filter(|(_, p)| **p == who).map(|(id, _)| *id).collect();
-        old.into_iter().for_each(|id| cx.shared.release(id));
-        cx.shared.replaced.push((sa.id, proven.connection, peer.clone()));
-    }
-    cx.shared.peers.insert(sa.id, (proven.connection, peer.clone()));
+    let (connection, identities) = (proven.connection, proven.identities);
+    uniqueness::make_room(cx.shared, connection, &identities, state.since, payloads);
+    uniqueness::note(sa, cx.shared, connection, identities.clone(), Some(cx.now));
     let home = shown(init_path, path);
     let mut live = Live::new(proven.connection, peer.clone(), (home, sa.nat.any()));
     if let Some(config) = cx.shared.connections.get(proven.connection.0) {
@@ -187,7 +183,7 @@ fn accept(
     if let Some(window) = live::window_of(payloads) {
         sa.channel.outgoing.widen(window);
     }
-    match agree(sa, cx, (state, home), proven.connection, payloads) {
+    match agree(sa, cx, (state, home), (connection, &identities.1), payloads) {
         Ok((child, mut answer)) => {
             let news = Established {
                 sa: sa.id,
@@ -196,6 +192,8 @@ fn accept(
                 peer,
                 virtual_ips: child.virtual_ips.clone(),
                 dns: Vec::new(),
+                domains: Vec::new(),
+                subnets: Vec::new(),
             };
             // They are the peer's, not ours to put on a device.
             let mut child = child;
@@ -209,7 +207,8 @@ fn accept(
             let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
             let payloads = first;
             let response = HeldResponse { path, message_id, payloads, without_child };
-            live.phase = Phase::Installing { action, response: Some(response), news };
+            live.phase =
+                Phase::Installing { action, response: Some(response), news: Box::new(news) };
             sa.state = State::Live(Box::new(live));
         }
         Err((notify, text)) => {
@@ -220,8 +219,10 @@ fn accept(
             let sent = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &first);
             if let Err(reason) = sent {
                 sa.close(cx, reason);
+                return;
             }
             live::arm_liveness(sa, cx);
+            live::await_child(sa, cx);
         }
     }
 }
@@ -247,7 +248,7 @@ fn agree(
     sa: &Sa,
     cx: &mut Cx<'_>,
     (state, path): (&ExpectAuthRequest, Path),
-    connection: ConnectionId,
+    (connection, who): (ConnectionId, &Identity),
     payloads: &[Payload],
 ) -> Result<(ChildSa, Vec<Payload>), (NotifyType, String)> {
     let (mut offered, mut ts_i, mut ts_r, mut request) = (None, None, None, None);
@@ -266,7 +267,7 @@ fn agree(
         let text = "the request has no SA or no traffic selectors".to_owned();
         return Err((NotifyType::INVALID_SYNTAX, text));
     };
-    let Some(config) = cx.shared.connections.get(connection.0).cloned() else {
+    let Some(config) = cx.shared.connection(connection).cloned() else {
         return Err((NotifyType::TEMPORARY_FAILURE, "no such connection".into()));
     };
     let Some((proposal, mut answer, spi_out)) =
@@ -275,19 +276,22 @@ fn agree(
         let text = "no common proposal: the peer offers none of esp_proposals".to_owned();
         return Err((NotifyType::NO_PROPOSAL_CHOSEN, text));
     };
-    let assigned = assign(sa, cx, connection, &config, request)?;
+    let assigned = configuration::assign(cx.shared, (sa.id, who), connection, request)?;
     let ours = child::resolve(&config.ts_local, &[], sa.path.local.ip());
     let theirs = child::resolve(&config.ts_remote, &assigned, sa.path.remote.ip());
-    let ts_local = child::narrow(&ours, ts_r);
-    let ts_remote = child::narrow(&theirs, ts_i);
+    let (ts_local, ts_remote) =
+        child::matched(&child::narrow(&ours, ts_r), &child::narrow(&theirs, ts_i));
     if ts_local.is_empty() || ts_remote.is_empty() {
-        let text = format!("the peer's selectors {ts_i:?} to {ts_r:?} are none of ours");
+        let text = format!(
+            "the peer's selectors {ts_i:?} to {ts_r:?} have nothing in common with ours, \
+             {theirs:?} to {ours:?}"
+        );
         return Err((NotifyType::TS_UNACCEPTABLE, text));
     }
     let (id, spi_in) = (cx.shared.fresh_id(), cx.shared.draw_esp_spi());
     answer.spi = spi_in.to_be_bytes().to_vec();
     let mut response = Vec::new();
-    response.extend(cfg_reply(&config, request, &assigned));
+    response.extend(configuration::reply(&config, request, &assigned));
     response.push(Payload::SecurityAssociation(vec![answer]));
     response.push(Payload::TsInitiator(ts_remote.clone()));
     response.push(Payload::TsResponder(ts_local.clone()));
@@ -299,69 +303,4 @@ fn agree(
     let child = child::build(agreed, (id, sa.role), keys, None, nonces, (path, encap))
         .map_err(|e| internal(e.to_string()))?;
     Ok((child, response))
-}
-
-/// Leases what the CFG_REQUEST asks for (RFC 7296 §2.19).
-fn assign(
-    sa: &Sa,
-    cx: &mut Cx<'_>,
-    connection: ConnectionId,
-    config: &ConnectionConfig,
-    request: Option<&Configuration>,
-) -> Result<Vec<IpAddr>, (NotifyType, String)> {
-    if config.pools.is_empty() {
-        return Ok(Vec::new());
-    }
-    let Some(request) = request else {
-        let text = "the peer asks for no virtual address, and must have one".to_owned();
-        return Err((NotifyType::FAILED_CP_REQUIRED, text));
-    };
-    let mut assigned: Vec<IpAddr> = Vec::new();
-    let mut asked = false;
-    for value in request.values() {
-        let (wanted, ipv4): (Option<IpAddr>, bool) = match value {
-            AttributeValue::Ip4Address(a) => (a.map(Into::into), true),
-            AttributeValue::Ip6Address(a) => (a.map(|(a, _)| a.into()), false),
-            _ => continue,
-        };
-        asked = true;
-        // One address of each family, however many are asked for (RFC 8019 §5).
-        if assigned.iter().any(|a| a.is_ipv4() == ipv4) {
-            continue;
-        }
-        let pools = cx.shared.pools.entry(connection).or_default();
-        let lease =
-            pools.iter_mut().filter(|p| p.is_ipv4() == ipv4).find_map(|p| p.lease(wanted, sa.id));
-        assigned.extend(lease);
-    }
-    match (asked, assigned.is_empty()) {
-        (false, _) => {
-            let text = "the peer asks for no virtual address, and must have one".to_owned();
-            Err((NotifyType::FAILED_CP_REQUIRED, text))
-        }
-        (true, true) => {
-            let text = format!("the pool of {:?} has no free address left", config.name);
-            Err((NotifyType::INTERNAL_ADDRESS_FAILURE, text))
-        }
-        (true, false) => Ok(assigned),
-    }
-}
-
-/// The CFG_REPLY, only if there was a CFG_REQUEST (RFC 7296 §2.19).
-fn cfg_reply(
-    config: &ConnectionConfig,
-    request: Option<&Configuration>,
-    assigned: &[IpAddr],
-) -> Option<Payload> {
-    request.filter(|_| !assigned.is_empty())?;
-    let addresses = assigned.iter().map(|address| match address {
-        IpAddr::V4(a) => AttributeValue::Ip4Address(Some(*a)),
-        IpAddr::V6(a) => AttributeValue::Ip6Address(Some((*a, 128))),
-    });
-    let has = |ipv4: bool| assigned.iter().any(|a| a.is_ipv4() == ipv4);
-    let dns = config.dns.iter().filter(|a| has(a.is_ipv4())).map(|server| match server {
-        IpAddr::V4(a) => AttributeValue::Ip4Dns(Some(*a)),
-        IpAddr::V6(a) => AttributeValue::Ip6Dns(Some(*a)),
-    });
-    Some(Payload::Configuration(Configuration::new(CfgType::REPLY, addresses.chain(dns))))
 }

@@ -1,5 +1,4 @@
-//! What the two ends agree on for a CHILD_SA: selectors, virtual addresses, keys
-//! (RFC 7296 §2.9, §2.17, §2.19).
+//! What the two ends agree on for a CHILD_SA: selectors and keys (RFC 7296 §2.9, §2.17).
 
 use std::net::IpAddr;
 
@@ -11,7 +10,6 @@ use crate::{
     secret::Secret,
     selector::TrafficSelector,
     time::Time,
-    wire::{AttributeValue, CfgType, Configuration, Payload},
 };
 
 use super::envelope::Keys;
@@ -162,7 +160,8 @@ pub(crate) fn resolve(
     }
 }
 
-/// The part of `offered` that `ours` allows, in the order of the offer (RFC 7296 §2.9).
+/// The part of `offered` that `ours` allows, in the order of the offer, so that the initiator's first
+/// choice stays in and stays first (RFC 7296 §2.9).
 pub(crate) fn narrow(
     ours: &[TrafficSelector],
     offered: &[TrafficSelector],
@@ -172,12 +171,26 @@ pub(crate) fn narrow(
         if narrowed.iter().any(|have| part.is_subset_of(have)) {
             continue;
         }
+        // In the place of the first one that it makes needless.
+        let at = narrowed.iter().position(|have| have.is_subset_of(&part));
         narrowed.retain(|have| !have.is_subset_of(&part));
         if narrowed.len() < MOST_SELECTORS {
-            narrowed.push(part);
+            narrowed.insert(at.unwrap_or(narrowed.len()), part);
         }
     }
     narrowed
+}
+
+/// What of both sides can meet on the other: no packet has two families or two protocols. Either is
+/// empty only if both are.
+pub(crate) fn matched(
+    local: &[TrafficSelector],
+    remote: &[TrafficSelector],
+) -> (Vec<TrafficSelector>, Vec<TrafficSelector>) {
+    let meeting = |one: &[TrafficSelector], other: &[TrafficSelector]| {
+        one.iter().filter(|ts| other.iter().any(|o| ts.meets(o))).copied().collect()
+    };
+    (meeting(local, remote), meeting(remote, local))
 }
 
 /// Whether a response stays inside the offer (RFC 7296 §2.9).
@@ -185,52 +198,4 @@ pub(crate) fn is_within(answer: &[TrafficSelector], offered: &[TrafficSelector])
     !answer.is_empty()
         && answer.len() <= MOST_SELECTORS
         && answer.iter().all(|ts| offered.iter().any(|o| ts.is_subset_of(o)))
-}
-
-/// The initiator's CFG_REQUEST, if it wants anything (RFC 7296 §3.15).
-pub(crate) fn cfg_request(config: &ConnectionConfig) -> Option<Payload> {
-    let mut wanted = Vec::new();
-    if config.request_ipv4 {
-        wanted.extend([AttributeValue::Ip4Address(None), AttributeValue::Ip4Dns(None)]);
-    }
-    if config.request_ipv6 {
-        wanted.extend([AttributeValue::Ip6Address(None), AttributeValue::Ip6Dns(None)]);
-    }
-    (!wanted.is_empty())
-        .then(|| Payload::Configuration(Configuration::new(CfgType::REQUEST, wanted)))
-}
-
-/// The addresses and DNS servers of a CFG_REPLY; what we did not ask for is not taken.
-pub(crate) fn read_cfg_reply(
-    config: &ConnectionConfig,
-    payloads: &[Payload],
-) -> (Vec<IpAddr>, Vec<IpAddr>) {
-    let (mut addresses, mut dns) = (Vec::new(), Vec::new());
-    for payload in payloads {
-        let Payload::Configuration(reply) = payload else { continue };
-        if reply.kind != CfgType::REPLY {
-            continue;
-        }
-        for value in reply.values() {
-            match value {
-                AttributeValue::Ip4Address(Some(a)) if config.request_ipv4 => {
-                    addresses.push(a.into());
-                }
-                AttributeValue::Ip6Address(Some((a, _))) if config.request_ipv6 => {
-                    addresses.push(a.into());
-                }
-                AttributeValue::Ip4Dns(Some(a)) if config.request_ipv4 => dns.push(a.into()),
-                AttributeValue::Ip6Dns(Some(a)) if config.request_ipv6 => dns.push(a.into()),
-                _ => {}
-            }
-        }
-    }
-    // One address of each family (RFC 8019 §5 advises a limit).
-    let mut seen = (false, false);
-    addresses.retain(|a: &IpAddr| {
-        let seen = if a.is_ipv4() { &mut seen.0 } else { &mut seen.1 };
-        !std::mem::replace(seen, true)
-    });
-    dns.truncate(8);
-    (addresses, dns)
 }

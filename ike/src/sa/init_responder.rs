@@ -148,6 +148,7 @@ pub(crate) fn accept(
             nonce_i: request.nonce.to_vec(),
             nonce_r,
             hashes,
+            since: cx.now,
         })),
     })
 }

@@ -1,6 +1,6 @@
 //! An authenticated IKE_SA: INFORMATIONAL exchanges, liveness, DELETE (RFC 7296 §1.4, §2.4, §2.21).
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use crate::{
     child::{ChildId, ChildMove, EspSpi},
@@ -19,12 +19,13 @@ use super::{
     exchange::{MOST_WINDOW, Outstanding},
     former, rekey_ike,
     task::{self, Running, Tasks},
+    uniqueness,
 };
 
 /// Where an authenticated IKE_SA stands.
 pub(crate) enum Phase {
     /// the data plane is at work on the CHILD_SA; the responder's IKE_AUTH response waits for it
-    Installing { action: ActionId, response: Option<HeldResponse>, news: Established },
+    Installing { action: ActionId, response: Option<HeldResponse>, news: Box<Established> },
     /// all is well
     Up,
     /// our DELETE is out or waits for the window
@@ -401,7 +402,7 @@ pub(crate) fn on_answer(
         else {
             return;
         };
-        on_installed(sa, cx, response, news, result);
+        on_installed(sa, cx, response, *news, result);
     }
 }
 
@@ -436,6 +437,7 @@ fn on_installed(
                 live.children.iter_mut().for_each(|child| child.rekey_at = at);
             }
             task::ike_rekeyed(sa, cx);
+            uniqueness::on_established(sa, cx);
             cx.shared.event(Event::Established(news));
             if sa.role == Role::Initiator {
                 create_responder::make_others(sa, cx, 1);
@@ -454,7 +456,27 @@ fn on_installed(
             let path = sa.path;
             cx.shared.event(Event::Refused { path, reason: CloseReason::DataPlane(text) });
             arm_liveness(sa, cx);
+            await_child(sa, cx);
         }
+    }
+}
+
+/// How long an IKE_SA whose first CHILD_SA was refused waits for another one (RFC 7296 §2.21.2).
+const CHILDLESS: Duration = Duration::from_secs(30);
+
+/// The first CHILD_SA was refused: the peer's virtual addresses are free again, and an IKE_SA that gets
+/// no other CHILD_SA goes.
+pub(crate) fn await_child(sa: &Sa, cx: &mut Cx<'_>) {
+    cx.shared.release_addresses(sa.id);
+    cx.shared.timers.set(sa.id, Timer::HalfOpen, cx.now + CHILDLESS);
+}
+
+/// The time for that is over.
+pub(crate) fn on_childless(sa: &mut Sa, cx: &mut Cx<'_>) {
+    let State::Live(live) = &mut sa.state else { return };
+    if live.is_up() && live.children.is_empty() && live.pending.is_empty() {
+        live.verdict.get_or_insert(CloseReason::Child("none came after the first".into()));
+        delete(sa, cx, Vec::new());
     }
 }
 
@@ -499,6 +521,7 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
         cx.shared.action(sa.id, Action::Remove(child));
     }
     cx.shared.timers.clear(sa.id, Timer::Liveness);
+    cx.shared.release(sa.id);
     send_pending_delete(sa, cx);
     // A request that nobody answers does not hold the end up.
     sa.hurry(cx);

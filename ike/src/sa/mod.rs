@@ -8,6 +8,7 @@ pub(crate) mod auth_initiator;
 pub(crate) mod auth_responder;
 pub(crate) mod channel;
 pub(crate) mod child;
+pub(crate) mod configuration;
 pub(crate) mod create_initiator;
 pub(crate) mod create_responder;
 pub(crate) mod envelope;
@@ -22,6 +23,7 @@ pub(crate) mod negotiate;
 pub(crate) mod rekey_ike;
 pub(crate) mod shared;
 pub(crate) mod task;
+pub(crate) mod uniqueness;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -304,8 +306,9 @@ impl Sa {
             Timer::HalfOpen => match self.state {
                 State::Lingering => self.forget(cx),
                 State::AuthRequest(_) => self.forget(cx),
-                _ => {}
+                _ => live::on_childless(self, cx),
             },
+            Timer::Redundant => uniqueness::on_timer(self, cx),
             Timer::Liveness => live::on_liveness(self, cx),
             Timer::Rekey => task::on_timer(self, cx),
             Timer::Former => former::on_timer(self, cx),

@@ -13,6 +13,8 @@ use crate::{
     time::Time,
 };
 
+use super::uniqueness::{Farewell, Peer};
+
 /// What all IKE_SAs of an endpoint share.
 pub(crate) struct Shared {
     pub(crate) random: Random,
@@ -25,9 +27,9 @@ pub(crate) struct Shared {
     /// whose our IKE SPIs are; after a rekey an IKE_SA has two for a while
     pub(crate) by_spi: BTreeMap<u64, SaId>,
     /// who is at the other end of the IKE_SAs that we answered
-    pub(crate) peers: BTreeMap<SaId, (ConnectionId, String)>,
+    pub(crate) peers: BTreeMap<SaId, Peer>,
     /// new IKE_SAs whose peers said INITIAL_CONTACT, to be acted on after the input
-    pub(crate) replaced: Vec<(SaId, ConnectionId, String)>,
+    pub(crate) replaced: Vec<(SaId, Farewell)>,
     /// the data plane can carry ESP in UDP alone
     pub(crate) force_encap: bool,
     /// the time of day; until it is told, every certificate is of the future
@@ -107,10 +109,16 @@ impl Shared {
         datagrams.iter().for_each(|bytes| self.transmit(path, bytes.clone()));
     }
 
-    /// Returns the virtual addresses of an IKE_SA.
+    /// An IKE_SA is not there any more for others of its peer, and its virtual addresses are free.
     pub(crate) fn release(&mut self, sa: SaId) {
+        self.release_addresses(sa);
         self.peers.remove(&sa);
-        for pool in self.pools.values_mut().flatten() {
+    }
+
+    /// Takes back the virtual addresses of an IKE_SA.
+    pub(crate) fn release_addresses(&mut self, sa: SaId) {
+        let Some(peer) = self.peers.get(&sa) else { return };
+        for pool in self.pools.entry(peer.connection).or_default() {
             pool.release(sa);
         }
     }

@@ -169,6 +169,19 @@ impl Identity {
             _ => self == other,
         }
     }
+
+    /// The one spelling of all identities that name this peer: equal for two exactly if
+    /// [`Identity::is`] says that they are the same.
+    pub fn canonical(&self) -> Identity {
+        match self {
+            Identity::Fqdn(name) => Identity::Fqdn(name.to_ascii_lowercase()),
+            Identity::Email(address) => Identity::Email(match address.rsplit_once('@') {
+                Some((name, domain)) => format!("{name}@{}", domain.to_ascii_lowercase()),
+                None => address.clone(),
+            }),
+            _ => self.clone(),
+        }
+    }
 }
 
 /// The data as text of at least one character, all of which are `allowed`. NUL never is: a name
@@ -246,13 +259,25 @@ fn hexadecimal(digits: &str) -> Option<Vec<u8>> {
     pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
 }
 
+/// Octets of an identity that are shown: a peer may send 64 kB of it.
+const MOST_SHOWN: usize = 128;
+
 impl fmt::Display for Identity {
+    /// In the words of the configuration; after 128 octets `…` stands for the rest.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, octets) = match self {
             Identity::Address(address) => return address.fmt(f),
-            Identity::Fqdn(name) | Identity::Email(name) => return f.write_str(name),
+            Identity::Fqdn(name) | Identity::Email(name) => {
+                let fits = |at: &usize| name.is_char_boundary(*at);
+                let cut = (0..=MOST_SHOWN.min(name.len())).rev().find(fits).unwrap_or_default();
+                let (shown, rest) = name.split_at(cut);
+                f.write_str(shown)?;
+                return f.write_str(if rest.is_empty() { "" } else { "…" });
+            }
             Identity::KeyId(octets) => {
-                let plain = octets.iter().all(u8::is_ascii_graphic) && !octets.starts_with(b"0x");
+                let plain = octets.iter().all(u8::is_ascii_graphic)
+                    && !octets.starts_with(b"0x")
+                    && octets.len() <= MOST_SHOWN;
                 if let (true, Ok(text)) = (plain, std::str::from_utf8(octets)) {
                     return write!(f, "keyid:{text}");
                 }
@@ -262,7 +287,8 @@ impl fmt::Display for Identity {
             Identity::Other(IdKind(kind), octets) => (format!("id-type-{kind}"), octets),
         };
         write!(f, "{name}:0x")?;
-        octets.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+        octets.iter().take(MOST_SHOWN).try_for_each(|octet| write!(f, "{octet:02x}"))?;
+        f.write_str(if octets.len() > MOST_SHOWN { "…" } else { "" })
     }
 }
 

@@ -127,6 +127,15 @@ impl Host {
         }
     }
 
+    /// An IKE_SA is gone: whoever gave way to one tries again.
+    pub(super) fn come_back(&mut self) {
+        for (connection, wanted) in &mut self.wanted {
+            if std::mem::take(&mut wanted.yields) {
+                self.outputs.push_back(Output::Resolve(*connection));
+            }
+        }
+    }
+
     pub(super) fn on_closed(
         &mut self,
         now: Time,
@@ -140,6 +149,12 @@ impl Host {
             return;
         };
         wanted.current = None;
+        let keep_up = self.policies.get(connection.0).is_some_and(|p| p.keep_up);
+        if *reason == CloseReason::Replaced && wanted.up && keep_up {
+            // The peer's own IKE_SA is there instead: starting anew would only drive that one out.
+            wanted.yields = true;
+            return;
+        }
         let another = match reason {
             CloseReason::AddressGone(_) => {
                 wanted.attempt = 0;

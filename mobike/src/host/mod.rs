@@ -54,6 +54,8 @@ struct Wanted {
     failures: u32,
     retry_at: Option<Time>,
     current: Option<SaId>,
+    /// it gave way to an IKE_SA that the peer started, for as long as that stands
+    yields: bool,
 }
 
 /// IKE and MOBIKE of one host.
@@ -274,6 +276,9 @@ impl Host {
                 let established = self.movers.sas.remove(&sa).is_some_and(|m| m.established);
                 self.keepalives.retain(|(_, id)| *id != sa);
                 self.event(Event::Closed { connection, sa, path, reason: reason.clone() });
+                if established {
+                    self.come_back();
+                }
                 if let Some(connection) = connection {
                     self.on_closed(now, connection, sa, established, &reason);
                 }

@@ -122,3 +122,24 @@ fn a_pattern_matches_its_own_kind_and_no_more() {
     assert!(!dotted.matches(&Identity::Fqdn(".example.com".to_owned())));
     assert!(!dotted.matches(&Identity::KeyId(b"a.example.com".to_vec())));
 }
+
+#[test]
+fn a_long_identity_is_cut_where_it_is_shown() {
+    let long = Identity::Email(format!("{}ä@example.com", "a".repeat(127)));
+    assert_eq!(long.to_string(), format!("{}…", "a".repeat(127)));
+    assert_eq!(Identity::Fqdn("b".repeat(128)).to_string().len(), 128);
+    assert!(Identity::KeyId(vec![b'k'; 60_000]).to_string().len() < 300);
+}
+
+#[test]
+fn who_is_the_same_has_one_spelling() {
+    for (a, b) in [("VPN.example.com", "vpn.EXAMPLE.com"), ("Al@Example.com", "Al@example.COM")] {
+        let (a, b): (Identity, Identity) = (a.parse().unwrap(), b.parse().unwrap());
+        assert!(a.is(&b));
+        assert_eq!(a.canonical(), b.canonical());
+    }
+    let (a, b): (Identity, Identity) =
+        ("al@example.com".parse().unwrap(), "Al@example.com".parse().unwrap());
+    assert_ne!(a.canonical(), b.canonical());
+    assert_ne!(Identity::KeyId(b"a.b".to_vec()).canonical(), Identity::Fqdn("a.b".into()));
+}

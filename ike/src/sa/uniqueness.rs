@@ -1,0 +1,182 @@
+//! How many IKE_SAs there are with one peer (RFC 7296 §2.4), and which of them stays.
+//!
+//! A new IKE_SA that the peer starts meets the older ones between the same two authenticated
+//! identities:
+//! - With INITIAL_CONTACT the older ones are gone without a word, for the peer knows of none.
+//! - Else the connection's [`Uniqueness`] decides.
+//! - One that we started is another matter, for two gateways may start towards each other at once. Both
+//!   handshakes end well, and each may have said INITIAL_CONTACT in good faith. So INITIAL_CONTACT does
+//!   not end an IKE_SA of ours that was not yet authenticated when the peer's IKE_SA_INIT came: a peer
+//!   that sent its IKE_AUTH knowing of no other had not answered ours by then, and had our answer to
+//!   its IKE_SA_INIT. A peer that was restarted comes later than that. Of two that both live, started
+//!   from either end, the one with the lowest of the four SPIs goes: its initiator deletes it when the
+//!   other one has had [`SETTLE`] to carry traffic. Both ends come to the same choice, whatever the order
+//!   of messages was.
+
+use std::time::Duration;
+
+use crate::{
+    config::{ConnectionId, Role, Uniqueness},
+    event::{CloseReason, SaId},
+    time::Time,
+    wire::{Identity, IdentityPattern, Notify, NotifyType, Payload},
+};
+
+use super::{Cx, Sa, Shared, State, live};
+use crate::endpoint::timers::Timer;
+
+/// IKE_SAs of one identity side by side, at most.
+const MOST_OF_ONE: usize = 16;
+
+/// How long two IKE_SAs that were started from both ends stand side by side, so that none is deleted
+/// before the other carries traffic in both directions.
+pub(crate) const SETTLE: Duration = Duration::from_secs(2);
+
+/// With whom an IKE_SA is, for as long as it lives.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) connection: ConnectionId,
+    pub(crate) role: Role,
+    /// our identity and the peer's, in their one spelling
+    pub(crate) identities: (Identity, Identity),
+    pub(crate) spis: (u64, u64),
+    /// when it was authenticated; `None` while our IKE_AUTH is out
+    pub(crate) proven: Option<Time>,
+}
+
+impl Peer {
+    fn lowest_spi(&self) -> u64 {
+        self.spis.0.min(self.spis.1)
+    }
+}
+
+/// How an older IKE_SA ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Farewell {
+    /// the peer does not know it any more
+    Silent,
+    /// with DELETE
+    Delete,
+}
+
+/// Notes with whom `sa` is; both identities are in their one spelling.
+pub(crate) fn note(
+    sa: &Sa,
+    shared: &mut Shared,
+    connection: ConnectionId,
+    identities: (Identity, Identity),
+    proven: Option<Time>,
+) {
+    let spis = (sa.channel.spi_i, sa.channel.spi_r);
+    let peer = Peer { connection, role: sa.role, identities, spis, proven };
+    shared.peers.insert(sa.id, peer);
+}
+
+/// Whether we have no other IKE_SA with the connection's peer, also none on its way: then our first
+/// IKE_AUTH says INITIAL_CONTACT.
+pub(crate) fn is_first(shared: &Shared, connection: ConnectionId, sa: SaId) -> bool {
+    let Some(config) = shared.connection(connection) else { return false };
+    let local = config.local_id.canonical();
+    !shared.peers.iter().any(|(id, peer)| {
+        *id != sa && peer.identities.0 == local && config.remote_id.matches(&peer.identities.1)
+    })
+}
+
+/// Notes that our IKE_AUTH is on its way to the connection's peer, if it can be only one.
+pub(crate) fn note_attempt(sa: &Sa, shared: &mut Shared, connection: ConnectionId) {
+    let Some(config) = shared.connection(connection) else { return };
+    if let IdentityPattern::Exactly(remote) = &config.remote_id {
+        let identities = (config.local_id.canonical(), remote.canonical());
+        note(sa, shared, connection, identities, None);
+    }
+}
+
+fn says_initial_contact(payloads: &[Payload]) -> bool {
+    let is = |n: &Notify| n.kind == NotifyType::INITIAL_CONTACT;
+    payloads.iter().any(|payload| matches!(payload, Payload::Notify(n) if is(n)))
+}
+
+/// The authenticated IKE_SAs between the same identities, the oldest first.
+fn others(shared: &Shared, identities: &(Identity, Identity)) -> Vec<(SaId, Peer)> {
+    let same = |(_, peer): &(&SaId, &Peer)| peer.identities == *identities && peer.proven.is_some();
+    shared.peers.iter().filter(same).map(|(id, peer)| (*id, peer.clone())).collect()
+}
+
+/// Whether a new IKE_SA of this peer is refused, with the words for the operator.
+pub(crate) fn refusal(
+    shared: &Shared,
+    connection: ConnectionId,
+    identities: &(Identity, Identity),
+    payloads: &[Payload],
+) -> Option<String> {
+    let config = shared.connection(connection)?;
+    let keep = config.uniqueness == Uniqueness::Keep && !says_initial_contact(payloads);
+    let alive = keep && !others(shared, identities).is_empty();
+    alive.then(|| format!("{} has an IKE_SA already, and uniqueness is \"keep\"", identities.1))
+}
+
+/// Which older IKE_SAs end because the peer has started a new one, whose IKE_SA_INIT came at `since`.
+/// Their virtual addresses are free from now on, for this very peer may need one.
+pub(crate) fn make_room(
+    shared: &mut Shared,
+    connection: ConnectionId,
+    identities: &(Identity, Identity),
+    since: Time,
+    payloads: &[Payload],
+) {
+    let initial = says_initial_contact(payloads);
+    let policy = shared.connection(connection).map(|c| c.uniqueness).unwrap_or_default();
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        others(shared, identities).into_iter().partition(|(_, peer)| peer.role == Role::Initiator);
+    let mut going = Vec::new();
+    if initial {
+        let known = |peer: &Peer| peer.proven.is_some_and(|at| at < since);
+        going.extend(theirs.iter().map(|(id, _)| *id));
+        going.extend(ours.iter().filter(|(_, peer)| known(peer)).map(|(id, _)| *id));
+    } else {
+        let left = match policy {
+            Uniqueness::Replace | Uniqueness::Keep => 0,
+            Uniqueness::Never => MOST_OF_ONE - 1,
+        };
+        going.extend(theirs.iter().rev().skip(left).map(|(id, _)| *id));
+    }
+    let farewell = if initial { Farewell::Silent } else { Farewell::Delete };
+    for id in going {
+        shared.release(id);
+        shared.replaced.push((id, farewell));
+    }
+}
+
+/// An IKE_SA is up: if the same peer has one that was started from the other end, one of the two goes.
+/// Sets the time for that if it is ours to delete.
+pub(crate) fn on_established(sa: &Sa, cx: &mut Cx<'_>) {
+    let Some(peer) = cx.shared.peers.get(&sa.id).cloned() else { return };
+    for (id, other) in others(cx.shared, &peer.identities) {
+        let pair = [(sa.id, &peer), (id, &other)];
+        if peer.role == other.role {
+            continue;
+        }
+        let loser = pair.into_iter().min_by_key(|(_, peer)| peer.lowest_spi());
+        if let Some((loser, Peer { role: Role::Initiator, .. })) = loser {
+            cx.shared.timers.set(loser, Timer::Redundant, cx.now + SETTLE);
+        }
+    }
+}
+
+/// Deletes an IKE_SA of ours if the one that the peer started still stands.
+pub(crate) fn on_timer(sa: &mut Sa, cx: &mut Cx<'_>) {
+    let Some(peer) = cx.shared.peers.get(&sa.id).cloned() else { return };
+    let allowed = |connection: ConnectionId| {
+        cx.shared.connection(connection).is_some_and(|c| c.uniqueness != Uniqueness::Never)
+    };
+    let beaten = others(cx.shared, &peer.identities).into_iter().any(|(_, other)| {
+        other.role == Role::Responder
+            && other.lowest_spi() > peer.lowest_spi()
+            && allowed(other.connection)
+    });
+    let State::Live(live) = &mut sa.state else { return };
+    if beaten && live.is_up() {
+        live.verdict.get_or_insert(CloseReason::Replaced);
+        live::delete(sa, cx, Vec::new());
+    }
+}
