@@ -79,7 +79,6 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     let mut payloads = vec![Payload::IdInitiator(id)];
     payloads.extend(config.local_auth.certificates());
     payloads.extend(config.remote_auth.request());
-    payloads.push(Payload::Notify(Notify::new(NotifyType::INITIAL_CONTACT, Vec::new())));
     // RFC 7296 §2.4: only if it is the only one between the two identities.
     if uniqueness::is_first(cx.shared, init.connection, sa.id) {
         payloads.push(Payload::Notify(Notify::new(NotifyType::INITIAL_CONTACT, Vec::new())));

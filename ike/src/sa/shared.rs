@@ -26,9 +26,9 @@ pub(crate) struct Shared {
     pub(crate) esp_spis: BTreeSet<u32>,
     /// whose our IKE SPIs are; after a rekey an IKE_SA has two for a while
     pub(crate) by_spi: BTreeMap<u64, SaId>,
-    /// who is at the other end of the IKE_SAs that we answered
+    /// who is at the other end of the IKE_SAs
     pub(crate) peers: BTreeMap<SaId, Peer>,
-    /// new IKE_SAs whose peers said INITIAL_CONTACT, to be acted on after the input
+    /// IKE_SAs that make room for a new one, to be ended after the input
     pub(crate) replaced: Vec<(SaId, Farewell)>,
     /// the data plane can carry ESP in UDP alone
     pub(crate) force_encap: bool,
