@@ -16,10 +16,11 @@ use bewick_mobike::{
 };
 
 use crate::{
+    link::Link,
     nat::NatConfig,
     net::{HostId, NatId, Net, Realm, UplinkId},
     node::{Node, interface},
-    pair::{EndId, World},
+    pair::{EndId, FlowId, World},
     plane::are_two_ends,
     puppet::Puppet,
     seed::stream,
@@ -425,6 +426,38 @@ impl Lab {
             Node::Honest(honest) => honest.host.status().collect(),
             Node::Puppet(puppet) => puppet.endpoint.status().collect(),
         }
+    }
+
+    /// The link between both ends, over either uplink of the client's.
+    pub fn link(&mut self, link: Link) {
+        for uplink in self.client_uplinks() {
+            self.world.net.set_links(uplink, self.wan, link);
+        }
+    }
+
+    fn client_uplinks(&self) -> Vec<UplinkId> {
+        self.world.net.uplinks(self.world.end(self.client).host)
+    }
+
+    /// Nothing gets through between the ends.
+    pub fn cut(&mut self, cut: bool) {
+        for uplink in self.client_uplinks() {
+            self.world.net.set_black_hole(uplink, cut, cut);
+        }
+    }
+
+    /// Numbered packets from each end to the other, one each millisecond.
+    pub fn flows(&mut self, time: Duration) -> [FlowId; 2] {
+        let (client, gateway, ms) = (self.client, self.gateway, Duration::from_millis(1));
+        [
+            self.world.start_flow(client, gateway, ms, time),
+            self.world.start_flow(gateway, client, ms, time),
+        ]
+    }
+
+    /// The numbers of the packets of these flows that were lost.
+    pub fn lost(&self, flows: [FlowId; 2]) -> [Vec<u64>; 2] {
+        flows.map(|flow| self.world.flow(flow).lost())
     }
 
     /// The CHILD_SAs of an end's data plane.

@@ -510,6 +510,15 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
     if live.is_closing() {
         return;
     }
+    // The peer may have the successor already and would keep it: that is what is deleted. Where both have
+    // asked for one, the answer to ours decides, and the DELETE waits for it.
+    if !matches!(live.tasks.running, Some(Running::Ike(_)))
+        && let Some(theirs) = former::take_successor(sa)
+    {
+        let until = cx.now + former::patience(&sa.policy(cx.shared));
+        former::adopt(sa, cx, theirs, former::Fate::Peers { until });
+    }
+    let State::Live(live) = &mut sa.state else { return };
     let new: Vec<Child> = live.pending.drain(..).map(|pending| pending.child).collect();
     let children: Vec<(ChildId, u32)> =
         live.children.drain(..).chain(new).map(|c| (c.id, c.spi_in.0)).collect();
