@@ -20,7 +20,9 @@ use bewick_ike::{
     auth::{
         Certificate, Credentials, LocalAuth, PrivateKey, RemoteAuth, Trust, UnixSeconds, WallClock,
     },
-    config::{DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors, Uniqueness},
+    config::{
+        Childless, DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors, Uniqueness,
+    },
     crypto::{IkeEncryption, IkeSuite, KeyExchangeMethod, Prf},
     extension::{Plain, Request},
     wire::{Payload, emit_chain, parse_chain},
@@ -149,6 +151,7 @@ fn client(user: &str, (local_auth, remote_auth): (LocalAuth, RemoteAuth)) -> Con
         ike_lifetime: Duration::ZERO,
         window: 1,
         more_children: Vec::new(),
+        childless: Childless::Allow,
         dns_domains: Vec::new(),
         uniqueness: Uniqueness::default(),
         fragment_size: Some(DEFAULT_FRAGMENT_SIZE),

@@ -75,6 +75,21 @@ pub enum Uniqueness {
     Never,
 }
 
+/// Whether IKE_AUTH may be without a CHILD_SA (RFC 6023): then all of them are made by CREATE_CHILD_SA,
+/// each with a key exchange of its own if its proposals have one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Childless {
+    /// no
+    Never,
+    /// an initiator does not ask for it, a responder takes it
+    #[default]
+    Allow,
+    /// an initiator does it where the responder can; a responder takes both
+    Prefer,
+    /// it is always without: a peer that can't is refused
+    Force,
+}
+
 /// How the ESP of a CHILD_SA may be protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EspProposal {
@@ -147,6 +162,8 @@ pub struct ConnectionConfig {
     pub request_ipv4: bool,
     /// initiator: ask for a virtual IPv6 address
     pub request_ipv6: bool,
+    /// whether IKE_AUTH is without a CHILD_SA
+    pub childless: Childless,
     /// CHILD_SAs beside the first, whose suites and selectors stand above
     pub more_children: Vec<ChildConfig>,
     /// responder: where virtual addresses are taken from

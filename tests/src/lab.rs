@@ -7,7 +7,9 @@ use bewick_ike::{
     ChildSa, CloseReason, ConnectionConfig, ConnectionId, EspSuite, HmacSha2, Path, Role, Secret,
     Time, TrafficSelector,
     auth::{LocalAuth, RemoteAuth, UnixSeconds, WallClock},
-    config::{DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors, Uniqueness},
+    config::{
+        Childless, DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors, Uniqueness,
+    },
     crypto::{IkeEncryption, IkeSuite, KeyExchangeMethod, Prf},
     endpoint::SaStatus,
 };
@@ -152,6 +154,7 @@ pub fn client_config() -> ConnectionConfig {
         ike_lifetime: Duration::from_secs(14_400),
         window: 1,
         more_children: Vec::new(),
+        childless: Childless::Allow,
         fragment_size: Some(DEFAULT_FRAGMENT_SIZE),
         retransmission: Retransmission::default(),
     }

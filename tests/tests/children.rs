@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bewick_ike::{
     ConnectionId,
-    config::{ChildConfig, EspProposal},
+    config::{ChildConfig, Childless, EspProposal},
     crypto::KeyExchangeMethod,
 };
 use bewick_mobike::Command;
@@ -182,4 +182,66 @@ fn k_2_3_1_wide_windows_carry_requests_side_by_side_and_survive_a_rekey() {
     assert!(wide + Duration::from_millis(80) <= narrow, "{wide:?} and {narrow:?}");
     // A peer that takes one at a time gets one at a time.
     assert_eq!(time_of((4, 1)), narrow);
+}
+
+/// RFC 6023: IKE_AUTH makes no CHILD_SA, CREATE_CHILD_SA makes all of them, and a client that moves
+/// meanwhile has them where it is.
+#[test]
+fn rfc_6023_all_child_sas_come_by_create_child_sa() {
+    for childless in [Childless::Prefer, Childless::Force] {
+        for moves in [false, true] {
+            let mut plan = with_three();
+            plan.client.childless = childless;
+            let mut lab = Lab::new(plan);
+            lab.link(Link::of_delay(Duration::from_millis(10)));
+            let client = lab.client;
+            lab.world.command(client, Command::Up(CONNECTION)).expect("a connection");
+            // IKE_AUTH is answered after 40 ms.
+            lab.ms(45);
+            assert_eq!(lab.count(client, "established"), 1, "{}", lab.story());
+            assert!(lab.children(client).is_empty(), "{}", lab.story());
+            let lte = lab.lte();
+            if moves {
+                lab.move_to(lte);
+            }
+            lab.seconds(60);
+            assert_three(&lab);
+            let address = lab.address(if moves { lte } else { lab.wlan });
+            for child in lab.children(client) {
+                assert_eq!(child.path.local.ip(), address, "{}", lab.story());
+                assert_eq!(format!("{:?}", child.ts_local), "[10.9.0.1/32]");
+            }
+            for child in lab.children(lab.gateway) {
+                assert_eq!(child.path.remote.ip(), address, "{}", lab.story());
+            }
+        }
+    }
+}
+
+#[test]
+fn rfc_6023_a_responder_that_does_not_take_it_is_not_asked() {
+    for (childless, up) in [(Childless::Prefer, true), (Childless::Force, false)] {
+        let mut plan = Plan::default();
+        plan.client.childless = childless;
+        plan.gateway.childless = Childless::Never;
+        let mut lab = Lab::new(plan);
+        let client = lab.client;
+        lab.world.command(client, Command::Up(CONNECTION)).expect("a connection");
+        lab.seconds(2);
+        assert_eq!(lab.is_up(), up, "{}", lab.story());
+        let told =
+            lab.reasons(client).iter().any(|reason| reason.to_string().contains("childless"));
+        assert_eq!(told, !up, "{}", lab.story());
+    }
+}
+
+#[test]
+fn rfc_6023_a_responder_that_wants_it_refuses_a_first_child_sa() {
+    let mut plan = Plan::default();
+    plan.gateway.childless = Childless::Force;
+    let mut lab = Lab::new(plan);
+    let client = lab.client;
+    lab.world.command(client, Command::Up(CONNECTION)).expect("a connection");
+    lab.seconds(2);
+    assert!(!lab.is_up() && lab.children(client).is_empty(), "{}", lab.story());
 }

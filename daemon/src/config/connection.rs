@@ -5,14 +5,22 @@ use std::{net::IpAddr, path::Path, time::Duration};
 use bewick_ike::{
     TrafficSelector,
     config::{
-        ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE, Retransmission, Role,
-        Selectors, Uniqueness,
+        Childless, ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE, Retransmission,
+        Role, Selectors, Uniqueness,
     },
     wire::identity::{Identity, IdentityPattern},
 };
 use ipnet::IpNet;
 
 use crate::config::{Seen, auth, child, networks, proposal, reader::TableReader};
+
+/// Whether IKE_AUTH makes a CHILD_SA (RFC 6023).
+const CHILDLESS: [(&str, Childless); 4] = [
+    ("never", Childless::Never),
+    ("allow", Childless::Allow),
+    ("prefer", Childless::Prefer),
+    ("force", Childless::Force),
+];
 
 /// Keys that only a responder has.
 const RESPONDER_KEYS: [&str; 5] =
@@ -80,6 +88,7 @@ pub(super) fn read(
     let ike_lifetime =
         reader.number("ike_lifetime", 0..=86_400, "seconds").map_or(14_400, |field| field.value);
     let window = reader.number("window", 1..=16, "requests").map_or(1, |field| field.value as u32);
+    let childless = reader.word("childless", &CHILDLESS).unwrap_or_default();
     let more_children = child::tables(reader, role);
     let fragment_size = fragment_size(reader);
     let mut initiator = InitiatorPart::default();
@@ -130,6 +139,7 @@ pub(super) fn read(
         child_lifetime: Duration::from_secs(child_lifetime),
         ike_lifetime: Duration::from_secs(ike_lifetime),
         window,
+        childless,
         more_children,
         fragment_size,
         retransmission: Retransmission::default(),

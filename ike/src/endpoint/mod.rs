@@ -67,6 +67,8 @@ pub struct SaStatus<'a> {
     pub peer: &'a str,
     /// its CHILD_SAs
     pub children: &'a [Child],
+    /// where they are, or would be if there were any, and whether in UDP
+    pub place: Option<(Path, bool)>,
     /// when the last genuine message came
     pub last_heard: Time,
 }
@@ -516,6 +518,10 @@ fn status(sa: &Sa) -> SaStatus<'_> {
         nat: sa.nat,
         peer,
         children,
+        place: match &sa.state {
+            State::Live(live) => Some(live.place()),
+            _ => None,
+        },
         last_heard: sa.last_heard,
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     auth::HashAlgorithms,
     child::ChildSa,
-    config::{ConnectionConfig, ConnectionId, Role},
+    config::{Childless, ConnectionConfig, ConnectionId, Role},
     event::{Action, CloseReason, Established, Event},
     path::Path,
     selector::TrafficSelector,
@@ -23,6 +23,8 @@ use super::{
 /// The IKE_SA_INIT that is done.
 pub(crate) struct InitDone {
     pub(crate) connection: ConnectionId,
+    /// the peer says that IKE_AUTH may be without a CHILD_SA (RFC 6023 §3)
+    pub(crate) childless: bool,
     pub(crate) request: Vec<u8>,
     pub(crate) response: Vec<u8>,
     pub(crate) nonce_i: Vec<u8>,
@@ -46,6 +48,7 @@ impl InitDone {
 /// The IKE_AUTH request is out.
 pub(crate) struct ExpectAuthResponse {
     init: InitDone,
+    childless: bool,
     spi_in: u32,
     ts_local: Vec<TrafficSelector>,
     ts_remote: Vec<TrafficSelector>,
@@ -65,6 +68,17 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     };
     let Some(keys) = &sa.channel.keys else {
         return Err(CloseReason::Protocol("no keys yet".into()));
+    };
+    let childless = match config.childless {
+        Childless::Never | Childless::Allow => false,
+        Childless::Prefer => init.childless,
+        Childless::Force if init.childless => true,
+        Childless::Force => {
+            cx.shared.esp_spis.remove(&spi_in);
+            let text = "the peer does not take an IKE_AUTH without a CHILD_SA, and childless is \
+                        \"force\"";
+            return Err(CloseReason::Protocol(text.into()));
+        }
     };
     let id = config.local_id.to_wire();
     let auth = match init.exchange().prove(Role::Initiator, keys, &id, &config.local_auth) {
@@ -89,21 +103,23 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     }
     payloads.push(auth);
     payloads.extend(configuration::request(config));
-    payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(
-        &config.esp_proposals,
-        spi_in,
-        false,
-    )));
-    payloads.push(Payload::TsInitiator(ts_local.clone()));
-    payloads.push(Payload::TsResponder(ts_remote.clone()));
+    if !childless {
+        payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(
+            &config.esp_proposals,
+            spi_in,
+            false,
+        )));
+        payloads.push(Payload::TsInitiator(ts_local.clone()));
+        payloads.push(Payload::TsResponder(ts_remote.clone()));
+    }
     payloads.extend(live::announce_window(config.window));
     if let Some(view) = sa.view() {
         payloads.extend(cx.extension.auth_request(&view));
     }
     sa.channel.incoming.widen(config.window);
     uniqueness::note_attempt(sa, cx.shared, init.connection);
-    sa.state =
-        State::AuthResponse(Box::new(ExpectAuthResponse { init, spi_in, ts_local, ts_remote }));
+    let expect = ExpectAuthResponse { init, childless, spi_in, ts_local, ts_remote };
+    sa.state = State::AuthResponse(Box::new(expect));
     sa.request(cx, ExchangeType::IKE_AUTH, &payloads, None)
 }
 
@@ -137,8 +153,20 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
     if let Some(window) = live::window_of(payloads) {
         sa.channel.outgoing.widen(window);
     }
-    match agree(sa, cx, &state, payloads) {
-        Ok((child, told)) => install(sa, cx, connection, peer, child, told),
+    let agreed = match state.childless {
+        true => without_child(sa, cx, connection, payloads).map(|(home, told)| (Err(home), told)),
+        false => agree(sa, cx, &state, payloads).map(|(child, told)| (Ok(child), told)),
+    };
+    match agreed {
+        Ok((Ok(child), told)) => install(sa, cx, connection, peer, child, told),
+        Ok((Err(home), told)) => {
+            cx.shared.esp_spis.remove(&spi_in);
+            let news = news(sa, connection, &peer, told);
+            let mut live = Live::new(connection, peer, home);
+            live.virtual_ips.clone_from(&news.virtual_ips);
+            sa.state = State::Live(Box::new(live));
+            live::on_up(sa, cx, news, 0);
+        }
         Err(text) => {
             // The IKE_SA stands, but it is of no use to us (RFC 7296 §2.21.2).
             cx.shared.esp_spis.remove(&spi_in);
@@ -287,6 +315,34 @@ pub(crate) fn encap(sa: &Sa, config: &ConnectionConfig, plane: bool) -> bool {
     sa.path.local.port() != 500 && (sa.nat.any() || needs_encap(config, plane))
 }
 
+/// RFC 6023 §3: an IKE_AUTH without a CHILD_SA; gives where those to come are to be.
+fn without_child(
+    sa: &Sa,
+    cx: &Cx<'_>,
+    connection: ConnectionId,
+    payloads: &[Payload],
+) -> Result<((Path, bool), Told), String> {
+    if let Some(kind) = error_notify(payloads) {
+        return Err(format!("the peer answered {kind}"));
+    }
+    let config = cx.shared.connection(connection).ok_or("no such connection")?;
+    let told = configuration::read_reply(config, payloads)?;
+    Ok(((sa.path, encap(sa, config, cx.shared.force_encap)), told))
+}
+
+fn news(sa: &Sa, connection: ConnectionId, peer: &str, told: Told) -> Established {
+    Established {
+        sa: sa.id,
+        connection,
+        role: sa.role,
+        peer: peer.to_owned(),
+        virtual_ips: told.addresses,
+        dns: told.dns,
+        domains: told.domains,
+        subnets: told.subnets,
+    }
+}
+
 fn install(
     sa: &mut Sa,
     cx: &mut Cx<'_>,
@@ -295,16 +351,7 @@ fn install(
     child: ChildSa,
     told: Told,
 ) {
-    let news = Established {
-        sa: sa.id,
-        connection,
-        role: sa.role,
-        peer: peer.clone(),
-        virtual_ips: told.addresses,
-        dns: told.dns,
-        domains: told.domains,
-        subnets: told.subnets,
-    };
+    let news = news(sa, connection, &peer, told);
     let mut live = Live::new(connection, peer, (child.path, child.encap));
     live.virtual_ips.clone_from(&child.virtual_ips);
     live.children.push(Child::of(&child, 0));

@@ -1,9 +1,11 @@
 //! The responder's IKE_AUTH (RFC 7296 §1.2, §2.15, §2.19, §2.21.2).
 
+use std::net::IpAddr;
+
 use crate::{
     auth::{HashAlgorithms, LocalAuth},
     child::ChildSa,
-    config::{ConnectionConfig, ConnectionId, Role},
+    config::{Childless, ConnectionConfig, ConnectionId, Role},
     event::{Action, CloseReason, Established, Event},
     path::Path,
     time::Time,
@@ -183,18 +185,39 @@ fn accept(
     if let Some(window) = live::window_of(payloads) {
         sa.channel.outgoing.widen(window);
     }
-    match agree(sa, cx, (state, home), (connection, &identities.1), payloads) {
-        Ok((child, mut answer)) => {
-            let news = Established {
-                sa: sa.id,
-                connection: proven.connection,
-                role: sa.role,
-                peer,
-                virtual_ips: child.virtual_ips.clone(),
-                dns: Vec::new(),
-                domains: Vec::new(),
-                subnets: Vec::new(),
-            };
+    let news = |virtual_ips| Established {
+        sa: sa.id,
+        connection: proven.connection,
+        role: sa.role,
+        peer,
+        virtual_ips,
+        dns: Vec::new(),
+        domains: Vec::new(),
+        subnets: Vec::new(),
+    };
+    let agreed = match takes_childless(cx, connection, payloads) {
+        true => without_child(sa, cx, (connection, &identities.1), payloads)
+            .map(|(encap, assigned, answer)| (Err((encap, assigned)), Vec::from_iter(answer))),
+        false => agree(sa, cx, (state, home), (connection, &identities.1), payloads)
+            .map(|(child, answer)| (Ok(child), answer)),
+    };
+    match agreed {
+        Ok((Err((encap, assigned)), answer)) => {
+            first.extend(answer);
+            first.extend(extra);
+            let news = news(assigned.clone());
+            (live.home, live.assigned) = ((home, encap), assigned);
+            sa.state = State::Live(Box::new(live));
+            let sent = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &first);
+            if let Err(reason) = sent {
+                sa.close(cx, reason);
+                return;
+            }
+            live::on_up(sa, cx, news, 0);
+            live::expect_child(sa, cx);
+        }
+        Ok((Ok(child), mut answer)) => {
+            let news = news(child.virtual_ips.clone());
             // They are the peer's, not ours to put on a device.
             let mut child = child;
             live.assigned = std::mem::take(&mut child.virtual_ips);
@@ -225,6 +248,41 @@ fn accept(
             live::await_child(sa, cx);
         }
     }
+}
+
+/// RFC 6023 §3: an IKE_AUTH without SA and traffic selectors asks for no CHILD_SA.
+fn takes_childless(cx: &Cx<'_>, connection: ConnectionId, payloads: &[Payload]) -> bool {
+    let allowed = cx.shared.connection(connection).is_some_and(|c| c.childless != Childless::Never);
+    let asks = payloads.iter().any(|payload| {
+        matches!(
+            payload,
+            Payload::SecurityAssociation(_) | Payload::TsInitiator(_) | Payload::TsResponder(_)
+        )
+    });
+    allowed && !asks
+}
+
+type Without = (bool, Vec<IpAddr>, Option<Payload>);
+
+/// Assigns what is asked for; gives whether CHILD_SAs to come travel in UDP, the addresses and the
+/// CFG_REPLY.
+fn without_child(
+    sa: &Sa,
+    cx: &mut Cx<'_>,
+    (connection, who): (ConnectionId, &Identity),
+    payloads: &[Payload],
+) -> Result<Without, (NotifyType, String)> {
+    let request = payloads.iter().find_map(|payload| match payload {
+        Payload::Configuration(c) if c.kind == CfgType::REQUEST => Some(c),
+        _ => None,
+    });
+    let assigned = configuration::assign(cx.shared, (sa.id, who), connection, request)?;
+    let Some(config) = cx.shared.connection(connection) else {
+        return Err((NotifyType::TEMPORARY_FAILURE, "no such connection".into()));
+    };
+    let encap = encap(sa, config, cx.shared.responder_forces_encap());
+    let reply = configuration::reply(config, request, &assigned);
+    Ok((encap, assigned, reply))
 }
 
 /// The path for the CHILD_SA: to where the peer has shown that it receives, by knowing what our
@@ -270,6 +328,10 @@ fn agree(
     let Some(config) = cx.shared.connection(connection).cloned() else {
         return Err((NotifyType::TEMPORARY_FAILURE, "no such connection".into()));
     };
+    if config.childless == Childless::Force {
+        let text = "the first CHILD_SA is to come by CREATE_CHILD_SA (childless = \"force\")";
+        return Err((NotifyType::NO_PROPOSAL_CHOSEN, text.into()));
+    }
     let Some((proposal, mut answer, spi_out)) =
         negotiate::select_esp(&config.esp_proposals, offered, None)
     else {

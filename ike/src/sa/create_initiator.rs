@@ -60,6 +60,17 @@ impl CreateChild {
     }
 }
 
+/// Asks for the CHILD_SAs of the configuration from that place on (RFC 7296 §1.3.1).
+pub(crate) fn make_others(sa: &mut Sa, cx: &mut Cx<'_>, first: usize) {
+    let count = sa.config(cx.shared).map_or(0, |config| config.children().count());
+    if let State::Live(live) = &mut sa.state {
+        for config in first..count {
+            live.tasks.push(Task::Child(Purpose::New(config), None, 0));
+        }
+    }
+    task::proceed(sa, cx);
+}
+
 /// Sends the request.
 pub(crate) fn start(
     sa: &mut Sa,

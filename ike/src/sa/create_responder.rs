@@ -14,7 +14,6 @@ use crate::{
 use super::{
     Cx, Sa, State,
     child::{self, Agreed, Child},
-    create_initiator::Purpose,
     former::{self, Nonces},
     live::{HeldResponse, Refusal},
     negotiate, rekey_ike,
@@ -323,15 +322,4 @@ pub(crate) fn on_answer(
     task::arm(sa, cx);
     task::proceed(sa, cx);
     true
-}
-
-/// What the configuration calls for beside the first CHILD_SA (RFC 7296 §1.3.1).
-pub(crate) fn make_others(sa: &mut Sa, cx: &mut Cx<'_>, first: usize) {
-    let count = sa.config(cx.shared).map_or(0, |config| config.children().count());
-    if let State::Live(live) = &mut sa.state {
-        for config in first..count {
-            live.tasks.push(Task::Child(Purpose::New(config), None, 0));
-        }
-    }
-    task::proceed(sa, cx);
 }

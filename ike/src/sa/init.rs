@@ -284,8 +284,12 @@ fn on_answer(
             sa.path.remote.set_port(4500);
         }
     }
+    let childless = message.payloads.iter().any(|payload| {
+        matches!(payload, Payload::Notify(n) if n.kind == NotifyType::CHILDLESS_IKEV2_SUPPORTED)
+    });
     let exchange = auth_initiator::InitDone {
         connection: state.connection,
+        childless,
         request: state.request,
         response: datagram.to_vec(),
         nonce_i: state.nonce,

@@ -124,6 +124,10 @@ pub(crate) fn accept(
     // RFC 7427 §4: it takes both to use it.
     payloads.extend(hashes.map(|_| auth::hashes()));
     payloads.extend(cx.shared.responder_requests());
+    if cx.shared.responder_is_childless() {
+        let notify = Notify::new(NotifyType::CHILDLESS_IKEV2_SUPPORTED, Vec::new());
+        payloads.push(Payload::Notify(notify));
+    }
     let flags = Flags { initiator: false, response: true, version: false };
     let header = Header::new((spi_i, spi_r), ExchangeType::IKE_SA_INIT, flags, 0);
     let response = wire::emit_message(&header, &payloads).map_err(|_| syntax("too long"))?;

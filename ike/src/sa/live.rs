@@ -15,6 +15,7 @@ use crate::{
 use super::{
     Cx, On, Sa, Shared, State, Timer,
     child::Child,
+    create_initiator,
     create_responder::{self, Pending},
     exchange::{MOST_WINDOW, Outstanding},
     former, rekey_ike,
@@ -406,6 +407,17 @@ pub(crate) fn on_answer(
     }
 }
 
+/// The IKE_SA is up; as its initiator we make the CHILD_SAs from that place of the configuration on.
+pub(crate) fn on_up(sa: &mut Sa, cx: &mut Cx<'_>, news: Established, others: usize) {
+    arm_liveness(sa, cx);
+    task::ike_rekeyed(sa, cx);
+    uniqueness::on_established(sa, cx);
+    cx.shared.event(Event::Established(news));
+    if sa.role == Role::Initiator {
+        create_initiator::make_others(sa, cx, others);
+    }
+}
+
 fn on_installed(
     sa: &mut Sa,
     cx: &mut Cx<'_>,
@@ -431,17 +443,11 @@ fn on_installed(
     }
     match error {
         None => {
-            arm_liveness(sa, cx);
             if let State::Live(live) = &mut sa.state {
                 let at = task::rekey_time(cx, live);
                 live.children.iter_mut().for_each(|child| child.rekey_at = at);
             }
-            task::ike_rekeyed(sa, cx);
-            uniqueness::on_established(sa, cx);
-            cx.shared.event(Event::Established(news));
-            if sa.role == Role::Initiator {
-                create_responder::make_others(sa, cx, 1);
-            }
+            on_up(sa, cx, news, 1);
         }
         Some(ActionError(text)) if sa.role == Role::Initiator => {
             let path = sa.path;
@@ -468,6 +474,11 @@ const CHILDLESS: Duration = Duration::from_secs(30);
 /// no other CHILD_SA goes.
 pub(crate) fn await_child(sa: &Sa, cx: &mut Cx<'_>) {
     cx.shared.release_addresses(sa.id);
+    expect_child(sa, cx);
+}
+
+/// An IKE_SA that gets no CHILD_SA in this time goes: it holds addresses and memory for nothing.
+pub(crate) fn expect_child(sa: &Sa, cx: &mut Cx<'_>) {
     cx.shared.timers.set(sa.id, Timer::HalfOpen, cx.now + CHILDLESS);
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
     auth::{UnixSeconds, WallClock},
-    config::{ConnectionConfig, ConnectionId, Role},
+    config::{Childless, ConnectionConfig, ConnectionId, Role},
     endpoint::timers::Timers,
     event::{Action, ActionId, Event, Output, SaId, Transmit},
     path::Path,
@@ -87,6 +87,13 @@ impl Shared {
     pub(crate) fn responder_fragments(&self) -> bool {
         let wants = |c: &ConnectionConfig| c.role == Role::Responder && c.fragment_size.is_some();
         self.connections.iter().any(wants)
+    }
+
+    /// Whether we tell initiators that IKE_AUTH may be without a CHILD_SA (RFC 6023 §3), as above.
+    pub(crate) fn responder_is_childless(&self) -> bool {
+        let takes =
+            |c: &ConnectionConfig| c.role == Role::Responder && c.childless != Childless::Never;
+        self.connections.iter().any(takes)
     }
 
     pub(crate) fn event(&mut self, event: Event) {

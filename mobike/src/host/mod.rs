@@ -229,14 +229,14 @@ impl Host {
             event::Event::Established(established) => {
                 let (id, connection) = (established.sa, established.connection);
                 let path = self.ike.sa(id).map(|sa| sa.path);
-                let encap =
-                    self.ike.sa(id).is_some_and(|sa| sa.children.first().is_some_and(|c| c.encap));
                 if let Some(wanted) = self.wanted.get_mut(&connection) {
                     wanted.failures = 0;
                     wanted.attempt = 0;
                 }
                 self.keepalives.insert((now + KEEPALIVE, id));
-                let place = self.ike.sa(id).and_then(|sa| sa.children.first().map(|c| c.path));
+                let place = self.ike.sa(id).and_then(|sa| sa.place);
+                let encap = place.is_some_and(|(_, encap)| encap);
+                let place = place.map(|(path, _)| path);
                 let mut mobike = false;
                 if let (Some(path), Some(mobility)) = (path, self.movers.sas.get_mut(&id)) {
                     mobility.established = true;

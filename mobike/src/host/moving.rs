@@ -95,7 +95,7 @@ impl Host {
     pub(super) fn move_children(&mut self, now: Time, id: SaId, to: Path) {
         let Some(sa) = self.ike.sa(id) else { return };
         let nat = sa.nat.any();
-        let was = sa.children.first().is_some_and(|child| child.encap);
+        let was = sa.place.is_some_and(|(_, encap)| encap);
         let force = self.force_encap(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let encap = match mobility.role {
