@@ -4,14 +4,19 @@
 //! A scenario that could not run has failed.
 
 mod bench;
+mod capture;
 mod cleanup;
+mod ends;
 mod failure;
 mod flow;
+mod life;
 mod peer;
+mod pki;
 mod place;
 mod prerequisites;
 mod process;
 mod report;
+mod roam;
 mod run;
 mod scenario;
 mod topology;
@@ -128,11 +133,12 @@ fn list(json: bool) -> Result<ExitCode> {
         let rows: Vec<_> = all
             .iter()
             .map(|scenario| {
+                let [client, gateway] = scenario.programs();
                 serde_json::json!({
                     "name": scenario.name(),
-                    "client": scenario.client,
-                    "gateway": scenario.gateway,
-                    "dataplane": scenario.plane,
+                    "client": client,
+                    "gateway": gateway,
+                    "dataplane": scenario.plane(),
                     "purpose": scenario.purpose(),
                 })
             })
