@@ -58,11 +58,25 @@ subjectKeyIdentifier = hash
 [client]
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
+authorityKeyIdentifier = keyid
 subjectAltName = email:@client_id@
 [gateway]
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
+authorityKeyIdentifier = keyid
 subjectAltName = DNS:@gateway_id@
+";
+
+/// How a revocation list is made: one with a number and the authority's key, as RFC 5280 §5.2 asks.
+const LIST: &str = "\
+[ca]
+default_ca = it
+[it]
+database = @index@
+crlnumber = @number@
+crl_extensions = extensions
+[extensions]
+authorityKeyIdentifier = keyid
 ";
 
 /// Makes an authority and a certificate from it for the end on this host, with keys of this kind;
@@ -75,9 +89,7 @@ pub fn make(folder: &Path, node: Node, kind: Kind, chained: bool) -> Result<File
     let extensions = folder.join("extensions.cnf");
     let text = EXTENSIONS.replace("@client_id@", CLIENT_ID).replace("@gateway_id@", GATEWAY_ID);
     fs::write(&extensions, text).context(extensions.display())?;
-    let path = |what: &str, end: &str| {
-        folder.join(format!("{}-{}-{what}.{end}", node.name(), kind.name()))
-    };
+    let path = |what: &str, end: &str| file(folder, node, kind, what, end);
     let issue = |what: &str, section: &str, issuer: Option<&str>| -> Result<PathBuf> {
         let certificate = path(what, "pem");
         let mut command = Command::new("openssl");
@@ -99,4 +111,38 @@ pub fn make(folder: &Path, node: Node, kind: Kind, chained: bool) -> Result<File
     let issuer = if chained { "intermediate" } else { "authority" };
     let certificate = issue("end", node.name(), Some(issuer))?;
     Ok(Files { ca, intermediate, certificate, key: path("end", "key") })
+}
+
+/// Makes a list by which the authority of [`make`] revokes the certificate from it.
+///
+/// # Errors
+/// What `openssl` or the file system said.
+pub fn revoke(folder: &Path, node: Node, kind: Kind) -> Result<PathBuf> {
+    let path = |what: &str, end: &str| file(folder, node, kind, what, end);
+    let mut serial = Command::new("openssl");
+    serial.args(["x509", "-noout", "-serial", "-in"]).arg(path("end", "pem"));
+    let said = process::output(&mut serial, Duration::from_secs(20))?;
+    let serial = said.trim().trim_start_matches("serial=");
+    // openssl's own record of what it has issued: revoked, until when valid, since when revoked.
+    let index = path("authority", "index");
+    let record = format!("R\t491231235959Z\t200101000000Z\t{serial}\tunknown\t/CN=end\n");
+    fs::write(&index, record).context(index.display())?;
+    let number = path("authority", "number");
+    fs::write(&number, "01\n").context(number.display())?;
+    let configuration = path("authority", "cnf");
+    let text = LIST
+        .replace("@index@", &index.display().to_string())
+        .replace("@number@", &number.display().to_string());
+    fs::write(&configuration, text).context(configuration.display())?;
+    let list = path("authority", "crl");
+    let mut command = Command::new("openssl");
+    command.args(["ca", "-gencrl", "-batch", "-md", "sha256", "-crldays", "2", "-config"]);
+    command.arg(&configuration).arg("-cert").arg(path("authority", "pem"));
+    command.arg("-keyfile").arg(path("authority", "key")).arg("-out").arg(&list);
+    process::output(&mut command, Duration::from_secs(20))?;
+    Ok(list)
+}
+
+fn file(folder: &Path, node: Node, kind: Kind, what: &str, end: &str) -> PathBuf {
+    folder.join(format!("{}-{}-{what}.{end}", node.name(), kind.name()))
 }

@@ -29,6 +29,8 @@ pub struct Case {
     pub act: Act,
     /// The IKE and ESP algorithms that both ends must show.
     pub agreed: Option<(&'static str, &'static str)>,
+    /// Whether the ends must not come together.
+    pub refused: bool,
     /// What must have passed the router.
     pub seen: Vec<Seen>,
 }
@@ -56,7 +58,14 @@ pub struct Running<'a> {
 impl Case {
     /// A tunnel that is only brought up, used, and taken down.
     pub fn new(name: impl Into<String>, tunnel: Tunnel) -> Self {
-        Self { name: name.into(), tunnel, act: Act::Nothing, agreed: None, seen: Vec::new() }
+        Self {
+            name: name.into(),
+            tunnel,
+            act: Act::Nothing,
+            agreed: None,
+            refused: false,
+            seen: Vec::new(),
+        }
     }
 
     /// Runs it; its evidence goes to `out`.
@@ -88,6 +97,12 @@ impl Case {
     fn live(&self, running: &mut Running<'_>) -> Result<()> {
         if self.tunnel.gateway.cookies {
             stranger::ask(running.stage.topology)?;
+        }
+        if self.refused {
+            if running.ends.client.up().is_ok() {
+                return Err(fail!("the tunnel came up, and it must not"));
+            }
+            return running.ends.both_have_none().context("after the refusal");
         }
         running.ends.client.up().context("tunnel up")?;
         let [client, gateway] = running.works().context("the new tunnel")?;

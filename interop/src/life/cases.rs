@@ -115,6 +115,19 @@ pub fn certificates(folder: &Path) -> Result<Vec<Case>> {
     cases.push(case("rsa-to-ed25519", client.clone(), gateway.clone()));
     cases.push(case("psk-to-certificate", Proof::Psk, gateway));
     cases.push(case("certificate-to-psk", client, Proof::Psk));
+
+    let (client, gateway) =
+        (make(Node::Client, Kind::Ecdsa256)?, make(Node::Gateway, Kind::Ecdsa256)?);
+    let mut revoked = case("revoked", client.clone(), gateway.clone());
+    revoked.tunnel.gateway.revoked = Some(pki::revoke(folder, Node::Client, Kind::Ecdsa256)?);
+    // The gateway trusts an authority of the same name, not this one.
+    let mut stranger = case("other-authority", client, gateway);
+    if let (Proof::Certificate(files), Proof::Certificate(other)) =
+        (&mut stranger.tunnel.client.proof, chained(Node::Client)?)
+    {
+        files.ca = other.ca;
+    }
+    cases.extend([revoked, stranger].map(|case| Case { refused: true, ..case }));
     Ok(cases)
 }
 

@@ -28,6 +28,8 @@ pub struct Side {
     pub esp: Vec<&'static str>,
     /// How it proves who it is.
     pub proof: Proof,
+    /// Certificates that it is to refuse: a revocation list.
+    pub revoked: Option<PathBuf>,
     /// The biggest IP packet with an IKE message.
     pub fragment_size: Option<u16>,
     /// Whether it asks for a cookie once a single IKE_SA is half open.

@@ -64,6 +64,9 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if !own.esp.is_empty() {
         line("esp_proposals", format!("{:?}", own.esp));
     }
+    if let Some(list) = &own.revoked {
+        line("crl_file", format!("{list:?}"));
+    }
     if let Some(size) = own.fragment_size {
         line("fragment_size", size.to_string());
     }

@@ -65,6 +65,9 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
             put("x509", intermediate)?;
         }
     }
+    if let Some(list) = &own.revoked {
+        put("x509crl", list)?;
+    }
     let words = |words: &[&str], otherwise: &str| match words {
         [] => otherwise.to_owned(),
         words => words.join(", "),
@@ -125,7 +128,7 @@ fn prefixes(child: &Child) -> String {
 
 const DAEMON_SETTINGS: &str = "\
 charon-systemd {
-    load = random nonce openssl kdf @credentials@ constraints @kernel@ socket-default vici
+    load = random nonce openssl kdf @credentials@ constraints revocation @kernel@ socket-default vici
     load_modular = no
     @options@
     plugins {
