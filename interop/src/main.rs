@@ -61,6 +61,9 @@ enum Action {
         /// Where the evidence goes, a folder per scenario [default: interop/out]
         #[arg(long)]
         out: Option<PathBuf>,
+        /// Write a table of the verdicts to this Markdown file
+        #[arg(long, value_name = "FILE")]
+        table: Option<PathBuf>,
     },
     /// Measure, with strongSwan on the same topology in the same run
     Bench {
@@ -100,7 +103,9 @@ enum Only {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Action::List { json } => list(json),
-        Action::Run { names, all, json, out } => run_scenarios(&names, all, json, out),
+        Action::Run { names, all, json, out, table } => {
+            run_scenarios(&names, all, json, out, table)
+        }
         Action::Bench { what: Bench::Handover, json, moves, only, out } => {
             handover(json, moves, only, out)
         }
@@ -157,6 +162,7 @@ fn run_scenarios(
     all: bool,
     json: bool,
     out: Option<PathBuf>,
+    table: Option<PathBuf>,
 ) -> Result<ExitCode> {
     let scenarios: Vec<Scenario> = match all {
         true => scenario::all(),
@@ -172,9 +178,14 @@ fn run_scenarios(
         verdicts.push(verdict);
     }
     let summary = Summary::of(verdicts);
+    if let Some(table) = table {
+        std::fs::write(&table, summary.table()).context(table.display())?;
+    }
     if json {
         println!("{}", serde_json::to_string(&summary).context("summary")?);
     }
+    let seconds: f64 = summary.scenarios.iter().map(|verdict| verdict.seconds).sum();
+    say(&format!("all of it took {seconds:.0} s"));
     say(&format!("{} passed, {} failed", summary.passed, summary.failed));
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -141,4 +141,23 @@ impl Summary {
         let failed = scenarios.len() - passed;
         Self { scenarios, passed, failed }
     }
+
+    /// A Markdown page for people: a row for each scenario and for each tunnel that it tried.
+    pub fn table(&self) -> String {
+        let word = |passed| if passed { "pass" } else { "FAIL" };
+        let mut text = String::from(
+            "# Interop results\n\nWritten by `bewick-interop run --all --table interop/RESULTS.md`.\n\n\
+             | scenario | peers | verdict | seconds |\n| --- | --- | --- | --- |\n",
+        );
+        for one in &self.scenarios {
+            let peers = one.versions.join(", ");
+            let (name, seconds) = (&one.name, one.seconds);
+            text += &format!("| {name} | {peers} | {} | {seconds:.1} |\n", word(one.passed));
+            for case in &one.cases {
+                let verdict = word(case.reason.is_none());
+                text += &format!("| … {} | | {verdict} | {:.1} |\n", case.name, case.seconds);
+            }
+        }
+        text + &format!("\n{} passed, {} failed\n", self.passed, self.failed)
+    }
 }
