@@ -120,6 +120,7 @@ const TOPICS: &[(Topic, Plane)] = &[
     (Topic::RekeyIke, Plane::Userspace),
     (Topic::Ends, Plane::Userspace),
     (Topic::Tunnels, Plane::Kernel),
+    (Topic::Suites, Plane::Kernel),
 ];
 
 /// All of them, in the order in which they run: each in both roles.
