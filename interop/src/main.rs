@@ -52,7 +52,7 @@ enum Action {
         /// The scenarios to run
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         names: Vec<String>,
-        /// Run every scenario
+        /// Run every scenario that bewick can do
         #[arg(long)]
         all: bool,
         /// Print one JSON object on standard output; the lines for people go to standard error
@@ -145,13 +145,15 @@ fn list(json: bool) -> Result<ExitCode> {
                     "gateway": gateway,
                     "dataplane": scenario.plane(),
                     "purpose": scenario.purpose(),
+                    "ready": scenario.is_ready(),
                 })
             })
             .collect();
         println!("{}", serde_json::Value::from(rows));
     } else {
         for scenario in all {
-            println!("{:<44} {}", scenario.name(), scenario.purpose());
+            let ready = if scenario.is_ready() { "" } else { " (bewick cannot yet)" };
+            println!("{:<44} {}{ready}", scenario.name(), scenario.purpose());
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -165,7 +167,7 @@ fn run_scenarios(
     table: Option<PathBuf>,
 ) -> Result<ExitCode> {
     let scenarios: Vec<Scenario> = match all {
-        true => scenario::all(),
+        true => scenario::all().into_iter().filter(Scenario::is_ready).collect(),
         false => names.iter().map(|name| run::find(name)).collect::<Result<_>>()?,
     };
     prepare()?;

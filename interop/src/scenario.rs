@@ -30,6 +30,14 @@ impl Scenario {
         }
     }
 
+    /// Whether bewick can do it; the others run only when asked for by name.
+    pub fn is_ready(&self) -> bool {
+        match self {
+            Scenario::Roam(_) => true,
+            Scenario::Life(life) => life.ready,
+        }
+    }
+
     /// Who handles ESP; the kernel's is the guest's.
     pub fn plane(&self) -> Plane {
         match self {
