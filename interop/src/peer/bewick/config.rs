@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 
+use crate::fail;
 use crate::failure::{Context, Result};
 use crate::peer::tunnel::{Child, Proof};
 use crate::peer::{CLIENT_ID, GATEWAY_ID, PSK, Place};
@@ -71,17 +72,12 @@ pub fn write(place: &Place<'_>) -> Result<String> {
         line("fragment_size", size.to_string());
     }
     let networks = if is_client { "remote_ts" } else { "local_ts" };
-    if let [child] = &tunnel.children[..] {
-        line(networks, prefixes(child));
-    } else {
-        for child in &tunnel.children {
-            let _ = write!(
-                text,
-                "\n[[connection.child]]\nname = \"{}\"\n{networks} = {}\n",
-                child.name,
-                prefixes(child)
-            );
-        }
+    let (first, others) =
+        tunnel.children.split_first().ok_or_else(|| fail!("a tunnel without CHILD_SAs"))?;
+    line(networks, prefixes(first));
+    for child in others {
+        let (name, prefixes) = (child.name, prefixes(child));
+        text += &format!("\n[[connection.child]]\nname = \"{name}\"\n{networks} = {prefixes}\n");
     }
     Ok(text)
 }
