@@ -19,7 +19,7 @@ use crate::topology::{Node, Topology};
 const FIRST: Duration = Duration::from_secs(3);
 
 /// One tunnel to try.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Case {
     /// What it is, and its folder's name.
     pub name: String,

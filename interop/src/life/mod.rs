@@ -75,7 +75,7 @@ impl Topic {
             Topic::RekeyChild => "new keys for the CHILD_SA from either end, no packet lost",
             Topic::RekeyIke => "new keys for the IKE_SA from either end, no packet lost",
             Topic::Ends => "DELETE from either end, a client that died, a gateway that restarts",
-            Topic::Tunnels => "IPv4 in IPv6, both families in IPv4",
+            Topic::Tunnels => "IPv4 in IPv6, both families in IPv4, two CHILD_SAs with new keys",
         }
     }
 
@@ -90,7 +90,7 @@ impl Topic {
             Topic::RekeyChild => cases::rekey_child(),
             Topic::RekeyIke => cases::rekey_ike(),
             Topic::Ends => cases::ends(),
-            Topic::Tunnels => cases::families_in_kernel(),
+            Topic::Tunnels => [cases::families_in_kernel(), cases::children()].concat(),
         })
     }
 }
@@ -124,7 +124,6 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Ends, Plane::Userspace, [true, true]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Suites, Plane::Kernel, [true, true]),
-    (Topic::RekeyChild, Plane::Kernel, [false, false]),
 ];
 
 /// All of them, in the order in which they run: each in both roles.

@@ -7,7 +7,7 @@ use crate::peer::tunnel::Tunnel;
 use crate::topology::Node;
 
 /// Something that must have passed the router.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Seen {
     /// In words.
     pub what: &'static str,
