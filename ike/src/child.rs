@@ -127,6 +127,9 @@ pub struct ChildSa {
     pub encap: bool,
     /// addresses that the peer assigned to us (RFC 7296 §2.19), to be put on our tunnel device
     pub virtual_ips: Vec<IpAddr>,
+    /// nothing is sent through it while the CHILD_SA that it succeeds, which has the same reqid, is
+    /// there: the peer asked for it and may not have it yet (RFC 7296 §2.8)
+    pub waits: bool,
 }
 
 /// Where a CHILD_SA is to go when its IKE_SA's addresses change (RFC 4555 §3.5).

@@ -6,12 +6,13 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::cleanup::{self, Guard};
+use crate::ends::Ends;
 use crate::failure::{Context, Result};
+use crate::peer::tunnel::Tunnel;
 use crate::peer::{self, Place, Plane, Program};
 use crate::place;
 use crate::prerequisites;
 use crate::report::Move;
-use crate::scenario::Ends;
 use crate::topology::{Loss, Node, Topology};
 
 /// Between two numbered packets in each direction: 1000 a second.
@@ -109,10 +110,12 @@ pub fn handover(
             Ok(Lane { program, topology, out, scratch, _guard: guard })
         })
         .collect::<Result<Vec<Lane>>>()?;
+    let tunnel = Tunnel::default();
     let mut running = Vec::new();
     for lane in &lanes {
         let Lane { program, topology, out, scratch, .. } = lane;
-        let place = |node| Place { topology, node, plane: Plane::Userspace, out, scratch };
+        let place =
+            |node| Place { topology, node, plane: Plane::Userspace, out, scratch, tunnel: &tunnel };
         let up = || -> Result<(Ends<'_>, String)> {
             let gateway = peer::start(*program, &place(Node::Gateway))?;
             let mut client = peer::start(*program, &place(Node::Client))?;

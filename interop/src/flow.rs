@@ -89,8 +89,13 @@ impl Record {
 
     /// How many of them never arrived.
     pub fn lost(&self) -> u64 {
+        self.missing().len() as u64
+    }
+
+    /// The numbers of those that never arrived; the first packet is number 0.
+    pub fn missing(&self) -> Vec<u64> {
         let delivered: BTreeSet<u64> = self.arrivals.iter().map(|(number, _)| *number).collect();
-        self.sent.saturating_sub(delivered.len() as u64)
+        (0..self.sent).filter(|number| !delivered.contains(number)).collect()
     }
 
     /// The longest time without a packet from just before `moment` on, less the spacing.
@@ -124,9 +129,9 @@ mod tests {
 
     #[test]
     fn gap_is_the_longest_silence_less_the_spacing() {
-        let (record, start) = record(&[100, 101, 102, 150, 151, 152], 53, 153);
+        let (record, start) = record(&[100, 101, 102, 150, 151, 152], 153, 153);
         assert_eq!(record.gap(start + Duration::from_millis(103)), Some(Duration::from_millis(47)));
-        assert_eq!(record.lost(), 47);
+        assert_eq!(record.lost(), 147);
     }
 
     #[test]
@@ -138,7 +143,7 @@ mod tests {
     #[test]
     fn a_packet_that_comes_twice_counts_once() {
         let (record, _) = record(&[1, 1, 2], 3, 4);
-        assert_eq!(record.lost(), 1);
+        assert_eq!(record.missing(), [0]);
     }
 
     #[test]

@@ -4,14 +4,19 @@
 //! A scenario that could not run has failed.
 
 mod bench;
+mod capture;
 mod cleanup;
+mod ends;
 mod failure;
 mod flow;
+mod life;
 mod peer;
+mod pki;
 mod place;
 mod prerequisites;
 mod process;
 mod report;
+mod roam;
 mod run;
 mod scenario;
 mod topology;
@@ -47,7 +52,7 @@ enum Action {
         /// The scenarios to run
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         names: Vec<String>,
-        /// Run every scenario
+        /// Run every scenario that bewick can do
         #[arg(long)]
         all: bool,
         /// Print one JSON object on standard output; the lines for people go to standard error
@@ -56,6 +61,9 @@ enum Action {
         /// Where the evidence goes, a folder per scenario [default: interop/out]
         #[arg(long)]
         out: Option<PathBuf>,
+        /// Write a table of the verdicts to this Markdown file
+        #[arg(long, value_name = "FILE")]
+        table: Option<PathBuf>,
     },
     /// Measure, with strongSwan on the same topology in the same run
     Bench {
@@ -95,7 +103,9 @@ enum Only {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Action::List { json } => list(json),
-        Action::Run { names, all, json, out } => run_scenarios(&names, all, json, out),
+        Action::Run { names, all, json, out, table } => {
+            run_scenarios(&names, all, json, out, table)
+        }
         Action::Bench { what: Bench::Handover, json, moves, only, out } => {
             handover(json, moves, only, out)
         }
@@ -128,19 +138,22 @@ fn list(json: bool) -> Result<ExitCode> {
         let rows: Vec<_> = all
             .iter()
             .map(|scenario| {
+                let [client, gateway] = scenario.programs();
                 serde_json::json!({
                     "name": scenario.name(),
-                    "client": scenario.client,
-                    "gateway": scenario.gateway,
-                    "dataplane": scenario.plane,
+                    "client": client,
+                    "gateway": gateway,
+                    "dataplane": scenario.plane(),
                     "purpose": scenario.purpose(),
+                    "ready": scenario.is_ready(),
                 })
             })
             .collect();
         println!("{}", serde_json::Value::from(rows));
     } else {
         for scenario in all {
-            println!("{:<44} {}", scenario.name(), scenario.purpose());
+            let ready = if scenario.is_ready() { "" } else { " (bewick cannot yet)" };
+            println!("{:<44} {}{ready}", scenario.name(), scenario.purpose());
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -151,9 +164,10 @@ fn run_scenarios(
     all: bool,
     json: bool,
     out: Option<PathBuf>,
+    table: Option<PathBuf>,
 ) -> Result<ExitCode> {
     let scenarios: Vec<Scenario> = match all {
-        true => scenario::all(),
+        true => scenario::all().into_iter().filter(Scenario::is_ready).collect(),
         false => names.iter().map(|name| run::find(name)).collect::<Result<_>>()?,
     };
     prepare()?;
@@ -166,9 +180,14 @@ fn run_scenarios(
         verdicts.push(verdict);
     }
     let summary = Summary::of(verdicts);
+    if let Some(table) = table {
+        std::fs::write(&table, summary.table()).context(table.display())?;
+    }
     if json {
         println!("{}", serde_json::to_string(&summary).context("summary")?);
     }
+    let seconds: f64 = summary.scenarios.iter().map(|verdict| verdict.seconds).sum();
+    say(&format!("all of it took {seconds:.0} s"));
     say(&format!("{} passed, {} failed", summary.passed, summary.failed));
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -14,6 +14,7 @@ const RUNNER: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("iptables-legacy", "iptables"),
     ("nft", "nftables"),
+    ("openssl", "openssl"),
 ];
 
 /// What strongSwan scenarios need besides.

@@ -149,6 +149,12 @@ impl Daemon {
         }
     }
 
+    /// Kills it with all that it started, and waits.
+    pub fn kill(&mut self) {
+        drop(self.guard.take());
+        let _ = self.child.wait();
+    }
+
     fn reaped(&mut self) {
         if let Some(guard) = self.guard.take() {
             guard.forget();
@@ -158,8 +164,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        drop(self.guard.take());
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

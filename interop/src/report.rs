@@ -38,6 +38,17 @@ pub struct Step {
     pub ms: u64,
 }
 
+/// One tunnel of a scenario that tries several, one after the other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CaseVerdict {
+    /// What was tried.
+    pub name: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// What was not passed and why; `None` if all was.
+    pub reason: Option<String>,
+}
+
 /// What became of a scenario.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Verdict {
@@ -56,7 +67,11 @@ pub struct Verdict {
     /// What was passed.
     pub steps: Vec<Step>,
     /// The uplinks lost on the way.
+    #[serde(default)]
     pub moves: Vec<Move>,
+    /// The tunnels tried, if there were several.
+    #[serde(default)]
+    pub cases: Vec<CaseVerdict>,
 }
 
 impl Verdict {
@@ -97,6 +112,10 @@ impl Verdict {
             let gap = one.gap_ms.map_or("no traffic after".to_owned(), |ms| format!("{ms:.1} ms"));
             text.push_str(&format!("   {}: {gap}, {} of {} lost", one.kind, one.lost, one.sent));
         }
+        for one in &self.cases {
+            let end = if one.reason.is_some() { " FAIL" } else { "" };
+            text.push_str(&format!("\n      {:<66} {:>5.1} s{end}", one.name, one.seconds));
+        }
         if let Some(reason) = &self.reason {
             text.push_str(&format!("\n      {reason}\n      evidence: {}", self.evidence));
         }
@@ -121,5 +140,24 @@ impl Summary {
         let passed = scenarios.iter().filter(|verdict| verdict.passed).count();
         let failed = scenarios.len() - passed;
         Self { scenarios, passed, failed }
+    }
+
+    /// A Markdown page for people: a row for each scenario and for each tunnel that it tried.
+    pub fn table(&self) -> String {
+        let word = |passed| if passed { "pass" } else { "FAIL" };
+        let mut text = String::from(
+            "# Interop results\n\nWritten by `bewick-interop run --all --table interop/RESULTS.md`.\n\n\
+             | scenario | peers | verdict | seconds |\n| --- | --- | --- | --- |\n",
+        );
+        for one in &self.scenarios {
+            let peers = one.versions.join(", ");
+            let (name, seconds) = (&one.name, one.seconds);
+            text += &format!("| {name} | {peers} | {} | {seconds:.1} |\n", word(one.passed));
+            for case in &one.cases {
+                let verdict = word(case.reason.is_none());
+                text += &format!("| … {} | | {verdict} | {:.1} |\n", case.name, case.seconds);
+            }
+        }
+        text + &format!("\n{} passed, {} failed\n", self.passed, self.failed)
     }
 }

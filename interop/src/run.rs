@@ -44,8 +44,8 @@ pub fn run(scenario: Scenario, out: &Path) -> Verdict {
 }
 
 fn attempt(scenario: Scenario, folder: &Path, verdict: &mut Verdict) -> Result<()> {
-    let programs = [scenario.client, scenario.gateway];
-    prerequisites::require(&programs, scenario.plane)?;
+    let programs = scenario.programs();
+    prerequisites::require(&programs, scenario.plane())?;
     let bewick = match programs.contains(&Program::Bewick) {
         true => Some(place::bewick()?),
         false => None,
@@ -55,7 +55,7 @@ fn attempt(scenario: Scenario, folder: &Path, verdict: &mut Verdict) -> Result<(
         fs::remove_dir_all(folder).context(folder.display())?;
     }
     fs::create_dir_all(folder).context(folder.display())?;
-    match scenario.plane {
+    match scenario.plane() {
         Plane::Userspace => scenario.judge(folder, verdict),
         Plane::Kernel => *verdict = in_guest(scenario, folder, bewick)?,
     }

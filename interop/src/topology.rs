@@ -4,22 +4,24 @@
 //! client u1 198.51.100.2 ───────────────────── router ── gateway 192.0.2.1, 10.1.0.1 inside
 //!        u2 203.0.113.2 or 192.168.7.2 ─(NAT)──┘
 //! ```
-//! Each uplink of the client has a default route in the main table.
+//! Each uplink of the client has a default route in the main table. [`Topology::add_ipv6`] gives the
+//! first uplink, the gateway and what is behind it IPv6 addresses too.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::thread::LinkNameSpaceType;
 
+use crate::capture::Capture;
 use crate::cleanup::{self, Guard};
 use crate::fail;
 use crate::failure::{Context, Result};
-use crate::process::{self, Daemon, words};
+use crate::process::{self, words};
 
 /// The gateway's address on the outer network.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -29,6 +31,18 @@ pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 pub const INNER_NETWORK: &str = "10.1.0.0/16";
 /// Where virtual addresses come from.
 pub const POOL: &str = "10.9.0.0/24";
+/// The gateway's address on a second network behind it.
+pub const INSIDE_2: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
+/// The second network behind the gateway.
+pub const INNER_NETWORK_2: &str = "10.2.0.0/16";
+/// The gateway's address on the outer network, with IPv6.
+pub const GATEWAY_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+/// The gateway's address on the network behind it, with IPv6.
+pub const INSIDE_6: Ipv6Addr = Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 1);
+/// The network behind the gateway, with IPv6.
+pub const INNER_NETWORK_6: &str = "fd10:1::/64";
+/// Where virtual IPv6 addresses come from.
+pub const POOL_6: &str = "fd10:9::/112";
 
 /// A host of the topology.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +168,9 @@ impl Topology {
         topology.address(Node::Router, "g1", Ipv4Addr::new(192, 0, 2, 254))?;
         topology.address(Node::Gateway, "w0", GATEWAY)?;
         topology.ip(Node::Gateway, "route add default via 192.0.2.254")?;
-        topology.ip(Node::Gateway, &format!("addr add {INSIDE}/32 dev lo"))?;
+        for inside in [INSIDE, INSIDE_2] {
+            topology.ip(Node::Gateway, &format!("addr add {inside}/32 dev lo"))?;
+        }
         if nat {
             topology.cable(Node::Client, "u2", Node::Nat, "c2")?;
             topology.cable(Node::Nat, "out", Node::Router, "n1")?;
@@ -171,6 +187,27 @@ impl Topology {
             topology.restore(uplink)?;
         }
         Ok(topology)
+    }
+
+    /// Gives IPv6 to the first uplink, the router, the gateway and the network behind it.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn add_ipv6(&self) -> Result<()> {
+        let mut forward = self.command(Node::Router, "sh");
+        forward.args(["-c", "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding"]);
+        process::output(&mut forward, Duration::from_secs(10))?;
+        for (node, address, device) in [
+            (Node::Client, "2001:db8:1::2/64", "u1"),
+            (Node::Router, "2001:db8:1::1/64", "c1"),
+            (Node::Router, "2001:db8:2::fe/64", "g1"),
+            (Node::Gateway, &format!("{GATEWAY_6}/64"), "w0"),
+            (Node::Gateway, &format!("{INSIDE_6}/128"), "lo"),
+        ] {
+            self.ip(node, &format!("addr add {address} dev {device} nodad"))?;
+        }
+        self.ip(Node::Client, "-6 route add default via 2001:db8:1::1 dev u1 metric 100")?;
+        self.ip(Node::Gateway, "-6 route add default via 2001:db8:2::fe dev w0 metric 100")
     }
 
     /// The uplink that has this address.
@@ -278,17 +315,7 @@ impl Topology {
     /// # Errors
     /// `tcpdump` does not start.
     pub fn capture(&self, out: &Path) -> Result<Capture> {
-        let file = out.join("router.pcap");
-        let mut command = self.command(Node::Router, "tcpdump");
-        command.args(["-i", "any", "-n", "-U", "-s", "0", "-Z", "root", "-w"]).arg(&file);
-        let log = out.join("tcpdump.log");
-        let mut daemon = Daemon::start(&mut command, &log)?;
-        process::eventually(Duration::from_secs(10), || {
-            daemon.still_runs()?;
-            let said = std::fs::read_to_string(&log).context(log.display())?;
-            if said.contains("listening on") { Ok(()) } else { Err(fail!("tcpdump is silent")) }
-        })?;
-        Ok(Capture { daemon, file })
+        Capture::start(self.command(Node::Router, "tcpdump"), out)
     }
 
     /// What is on a host now.
@@ -342,6 +369,8 @@ impl Topology {
         // strict reverse-path check; forwarding is what routers and gateways are for.
         let mut script =
             String::from("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done;");
+        // An address is of use at once: nobody else is here who could have the same one.
+        script.push_str("for f in /proc/sys/net/ipv6/conf/*/accept_dad; do echo 0 >$f; done;");
         if node != Node::Client {
             script.push_str("echo 1 >/proc/sys/net/ipv4/ip_forward;");
         }
@@ -375,34 +404,5 @@ impl Topology {
         words(&format!("ip netns exec {space} iptables-legacy {rule}"))
             .map(drop)
             .map_err(|legacy| fail!("no NAT: neither {nft}; nor {legacy}"))
-    }
-}
-
-/// A running capture of what passes the router.
-pub struct Capture {
-    daemon: Daemon,
-    file: PathBuf,
-}
-
-impl Capture {
-    /// Ends the capture and looks for inner packets in the clear.
-    ///
-    /// # Errors
-    /// The capture failed, is empty, or has an inner address outside ESP.
-    pub fn finish(mut self) -> Result<()> {
-        self.daemon.stop(Duration::from_secs(5))?;
-        let read = |filter: &str| {
-            let mut command = Command::new("tcpdump");
-            command.args(["-n", "-c", "1", "-r"]).arg(&self.file).arg(filter);
-            process::output(&mut command, Duration::from_secs(20))
-        };
-        if read("udp")?.trim().is_empty() {
-            return Err(fail!("the capture {} is empty", self.file.display()));
-        }
-        let clear = read(&format!("net {INNER_NETWORK} or net {POOL}"))?;
-        if clear.trim().is_empty() {
-            return Ok(());
-        }
-        Err(fail!("an inner packet passed the router in the clear: {}", process::one_line(&clear)))
     }
 }

@@ -143,9 +143,15 @@ impl Plane {
         self.log.push((now, Change::Removed(id)));
     }
 
-    /// A packet with `number` in it by the newest CHILD_SA, or `None` if there is none.
+    /// A packet with `number` in it by the newest CHILD_SA that does not wait for the one before it to
+    /// go, or `None` if there is none.
     pub fn emit(&mut self, number: u64) -> Option<Datagram> {
-        let child = self.children.values_mut().next_back()?;
+        let has_older =
+            |new: &ChildSa| self.children.range(..new.id).any(|(_, old)| old.sa.reqid == new.reqid);
+        let mut newest = self.children.iter().rev();
+        let sender = newest.find(|(_, child)| !child.sa.waits || !has_older(&child.sa));
+        let id = *sender?.0;
+        let child = self.children.get_mut(&id)?;
         child.sequence += 1;
         let spi = child.sa.spi_out.0;
         let mut payload = Vec::with_capacity(PACKET);
@@ -365,6 +371,7 @@ mod tests {
             path: Path::new(at("198.51.100.2:4500"), at("192.0.2.1:4500")),
             encap,
             virtual_ips: vec![virtual_ip],
+            waits: false,
         };
         let other = ChildSa {
             id: ChildId(7),
@@ -376,6 +383,7 @@ mod tests {
             ts_remote: one.ts_local.clone(),
             path: Path::new(one.path.remote, one.path.local),
             virtual_ips: Vec::new(),
+            waits: false,
             ..one.clone()
         };
         (one, other)

@@ -364,6 +364,7 @@ fn child(suite: EspSuite, (path, encap): (Path, bool), host: Host) -> ChildSa {
         path,
         encap,
         virtual_ips: Vec::new(),
+        waits: false,
     };
     match host {
         Host::A => a,

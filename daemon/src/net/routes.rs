@@ -479,6 +479,7 @@ mod tests {
             path: Path::new("192.0.2.1:4500".parse().unwrap(), "192.0.2.2:4500".parse().unwrap()),
             encap: true,
             virtual_ips: virtual_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            waits: false,
         }
     }
 

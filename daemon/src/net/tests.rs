@@ -107,6 +107,7 @@ fn sa() -> ChildSa {
         path: Path::new("10.1.0.7:4500".parse().unwrap(), "192.0.2.2:4500".parse().unwrap()),
         encap: true,
         virtual_ips: vec!["10.9.0.1".parse().unwrap(), "2001:db8:9::1".parse().unwrap()],
+        waits: false,
     }
 }
 

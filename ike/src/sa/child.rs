@@ -121,6 +121,7 @@ pub(crate) fn build(
         path,
         encap,
         virtual_ips: agreed.virtual_ips,
+        waits: false,
     })
 }
 

@@ -223,6 +223,9 @@ fn agree(
     };
     if let Some(old) = old {
         new.reqid = old.reqid;
+        // The peer can use it once it has the response and its data plane has the SA. It then deletes
+        // the old one, and until then both work (RFC 7296 §2.8).
+        new.waits = true;
     }
     let mut response = vec![Payload::SecurityAssociation(vec![answer])];
     response.push(Payload::Nonce(nonce_r.clone()));

@@ -1,5 +1,7 @@
 //! Our own daemon, as a user would run it: `bewick run`, `up`, `status`, `down`.
 
+mod config;
+
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,12 +11,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{CLIENT_ID, GATEWAY_ID, PSK, Peer, Place, Plane, SaView, UP};
+use super::{ChildView, Peer, Place, Plane, SaView, UP, spi};
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::place;
 use crate::process::{self, Daemon};
-use crate::topology::{GATEWAY, INNER_NETWORK, Node, POOL};
 
 const SHORT: Duration = Duration::from_secs(10);
 
@@ -35,17 +36,8 @@ impl Bewick {
         let program = place::bewick()?;
         let configuration = place.evidence("bewick.toml");
         let control = place.scratch.join(format!("{}-bewick", place.node.name())).join("control");
-        let tunnel = match place.node {
-            Node::Client => CLIENT.replace("@gateway@", &GATEWAY.to_string()),
-            _ => GATEWAY_SIDE.replace("@pool@", POOL),
-        };
-        let tunnel = tunnel
-            .replace("@plane@", place.plane.name())
-            .replace("@client_id@", CLIENT_ID)
-            .replace("@gateway_id@", GATEWAY_ID)
-            .replace("@inner@", INNER_NETWORK)
-            .replace("@psk@", PSK);
-        write_secret(&configuration, &tunnel).context(configuration.display())?;
+        let text = config::write(place)?;
+        write_secret(&configuration, &text).context(configuration.display())?;
 
         let mut command = place.topology.command(place.node, &program);
         command.arg("run").arg("--config").arg(&configuration);
@@ -91,6 +83,14 @@ impl Peer for Bewick {
         self.bewick(&["down", "tunnel"], SHORT * 2).map(drop)
     }
 
+    fn rekey_children(&mut self) -> Result<()> {
+        self.bewick(&["rekey", "tunnel"], SHORT).map(drop)
+    }
+
+    fn rekey_ike(&mut self) -> Result<()> {
+        self.bewick(&["rekey", "tunnel", "--ike"], SHORT).map(drop)
+    }
+
     fn sas(&mut self) -> Result<Vec<SaView>> {
         self.daemon.still_runs()?;
         let status = self.status()?;
@@ -101,13 +101,22 @@ impl Peer for Bewick {
                 let ips = sa.virtual_ips.iter();
                 // With or without the prefix length: both name the address.
                 let ips = ips.map(|ip| ip.split_once('/').map_or(ip.as_str(), |(ip, _)| ip));
+                let children = sa.children.iter().map(|child| {
+                    Ok(ChildView {
+                        spi_in: spi(&child.spi_in)?,
+                        spi_out: spi(&child.spi_out)?,
+                        suite: child.suite.clone(),
+                    })
+                });
                 Ok(SaView {
+                    spis: format!("{} {}", sa.spi_i, sa.spi_r),
                     local: end(&sa.local)?,
                     remote: end(&sa.remote)?,
                     virtual_ips: ips
                         .map(|ip| ip.parse().context(format!("virtual address {ip}")))
                         .collect::<Result<_>>()?,
-                    children: sa.children.len(),
+                    suite: None,
+                    children: children.collect::<Result<_>>()?,
                 })
             })
             .collect()
@@ -115,6 +124,10 @@ impl Peer for Bewick {
 
     fn stop(&mut self) -> Result<()> {
         self.daemon.stop(SHORT).context(format!("bewick ({})", self.plane.name()))
+    }
+
+    fn kill(&mut self) {
+        self.daemon.kill();
     }
 }
 
@@ -138,11 +151,20 @@ struct Connection {
 
 #[derive(Deserialize)]
 struct IkeSa {
+    spi_i: String,
+    spi_r: String,
     state: String,
     local: String,
     remote: String,
     virtual_ips: Vec<String>,
-    children: Vec<serde_json::Value>,
+    children: Vec<Child>,
+}
+
+#[derive(Deserialize)]
+struct Child {
+    spi_in: String,
+    spi_out: String,
+    suite: String,
 }
 
 fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
@@ -150,32 +172,3 @@ fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())
 }
-
-const CLIENT: &str = r#"[daemon]
-dataplane = "@plane@"
-log = "debug"
-
-[[connection]]
-name = "tunnel"
-role = "initiator"
-gateway = "@gateway@"
-local_id = "@client_id@"
-remote_id = "@gateway_id@"
-psk = "@psk@"
-remote_ts = ["@inner@"]
-virtual_ip = true
-"#;
-
-const GATEWAY_SIDE: &str = r#"[daemon]
-dataplane = "@plane@"
-log = "debug"
-
-[[connection]]
-name = "tunnel"
-role = "responder"
-local_id = "@gateway_id@"
-remote_id = "*@example.com"
-psk = "@psk@"
-local_ts = ["@inner@"]
-pool = ["@pool@"]
-"#;

@@ -2,6 +2,7 @@
 
 pub mod bewick;
 pub mod strongswan;
+pub mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -9,8 +10,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::failure::Result;
+use crate::failure::{Context, Result};
 use crate::topology::{Node, Topology};
+use tunnel::Tunnel;
 
 /// The identity of the client.
 pub const CLIENT_ID: &str = "laptop@example.com";
@@ -73,6 +75,8 @@ pub struct Place<'a> {
     pub out: &'a Path,
     /// Where its sockets are.
     pub scratch: &'a Path,
+    /// The tunnel that it is one end of.
+    pub tunnel: &'a Tunnel,
 }
 
 impl Place<'_> {
@@ -85,20 +89,47 @@ impl Place<'_> {
 /// An IKE_SA as its owner describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SaView {
+    /// Both SPIs, the initiator's first, in hex.
+    pub spis: String,
     /// The own address and port.
     pub local: SocketAddr,
     /// The peer's.
     pub remote: SocketAddr,
     /// The client's addresses inside the tunnel.
     pub virtual_ips: Vec<IpAddr>,
-    /// How many CHILD_SAs carry traffic.
-    pub children: usize,
+    /// The algorithms in the words of the configurations, if the daemon says them.
+    pub suite: Option<String>,
+    /// The CHILD_SAs that carry traffic.
+    pub children: Vec<ChildView>,
+}
+
+/// A CHILD_SA as its owner describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildView {
+    /// The SPI in packets to this end.
+    pub spi_in: u32,
+    /// The SPI in packets from this end.
+    pub spi_out: u32,
+    /// The algorithms in the words of the configurations.
+    pub suite: String,
 }
 
 impl std::fmt::Display for SaView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} to {}, {} CHILD_SAs", self.local, self.remote, self.children)
+        write!(f, "{} to {}, {} CHILD_SAs", self.local, self.remote, self.children.len())
     }
+}
+
+impl std::fmt::Display for ChildView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:08x} in, {:08x} out", self.spi_in, self.spi_out)
+    }
+}
+
+/// Reads an SPI of a CHILD_SA in hex, with or without `0x`.
+fn spi(text: &str) -> Result<u32> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    u32::from_str_radix(digits, 16).context(format!("SPI {text}"))
 }
 
 /// One running daemon with the tunnel configured.
@@ -109,10 +140,16 @@ pub trait Peer {
     fn up(&mut self) -> Result<()>;
     /// Takes the tunnel down in the protocol's own way.
     fn down(&mut self) -> Result<()>;
+    /// Gives the CHILD_SAs new keys.
+    fn rekey_children(&mut self) -> Result<()>;
+    /// Gives the IKE_SA new keys.
+    fn rekey_ike(&mut self) -> Result<()>;
     /// The established IKE_SAs.
     fn sas(&mut self) -> Result<Vec<SaView>>;
     /// Ends the daemon with SIGTERM.
     fn stop(&mut self) -> Result<()>;
+    /// Ends the daemon with SIGKILL, so that its peer hears nothing of it.
+    fn kill(&mut self);
 }
 
 /// Starts a daemon and waits until it can be asked.

@@ -76,6 +76,8 @@ enum Method {
 struct Child {
     sa: ChildSa,
     flows: Vec<Flow>,
+    /// it has no outbound state yet; see [`ChildSa::waits`]
+    waits: bool,
 }
 
 /// CHILD_SAs in the kernel's XFRM, in the network namespace of the thread that made the plane.
@@ -135,9 +137,12 @@ impl KernelPlane {
         if self.children.contains_key(&sa.id) {
             return Err(PlaneError::Unsupported(format!("{:?} is installed already", sa.id)));
         }
-        let child = Child { sa: sa.clone(), flows: policy::flows(sa)? };
+        let waits = sa.waits && self.children.values().any(|child| child.sa.reqid == sa.reqid);
+        let child = Child { sa: sa.clone(), flows: policy::flows(sa)?, waits };
         let place = Place::of(sa);
-        for side in [Side::In, Side::Out] {
+        // Policies name a reqid, so that what sends is whichever outbound state of it is there.
+        let sides: &[Side] = if waits { &[Side::In] } else { &[Side::In, Side::Out] };
+        for &side in sides {
             if let Err(error) = self.put_state(sa, side, place, &Replay::fresh()) {
                 if side == Side::Out {
                     let _ = self.delete_state(place.key(sa, Side::In));
@@ -170,7 +175,7 @@ impl KernelPlane {
         let Some(child) = self.children.remove(&id) else {
             return Ok(());
         };
-        let mut result = Ok(());
+        let mut result = self.release_heirs(child.sa.reqid);
         for flow in &child.flows {
             self.owners.remove(flow, id);
             let heir = self.owners.current(flow).and_then(|id| self.children.get(&id));
@@ -194,6 +199,31 @@ impl KernelPlane {
         }
         self.ledger.lock().forget(id);
         result
+    }
+
+    /// Lets those of this reqid send that wait for one before them, if there is none any more.
+    fn release_heirs(&mut self, reqid: u32) -> Result<(), PlaneError> {
+        let all = self.children.iter().filter(|(_, child)| child.sa.reqid == reqid);
+        if all.clone().any(|(_, child)| !child.waits) {
+            return Ok(());
+        }
+        let heirs: Vec<ChildId> = all.map(|(id, _)| *id).collect();
+        heirs.into_iter().try_for_each(|id| self.release(id))
+    }
+
+    /// Lets a CHILD_SA send if it waits.
+    fn release(&mut self, id: ChildId) -> Result<(), PlaneError> {
+        let Some(child) = self.children.get_mut(&id).filter(|child| child.waits) else {
+            return Ok(());
+        };
+        let sa = child.sa.clone();
+        let place = Place::of(&sa);
+        self.put_state(&sa, Side::Out, place, &Replay::fresh())?;
+        self.enter(&sa, Side::Out, place);
+        if let Some(child) = self.children.get_mut(&id) {
+            child.waits = false;
+        }
+        Ok(())
     }
 
     fn count(&mut self, id: ChildId) -> Result<Counters, PlaneError> {
@@ -387,6 +417,7 @@ fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
         path: Path::new(SocketAddr::from((a, 500)), SocketAddr::from((b, 500))),
         encap: false,
         virtual_ips: Vec::new(),
+        waits: false,
     };
     let place = Place::of(&sa);
     let request: Request =

@@ -69,6 +69,8 @@ impl KernelPlane {
 
     /// Takes one CHILD_SA to `to`. After an error it is where [`KernelPlane::place`] says.
     fn relocate(&mut self, id: ChildId, to: Place) -> Result<(), PlaneError> {
+        // A move knows both states of what it moves.
+        self.release(id)?;
         let Some(child) = self.children.get(&id) else {
             return Err(PlaneError::UnknownChild(id));
         };

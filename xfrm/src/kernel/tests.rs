@@ -41,6 +41,7 @@ fn sa(suite: EspSuite) -> ChildSa {
         path: path("192.0.2.1:4500", "198.51.100.7:61234"),
         encap: true,
         virtual_ips: Vec::new(),
+        waits: false,
     }
 }
 

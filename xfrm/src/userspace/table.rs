@@ -27,6 +27,9 @@ use crate::{Counters, PlaneError};
 /// One CHILD_SA: what stays the same over moves, and its running state.
 pub(super) struct Sa {
     pub(super) id: ChildId,
+    reqid: u32,
+    /// see [`ChildSa::waits`]
+    waits: bool,
     pub(super) spi_in: EspSpi,
     pub(super) outbound: Transform,
     pub(super) inbound: Transform,
@@ -69,6 +72,8 @@ impl Sa {
         let inbound = Transform::new(sa.spi_in, sa.suite, sa.esn, &sa.keys_in)?;
         Ok(Sa {
             id: sa.id,
+            reqid: sa.reqid,
+            waits: sa.waits,
             spi_in: sa.spi_in,
             outbound,
             inbound,
@@ -127,18 +132,21 @@ struct Entry {
     local: TrafficSelector,
     remote: TrafficSelector,
     id: ChildId,
+    /// the CHILD_SA that it is to succeed is still there
+    waits: bool,
     slot: Slot,
 }
 
 impl Entry {
     /// Sorts the most specific first: few remote addresses, then few local ones, then one protocol,
-    /// then few ports; among equals the newest, which is the successor of a rekey.
+    /// then few ports; among equals the newest, which is the successor of a rekey, unless that waits.
     fn rank(&self) -> impl Ord + use<> {
         (
             span(&self.remote),
             span(&self.local),
             self.remote.protocol() == 0,
             ports(&self.remote) + ports(&self.local),
+            self.waits,
             std::cmp::Reverse(self.id),
         )
     }
@@ -202,9 +210,11 @@ impl Table {
         let mut hosts: HashMap<IpAddr, Vec<Entry>> = HashMap::new();
         let mut nets = Vec::new();
         for (&id, slot) in &by_id {
+            let is_before = |old: &Slot| old.sa.reqid == slot.sa.reqid && old.sa.id < id;
+            let waits = slot.sa.waits && by_id.values().any(is_before);
             for &local in &slot.sa.ts_local {
                 for &remote in &slot.sa.ts_remote {
-                    let entry = Entry { local, remote, id, slot: slot.clone() };
+                    let entry = Entry { local, remote, id, waits, slot: slot.clone() };
                     if remote.first() == remote.last() {
                         hosts.entry(remote.first()).or_default().push(entry);
                     } else {
@@ -319,6 +329,20 @@ mod tests {
         let table = table.without(ChildId(1));
         assert!(table.inbound(child(1).spi_in).is_none());
         assert_eq!(choose(&table, &packet), Some(2));
+    }
+
+    #[test]
+    fn k_2_8_1_a_successor_that_the_peer_asked_for_waits_for_its_predecessor_to_go() {
+        let (local, remote) = (["10.9.0.1/32"], ["10.1.0.0/16"]);
+        let successor = |id| ChildSa { reqid: 1, ..with_selectors(id, &local, &remote) };
+        let packet = super::super::selector::tests::udp("10.9.0.1", "10.1.0.1", (1, 1), b"");
+        let table = Table::default().with(&successor(1)).unwrap();
+        let table = table.with(&ChildSa { waits: true, ..successor(2) }).unwrap();
+        assert_eq!(choose(&table, &packet), Some(1));
+        assert!(table.inbound(child(2).spi_in).is_some());
+        // Ours, which crossed it, does not wait.
+        assert_eq!(choose(&table.with(&successor(3)).unwrap(), &packet), Some(3));
+        assert_eq!(choose(&table.without(ChildId(1)), &packet), Some(2));
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub(super) fn child(id: u64) -> ChildSa {
         path: Path::new("192.0.2.1:4500".parse().unwrap(), "192.0.2.2:4500".parse().unwrap()),
         encap: true,
         virtual_ips: Vec::new(),
+        waits: false,
     }
 }
 

@@ -1,0 +1,188 @@
+//! The tunnels that are tried, topic by topic.
+
+use std::path::Path;
+
+use super::act::Act;
+use super::case::Case;
+use super::seen::Seen;
+use super::stranger;
+use crate::failure::Result;
+use crate::peer::tunnel::{Child, Network, Proof, Tunnel};
+use crate::pki::{self, Kind};
+use crate::topology::Node;
+
+/// Each cipher for IKE and for ESP, and each key exchange, at least once.
+const SUITES: &[(&str, &str)] = &[
+    ("aes128gcm16-prfsha256-x25519", "aes128gcm16"),
+    ("aes192gcm16-prfsha384-ecp256", "aes192gcm16"),
+    ("aes256gcm16-prfsha384-ecp384", "aes256gcm16"),
+    ("chacha20poly1305-prfsha256-ecp521", "chacha20poly1305"),
+    ("aes128-sha256-prfsha256-modp2048", "aes128-sha256"),
+    ("aes256-sha256-prfsha256-modp3072", "aes256-sha256"),
+    ("aes256-sha384-prfsha384-modp4096", "aes256-sha384"),
+    ("aes256-sha512-prfsha512-x25519", "aes256-sha512"),
+];
+
+/// What an initiator offers first, and what the gateway would rather have.
+const FIRST: &str = "aes256gcm16-prfsha384-x25519";
+const RATHER: &str = "aes256gcm16-prfsha384-ecp384";
+
+/// Small enough for any IKE_AUTH to need several.
+const SMALL: u16 = 256;
+
+/// Every cipher and every key exchange, then a client that guesses the group wrong.
+pub fn suites() -> Vec<Case> {
+    let mut cases: Vec<Case> = SUITES
+        .iter()
+        .map(|&(ike, esp)| {
+            let mut tunnel = Tunnel::default();
+            for side in [&mut tunnel.client, &mut tunnel.gateway] {
+                side.ike = vec![ike];
+                side.esp = vec![esp];
+            }
+            Case { agreed: Some((ike, esp)), ..Case::new(ike, tunnel) }
+        })
+        .collect();
+    cases.push(Case {
+        seen: vec![Seen::other_group()],
+        agreed: Some((RATHER, "aes256gcm16")),
+        ..Case::new("another-group-first", guesses_wrong())
+    });
+    cases
+}
+
+/// A client whose first key exchange is not the gateway's.
+fn guesses_wrong() -> Tunnel {
+    let mut tunnel = Tunnel::default();
+    tunnel.client.ike = vec![FIRST, RATHER];
+    tunnel.gateway.ike = vec![RATHER];
+    tunnel.client.esp = vec!["aes256gcm16"];
+    tunnel.gateway.esp = vec!["aes256gcm16"];
+    tunnel
+}
+
+/// One end cuts its messages small, then the other.
+pub fn fragments() -> Vec<Case> {
+    let small = |node| {
+        let mut tunnel = Tunnel::default();
+        match node {
+            Node::Client => tunnel.client.fragment_size = Some(SMALL),
+            _ => tunnel.gateway.fragment_size = Some(SMALL),
+        }
+        let seen = vec![Seen::fragment(node)];
+        Case { seen, ..Case::new(format!("small-{}", node.name()), tunnel) }
+    };
+    vec![small(Node::Client), small(Node::Gateway)]
+}
+
+/// A gateway that asks for a cookie, alone and together with another group (RFC 7296 §2.6.1).
+pub fn cookies() -> Vec<Case> {
+    let asked = || vec![Seen::cookie(Node::Gateway), Seen::cookie(Node::Client)];
+    let mut tunnel = Tunnel::default();
+    tunnel.gateway.cookies = true;
+    let mut other_group = guesses_wrong();
+    other_group.gateway.cookies = true;
+    other_group.gateway.ike.push(stranger::SUITE);
+    let mut seen = asked();
+    seen.push(Seen::other_group());
+    vec![
+        Case { seen: asked(), ..Case::new("cookie", tunnel) },
+        Case { seen, ..Case::new("cookie-and-another-group", other_group) },
+    ]
+}
+
+/// Both ends with a certificate of each kind, one from an intermediate authority, two kinds, and a
+/// certificate at one end only.
+///
+/// # Errors
+/// The certificates could not be made in `folder`.
+pub fn certificates(folder: &Path) -> Result<Vec<Case>> {
+    let make = |node, kind| pki::make(folder, node, kind, false).map(Proof::Certificate);
+    let case = |name: &str, client: Proof, gateway: Proof| {
+        let mut tunnel = Tunnel::default();
+        (tunnel.client.proof, tunnel.gateway.proof) = (client, gateway);
+        Case::new(name, tunnel)
+    };
+    let mut cases = Vec::new();
+    for kind in [Kind::Rsa, Kind::Ecdsa256, Kind::Ecdsa384, Kind::Ed25519] {
+        let (client, gateway) = (make(Node::Client, kind)?, make(Node::Gateway, kind)?);
+        cases.push(case(kind.name(), client, gateway));
+    }
+    let chained =
+        |node| pki::make(&folder.join("chain"), node, Kind::Ecdsa256, true).map(Proof::Certificate);
+    cases.push(case("chain", chained(Node::Client)?, chained(Node::Gateway)?));
+    let (client, gateway) = (make(Node::Client, Kind::Rsa)?, make(Node::Gateway, Kind::Ed25519)?);
+    cases.push(case("rsa-to-ed25519", client.clone(), gateway.clone()));
+    cases.push(case("psk-to-certificate", Proof::Psk, gateway));
+    cases.push(case("certificate-to-psk", client, Proof::Psk));
+
+    let (client, gateway) =
+        (make(Node::Client, Kind::Ecdsa256)?, make(Node::Gateway, Kind::Ecdsa256)?);
+    let mut revoked = case("revoked", client.clone(), gateway.clone());
+    revoked.tunnel.gateway.revoked = Some(pki::revoke(folder, Node::Client, Kind::Ecdsa256)?);
+    // The gateway trusts an authority of the same name, not this one.
+    let mut stranger = case("other-authority", client, gateway);
+    if let (Proof::Certificate(files), Proof::Certificate(other)) =
+        (&mut stranger.tunnel.client.proof, chained(Node::Client)?)
+    {
+        files.ca = other.ca;
+    }
+    cases.extend([revoked, stranger].map(|case| Case { refused: true, ..case }));
+    Ok(cases)
+}
+
+fn two_children() -> Vec<Child> {
+    vec![
+        Child { name: "net", networks: &[Network::FIRST] },
+        Child { name: "other", networks: &[Network::SECOND] },
+    ]
+}
+
+/// Two networks as two CHILD_SAs.
+pub fn children() -> Vec<Case> {
+    let tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
+    vec![Case { act: Act::RekeyChildren, ..Case::new("two-children", tunnel) }]
+}
+
+fn inside(name: &str, networks: &'static [Network], over_ipv6: bool) -> Case {
+    let children = vec![Child { name: "net", networks }];
+    Case::new(name, Tunnel { children, over_ipv6, ..Tunnel::default() })
+}
+
+/// Outer and inner packets of different families, and both inside.
+pub fn families() -> Vec<Case> {
+    vec![
+        inside("ipv4-in-ipv6", &[Network::FIRST], true),
+        inside("ipv6-in-ipv4", &[Network::IPV6], false),
+        inside("both-in-ipv4", &[Network::FIRST, Network::IPV6], false),
+        inside("both-in-ipv6", &[Network::FIRST, Network::IPV6], true),
+    ]
+}
+
+/// What of this differs from one kernel path to another.
+pub fn families_in_kernel() -> Vec<Case> {
+    vec![
+        inside("ipv4-in-ipv6", &[Network::FIRST], true),
+        inside("both-in-ipv4", &[Network::FIRST, Network::IPV6], false),
+    ]
+}
+
+/// New keys for the CHILD_SA.
+pub fn rekey_child() -> Vec<Case> {
+    vec![Case { act: Act::RekeyChildren, ..Case::new("rekey-child", Tunnel::default()) }]
+}
+
+/// New keys for the IKE_SA.
+pub fn rekey_ike() -> Vec<Case> {
+    vec![Case { act: Act::RekeyIke, ..Case::new("rekey-ike", Tunnel::default()) }]
+}
+
+/// How it ends; that the client deletes it is how every case ends.
+pub fn ends() -> Vec<Case> {
+    let case = |name, act| Case { act, ..Case::new(name, Tunnel::default()) };
+    vec![
+        case("gateway-deletes", Act::GatewayDeletes),
+        case("client-dies", Act::ClientDies),
+        case("gateway-restarts", Act::GatewayRestarts),
+    ]
+}

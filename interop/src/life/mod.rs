@@ -1,0 +1,175 @@
+//! How an IKE_SA is made, renewed and ended: scenarios that try one tunnel after the other on the same
+//! network.
+
+mod act;
+mod case;
+mod cases;
+mod seen;
+mod stranger;
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::cleanup;
+use crate::ends::Before;
+use crate::fail;
+use crate::failure::{Context, Result};
+use crate::peer::{Plane, Program};
+use crate::report::{CaseVerdict, Verdict};
+use crate::topology::Topology;
+use case::Case;
+
+/// What a scenario of this family is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Topic {
+    /// Every cipher and every key exchange.
+    Suites,
+    /// Messages in fragments.
+    Fragments,
+    /// Cookies.
+    Cookies,
+    /// Certificates of every kind.
+    Certificates,
+    /// Several CHILD_SAs of one IKE_SA.
+    Children,
+    /// IPv4 in IPv6 and the other way round.
+    Families,
+    /// New keys for CHILD_SAs.
+    RekeyChild,
+    /// New keys for the IKE_SA.
+    RekeyIke,
+    /// How an IKE_SA ends, and what comes after it.
+    Ends,
+    /// What is worth trying in a kernel too.
+    Tunnels,
+}
+
+impl Topic {
+    /// Its name as the scenarios have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Topic::Suites => "suites",
+            Topic::Fragments => "fragments",
+            Topic::Cookies => "cookies",
+            Topic::Certificates => "certificates",
+            Topic::Children => "children",
+            Topic::Families => "families",
+            Topic::RekeyChild => "rekey-child",
+            Topic::RekeyIke => "rekey-ike",
+            Topic::Ends => "ends",
+            Topic::Tunnels => "tunnels",
+        }
+    }
+
+    /// What it shows, in one line.
+    pub fn purpose(self) -> &'static str {
+        match self {
+            Topic::Suites => {
+                "every cipher for IKE and ESP, every key exchange, another group first"
+            }
+            Topic::Fragments => "IKE messages in fragments from either end",
+            Topic::Cookies => "a gateway that asks for a cookie, and for another group after it",
+            Topic::Certificates => "certificates of each kind, a chain, a key at one end only",
+            Topic::Children => "two networks as two CHILD_SAs of one IKE_SA, with new keys",
+            Topic::Families => "IPv4 in IPv6, IPv6 in IPv4, both virtual addresses at once",
+            Topic::RekeyChild => "new keys for the CHILD_SA from either end, no packet lost",
+            Topic::RekeyIke => "new keys for the IKE_SA from either end, no packet lost",
+            Topic::Ends => "DELETE from either end, a client that died, a gateway that restarts",
+            Topic::Tunnels => "IPv4 in IPv6, both families in IPv4, two CHILD_SAs with new keys",
+        }
+    }
+
+    fn cases(self, out: &Path) -> Result<Vec<Case>> {
+        Ok(match self {
+            Topic::Suites => cases::suites(),
+            Topic::Fragments => cases::fragments(),
+            Topic::Cookies => cases::cookies(),
+            Topic::Certificates => cases::certificates(&out.join("pki"))?,
+            Topic::Children => cases::children(),
+            Topic::Families => cases::families(),
+            Topic::RekeyChild => cases::rekey_child(),
+            Topic::RekeyIke => cases::rekey_ike(),
+            Topic::Ends => cases::ends(),
+            Topic::Tunnels => [cases::families_in_kernel(), cases::children()].concat(),
+        })
+    }
+}
+
+/// A scenario of this family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// What is tried.
+    pub topic: Topic,
+    /// Who initiates.
+    pub client: Program,
+    /// Who responds.
+    pub gateway: Program,
+    /// Who handles ESP.
+    pub plane: Plane,
+    /// Whether bewick can do it.
+    pub ready: bool,
+}
+
+/// What runs where, and whether bewick can do it as the client and as the gateway: what it cannot do
+/// yet is run only when it is asked for by name.
+const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
+    (Topic::Suites, Plane::Userspace, [true, true]),
+    (Topic::Fragments, Plane::Userspace, [true, true]),
+    (Topic::Cookies, Plane::Userspace, [true, false]),
+    (Topic::Certificates, Plane::Userspace, [true, true]),
+    (Topic::Children, Plane::Userspace, [true, true]),
+    (Topic::Families, Plane::Userspace, [true, true]),
+    (Topic::RekeyChild, Plane::Userspace, [true, true]),
+    (Topic::RekeyIke, Plane::Userspace, [true, true]),
+    (Topic::Ends, Plane::Userspace, [true, true]),
+    (Topic::Tunnels, Plane::Kernel, [true, true]),
+    (Topic::Suites, Plane::Kernel, [true, true]),
+];
+
+/// All of them, in the order in which they run: each in both roles.
+pub fn all() -> impl Iterator<Item = Life> {
+    use Program::{Bewick, Strongswan};
+    TOPICS.iter().flat_map(|&(topic, plane, [as_client, as_gateway])| {
+        [
+            Life { topic, client: Bewick, gateway: Strongswan, plane, ready: as_client },
+            Life { topic, client: Strongswan, gateway: Bewick, plane, ready: as_gateway },
+        ]
+    })
+}
+
+impl Life {
+    /// Runs it here, whichever kernel this is, and fills in the verdict.
+    ///
+    /// # Errors
+    /// The cases that were not passed, and why.
+    pub fn steps(&self, out: &Path, verdict: &mut Verdict) -> Result<()> {
+        let (scratch, _guard) = cleanup::scratch_folder("life").context("scratch folder")?;
+        let cases = verdict.step("prepare", || self.topic.cases(out))?;
+        let topology = verdict.step("build the network", || {
+            let topology = Topology::build(self.plane.name(), false)?;
+            topology.add_ipv6()?;
+            Ok(topology)
+        })?;
+        let before = Before::note(&topology, self.client, self.gateway)?;
+        for case in cases {
+            let start = Instant::now();
+            let stage = case::Stage { life: *self, topology: &topology, scratch: &scratch };
+            let result = case.run(&stage, &out.join(&case.name), &mut verdict.versions);
+            verdict.cases.push(CaseVerdict {
+                name: case.name,
+                seconds: start.elapsed().as_secs_f64(),
+                reason: result.err().map(|failure| failure.to_string()),
+            });
+        }
+        let failed: Vec<String> = verdict
+            .cases
+            .iter()
+            .filter_map(|case| Some(format!("{}: {}", case.name, case.reason.as_ref()?)))
+            .collect();
+        if !failed.is_empty() {
+            let (bad, all) = (failed.len(), verdict.cases.len());
+            return Err(fail!("{bad} of {all} failed: {}", failed.join("; ")));
+        }
+        verdict.step("nothing is left behind", || before.nothing_left(&topology))
+    }
+}

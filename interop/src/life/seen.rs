@@ -1,0 +1,56 @@
+//! What a capture must show, as filters for `tcpdump`.
+//!
+//! Offsets count from the UDP header. On port 500 the IKE header follows it, on port 4500 four zero
+//! octets come first (RFC 7296 §2.23, §3.1).
+
+use crate::peer::tunnel::Tunnel;
+use crate::topology::Node;
+
+/// Something that must have passed the router.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// In words.
+    pub what: &'static str,
+    /// As a filter.
+    pub filter: String,
+}
+
+fn from(node: Node) -> String {
+    let gateway = Tunnel::default().gateway_address();
+    match node {
+        Node::Gateway => format!("src host {gateway}"),
+        _ => format!("dst host {gateway}"),
+    }
+}
+
+impl Seen {
+    /// A message in fragments: its first payload is SKF (53, RFC 7383 §2.5).
+    pub fn fragment(node: Node) -> Self {
+        let what = match node {
+            Node::Gateway => "a fragment from the gateway",
+            _ => "a fragment from the client",
+        };
+        let marked = "udp port 4500 and udp[8:4] = 0 and udp[28] = 53";
+        let plain = "udp port 500 and udp[24] = 53";
+        Self { what, filter: format!("{} and (({marked}) or ({plain}))", from(node)) }
+    }
+
+    /// An IKE_SA_INIT whose first payload is the notify COOKIE (41 and 16390, RFC 7296 §2.6).
+    pub fn cookie(node: Node) -> Self {
+        let what = match node {
+            Node::Gateway => "a cookie asked for by the gateway",
+            _ => "a cookie sent back by the client",
+        };
+        let cookie = "udp port 500 and udp[24] = 41 and udp[42:2] = 16390";
+        Self { what, filter: format!("{} and {cookie}", from(node)) }
+    }
+
+    /// An IKE_SA_INIT answer whose first payload is the notify INVALID_KE_PAYLOAD (17).
+    pub fn other_group() -> Self {
+        let other = "udp port 500 and udp[24] = 41 and udp[42:2] = 17";
+        Self {
+            what: "another group asked for by the gateway",
+            filter: format!("{} and {other}", from(Node::Gateway)),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! A tunnel's end in bewick's words.
+
+use std::fmt::Write;
+use std::fs;
+
+use crate::fail;
+use crate::failure::{Context, Result};
+use crate::peer::tunnel::{Child, Proof};
+use crate::peer::{CLIENT_ID, GATEWAY_ID, PSK, Place};
+use crate::topology::Node;
+
+/// The configuration of the bewick at `place`.
+///
+/// # Errors
+/// A certificate's chain cannot be put together.
+pub fn write(place: &Place<'_>) -> Result<String> {
+    let (tunnel, node) = (place.tunnel, place.node);
+    let (own, other) = (tunnel.side(node), tunnel.other_side(node));
+    let is_client = node == Node::Client;
+    let mut text = format!("[daemon]\ndataplane = \"{}\"\nlog = \"debug\"\n", place.plane.name());
+    if own.cookies {
+        text.push_str("cookie_threshold = 0\n");
+    }
+    text.push_str("\n[[connection]]\nname = \"tunnel\"\n");
+    text.push_str(&match is_client {
+        true => format!(
+            "role = \"initiator\"\ngateway = \"{}\"\nlocal_id = \"{CLIENT_ID}\"\n\
+             remote_id = \"{GATEWAY_ID}\"\nvirtual_ip = true\nstart = \"manual\"\n",
+            tunnel.gateway_address()
+        ),
+        false => format!(
+            "role = \"responder\"\nlocal_id = \"{GATEWAY_ID}\"\n\
+             remote_id = \"*@example.com\"\npool = {:?}\n",
+            tunnel.pools()
+        ),
+    });
+    let mut line = |key: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{key} = {value}");
+    };
+    match &own.proof {
+        Proof::Psk => {}
+        Proof::Certificate(files) => {
+            // The chain goes in one file, the certificate first.
+            let mut chain =
+                fs::read_to_string(&files.certificate).context(files.certificate.display())?;
+            if let Some(path) = &files.intermediate {
+                chain += &fs::read_to_string(path).context(path.display())?;
+            }
+            let path = place.evidence("chain.pem");
+            fs::write(&path, chain).context(path.display())?;
+            line("certificate_file", format!("{path:?}"));
+            line("key_file", format!("{:?}", files.key));
+        }
+    }
+    if let Proof::Certificate(files) = &other.proof {
+        line("ca_file", format!("{:?}", files.ca));
+    }
+    if [own, other].iter().any(|side| matches!(side.proof, Proof::Psk)) {
+        line("psk", format!("{PSK:?}"));
+    }
+    if !own.ike.is_empty() {
+        line("ike_proposals", format!("{:?}", own.ike));
+    }
+    if !own.esp.is_empty() {
+        line("esp_proposals", format!("{:?}", own.esp));
+    }
+    if let Some(list) = &own.revoked {
+        line("crl_file", format!("{list:?}"));
+    }
+    if let Some(size) = own.fragment_size {
+        line("fragment_size", size.to_string());
+    }
+    let networks = if is_client { "remote_ts" } else { "local_ts" };
+    let (first, others) =
+        tunnel.children.split_first().ok_or_else(|| fail!("a tunnel without CHILD_SAs"))?;
+    line(networks, prefixes(first));
+    for child in others {
+        let (name, prefixes) = (child.name, prefixes(child));
+        text += &format!("\n[[connection.child]]\nname = \"{name}\"\n{networks} = {prefixes}\n");
+    }
+    Ok(text)
+}
+
+fn prefixes(child: &Child) -> String {
+    let prefixes: Vec<&str> = child.networks.iter().map(|network| network.prefix).collect();
+    format!("{prefixes:?}")
+}
