@@ -2,18 +2,18 @@
 //! what a test wants to be said, true or not. X25519 and AES-GCM, no fragments, no network.
 
 use bewick_ike::{
-    CloseReason, ConnectionId, Endpoint, Event, Output, Path, Random, Role, Time,
-    crypto::{KeyExchange, Opener, Sealer, SkKeys, derive_ike, signed_octets},
+    CloseReason, ConnectionId, Endpoint, Event, Output, Path, Random, Role, Time, TrafficSelector,
+    crypto::{KeyExchange, Opener, Sealer, SkKeys, derive_ike, psk_auth, signed_octets},
     extension::Plain,
     wire::{
-        ExchangeType, Flags, Header, Identification, Identity, Message, Payload, Proposal,
-        Protocol, Transform, TransformType, emit_chain, emit_encrypted_prefix, emit_message,
-        parse_chain,
+        AttributeValue, AuthMethod, CfgType, Configuration, ExchangeType, Flags, Header,
+        Identification, Identity, Message, Payload, Proposal, Protocol, Transform, TransformType,
+        emit_chain, emit_encrypted_prefix, emit_message, parse_chain,
         proposal::{encr, ke, prf},
     },
 };
 
-use crate::lab::{X25519_GCM, path};
+use crate::lab::{X25519_GCM, path, psk};
 
 /// The moment at which all of it happens.
 const NOW: Time = Time::ZERO;
@@ -34,6 +34,17 @@ pub struct Hand {
     pub request: Vec<Payload>,
     /// as responder: why the endpoint sent no such request
     pub reasons: Vec<CloseReason>,
+}
+
+/// What an endpoint did upon a message.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// how many things came out of it
+    pub outputs: usize,
+    /// the payloads of its response
+    pub answer: Option<Vec<Payload>>,
+    /// why it closed the IKE_SA, if it did
+    pub closed: Option<CloseReason>,
 }
 
 /// Where the endpoint believes to be.
@@ -223,18 +234,65 @@ impl Hand {
     ) -> (Vec<Payload>, Vec<CloseReason>) {
         let head = header(self.role, self.spis, ExchangeType::IKE_AUTH, 1);
         let (first, chain) = emit_chain(payloads).expect("it fits");
-        let len = self.sealer.sealed_len(chain.len());
-        let mut message = emit_encrypted_prefix(&head, first, len).expect("it fits");
-        let body = self.sealer.seal(&mut self.random, &message, &chain).expect("it fits");
-        message.extend(body);
-        let endpoint_role = match self.role {
-            Role::Initiator => Role::Responder,
-            Role::Responder => Role::Initiator,
-        };
-        endpoint.datagram(NOW, way(endpoint_role), &message, &mut Plain);
+        let message = self.seal(&head, first, &chain);
+        endpoint.datagram(NOW, self.way(), &message, &mut Plain);
         let (mut sent, reasons) = outputs(endpoint);
         let said = sent.pop().map(|message| self.open(&message)).unwrap_or_default();
         (said, reasons)
+    }
+
+    /// Sends a message of this exchange with `chain` in it, whose first payload is of kind `first`, and
+    /// lets the data plane say yes to everything; gives what comes out of the endpoint thereupon.
+    ///
+    /// # Panics
+    /// If the message is too long for one.
+    pub fn say(
+        &mut self,
+        endpoint: &mut Endpoint,
+        (exchange, response, message_id): (ExchangeType, bool, u32),
+        (first, chain): (u8, &[u8]),
+    ) -> Said {
+        let initiator = self.role == Role::Initiator;
+        let flags = Flags { initiator, response, version: false };
+        let head = Header::new(self.spis, exchange, flags, message_id);
+        let message = self.seal(&head, first, chain);
+        endpoint.datagram(NOW, self.way(), &message, &mut Plain);
+        self.hear(endpoint)
+    }
+
+    /// What comes out of the endpoint by now, while the data plane says yes to everything.
+    pub fn hear(&mut self, endpoint: &mut Endpoint) -> Said {
+        let mut said = Said::default();
+        while let Some(output) = endpoint.poll_output() {
+            said.outputs += 1;
+            match output {
+                Output::Transmit(transmit) => {
+                    let (head, _) = parse(&transmit.bytes);
+                    if head.flags.response && (head.spi_i, head.spi_r) == self.spis {
+                        said.answer = Some(self.open(&transmit.bytes));
+                    }
+                }
+                Output::Action { id, .. } => endpoint.answer(NOW, id, Ok(()), &mut Plain),
+                Output::Event(Event::Closed { reason, .. }) => said.closed = Some(reason),
+                Output::Event(_) => {}
+            }
+        }
+        said
+    }
+
+    fn way(&self) -> Path {
+        match self.role {
+            Role::Initiator => way(Role::Responder),
+            Role::Responder => way(Role::Initiator),
+        }
+    }
+
+    fn seal(&mut self, head: &Header, first: u8, chain: &[u8]) -> Vec<u8> {
+        let len = self.sealer.sealed_len(chain.len());
+        let mut message = emit_encrypted_prefix(head, first, len).expect("it fits");
+        let body = self.sealer.seal(&mut self.random, &message, chain).expect("it fits");
+        message.extend(body);
+        message
     }
 
     fn open(&self, datagram: &[u8]) -> Vec<Payload> {
@@ -243,4 +301,49 @@ impl Hand {
         let chain = self.opener.open(sealed.aad, sealed.body).expect("the endpoint's keys");
         parse_chain(sealed.first_inner, &chain).expect("what an endpoint sends is well formed")
     }
+}
+
+/// IDi, AUTH with the pre-shared key, CP, SA, TSi and TSr: a whole IKE_AUTH request for the lab's gateway.
+///
+/// # Panics
+/// Never.
+pub fn full_auth(hand: &Hand) -> Vec<Payload> {
+    let identity: Identity = "laptop@example.com".parse().expect("an identity");
+    let data = psk_auth(X25519_GCM.prf, &psk(), &hand.signed(&identity));
+    let wanted = [AttributeValue::Ip4Address(None)];
+    vec![
+        Payload::IdInitiator(identity.to_wire()),
+        Payload::Authentication { method: AuthMethod::SHARED_KEY, data },
+        Payload::Configuration(Configuration::new(CfgType::REQUEST, wanted)),
+        esp_proposal(0x1234_5678),
+        Payload::TsInitiator(vec![everything()]),
+        Payload::TsResponder(vec![everything()]),
+    ]
+}
+
+/// An SA payload that offers ESP with AES-GCM, with this SPI.
+pub fn esp_proposal(spi: u32) -> Payload {
+    let transforms = vec![
+        Transform::encryption(encr::AES_GCM_16, Some(256)),
+        Transform::new(TransformType::ESN, 0),
+    ];
+    let (protocol, spi) = (Protocol::ESP, spi.to_be_bytes().to_vec());
+    Payload::SecurityAssociation(vec![Proposal { number: 1, protocol, spi, transforms }])
+}
+
+/// An SA payload that offers a successor of the IKE_SA, with this SPI.
+pub fn ike_proposal(spi: u64) -> Payload {
+    let Payload::SecurityAssociation(mut proposals) = proposal() else { return proposal() };
+    for proposal in &mut proposals {
+        proposal.spi = spi.to_be_bytes().to_vec();
+    }
+    Payload::SecurityAssociation(proposals)
+}
+
+/// A selector for all of IPv4.
+///
+/// # Panics
+/// Never.
+pub fn everything() -> TrafficSelector {
+    TrafficSelector::from_net("0.0.0.0/0".parse().expect("a network"))
 }

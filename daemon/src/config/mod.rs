@@ -11,6 +11,7 @@ mod reader;
 pub mod report;
 mod secret;
 
+use bewick_ike::endpoint::HalfOpenLimits;
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -49,6 +50,8 @@ pub struct DaemonConfig {
     pub log_addresses: bool,
     /// the control socket, if the file names one
     pub control: Option<PathBuf>,
+    /// when peers must return a cookie, and how many half-open IKE_SAs there may be
+    pub half_open: HalfOpenLimits,
 }
 
 impl Default for DaemonConfig {
@@ -59,6 +62,7 @@ impl Default for DaemonConfig {
             log: "info".into(),
             log_addresses: false,
             control: None,
+            half_open: HalfOpenLimits::default(),
         }
     }
 }
@@ -152,6 +156,16 @@ fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {
             reader.report.add(&control.span, text);
         }
         out.control = Some(control.value.into());
+    }
+    let limits = &mut out.half_open;
+    for (key, least, limit) in [
+        ("cookie_threshold", 0, &mut limits.cookies_from),
+        ("half_open_limit", 1, &mut limits.most),
+        ("half_open_limit_per_address", 1, &mut limits.most_of_one),
+    ] {
+        if let Some(field) = reader.number(key, least..=1_000_000, "half-open IKE_SAs") {
+            *limit = usize::try_from(field.value).unwrap_or(usize::MAX);
+        }
     }
     reader.finish();
     Some(out)

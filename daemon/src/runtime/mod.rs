@@ -240,8 +240,10 @@ impl Daemon {
             resolved: resolved_receiver,
             signals,
         };
+        let mut host = Host::new(host_config, Random::from_seed(seed));
+        host.set_half_open_limits(config.daemon.half_open);
         let daemon = Daemon {
-            host: Host::new(host_config, Random::from_seed(seed)),
+            host,
             connections: config.connections,
             clock,
             udp,

@@ -2,9 +2,10 @@
 //! (RFC 7296 §2.1, §2.5, §2.6; RFC 8019 §3).
 
 mod cookie;
+mod half_open;
 pub mod timers;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::collections::BTreeMap;
 
 use crate::{
     auth::WallClock,
@@ -29,19 +30,9 @@ use crate::{
 };
 
 use cookie::Cookies;
+use half_open::HalfOpen;
+pub use half_open::HalfOpenLimits;
 pub use timers::Timer;
-
-/// From this many half-open IKE_SAs on, IKE_SA_INIT is answered with a COOKIE (RFC 7296 §2.6).
-const COOKIE_THRESHOLD: usize = 32;
-
-/// More half-open IKE_SAs than this are not kept (RFC 8019 §3).
-const MOST_HALF_OPEN: usize = 4096;
-
-/// How long a half-open IKE_SA waits for IKE_AUTH.
-const HALF_OPEN_TIME: Duration = Duration::from_secs(30);
-
-/// The same when cookies are asked for (RFC 8019 §4.2).
-const HALF_OPEN_TIME_CROWDED: Duration = Duration::from_secs(5);
 
 /// Unprotected answers to messages of another IKE version, per second (RFC 7296 §2.5).
 const VERSION_ANSWERS_PER_SECOND: u32 = 10;
@@ -77,7 +68,7 @@ pub struct SaStatus<'a> {
 pub struct Endpoint {
     shared: Shared,
     sas: BTreeMap<SaId, Sa>,
-    half_open: BTreeMap<(u64, SocketAddr), SaId>,
+    half_open: HalfOpen,
     cookies: Cookies,
     version_answers: (u64, u32),
 }
@@ -89,10 +80,15 @@ impl Endpoint {
         Endpoint {
             shared: Shared::new(random, connections, force_encap),
             sas: BTreeMap::new(),
-            half_open: BTreeMap::new(),
+            half_open: HalfOpen::default(),
             cookies,
             version_answers: (0, 0),
         }
+    }
+
+    /// Sets how many half-open IKE_SAs there may be, and when cookies are asked for.
+    pub fn set_half_open_limits(&mut self, limits: HalfOpenLimits) {
+        self.half_open.limits = limits;
     }
 
     /// The configuration of a connection.
@@ -183,7 +179,7 @@ impl Endpoint {
             return;
         }
         let name = (header.spi_i, path.remote);
-        if let Some(sa) = self.half_open.get(&name).and_then(|id| self.sas.get(id)) {
+        if let Some(sa) = self.half_open.find(&name).and_then(|id| self.sas.get(&id)) {
             // RFC 7296 §2.1: the same octets again get the same answer again.
             if let (State::AuthRequest(state), Arrival::Answered(bytes)) =
                 (&sa.state, sa.channel.incoming.arrival(0))
@@ -200,8 +196,7 @@ impl Endpoint {
             Ok(request) => request,
             Err(unanswerable) => return self.refuse(path, header, unanswerable),
         };
-        let crowded = self.half_open.len() >= COOKIE_THRESHOLD;
-        if crowded {
+        if self.half_open.is_crowded() {
             // RFC 7296 §2.6: no state before the peer has shown that it receives at its address.
             let input = (request.nonce, path.remote.ip(), header.spi_i);
             if !request.cookie.is_some_and(|c| self.cookies.check(now, input, c)) {
@@ -211,15 +206,15 @@ impl Endpoint {
                 return;
             }
         }
-        if self.half_open.len() >= MOST_HALF_OPEN {
+        if !self.half_open.has_room(path.remote) {
             return;
         }
         let id = SaId(self.shared.fresh_id());
         let mut cx = Cx { now, shared: &mut self.shared, extension };
         match init_responder::accept(&mut cx, id, path, datagram, message, &request) {
             Ok(sa) => {
-                let time = if crowded { HALF_OPEN_TIME_CROWDED } else { HALF_OPEN_TIME };
-                self.shared.timers.set(id, Timer::HalfOpen, now + time);
+                let until = now + self.half_open.time();
+                self.shared.timers.set(id, Timer::HalfOpen, until);
                 self.shared.by_spi.insert(sa.channel.own_spi(), id);
                 self.half_open.insert(name, id);
                 self.sas.insert(id, sa);

@@ -234,6 +234,14 @@ fn accept(
                 Phase::Installing { action, response: Some(response), news: Box::new(news) };
             sa.state = State::Live(Box::new(live));
         }
+        // RFC 7296 §2.21.2: the request as a whole was not understood, and leaves no IKE_SA.
+        Err((kind @ NotifyType::INVALID_SYNTAX, text)) => {
+            sa.state = State::Live(Box::new(live));
+            let refusal = [refusal(kind)];
+            // Without a response there is nothing to keep; the reason is reported all the same.
+            let _ = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &refusal);
+            sa.close(cx, CloseReason::Protocol(text));
+        }
         Err((notify, text)) => {
             // RFC 7296 §2.21.2: the IKE_SA stands, the CHILD_SA does not.
             cx.shared.event(Event::Refused { path, reason: CloseReason::Child(text) });

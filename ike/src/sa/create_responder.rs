@@ -160,6 +160,11 @@ fn agree(
     else {
         return Err(Fault::Syntax("CREATE_CHILD_SA without SA, Ni, TSi or TSr"));
     };
+    // RFC 7296 §2.10
+    let least = sa.channel.keys.as_ref().map_or(0, |keys| keys.suite.prf.key_len());
+    if nonce_i.len() * 2 < least {
+        return Err(Fault::Syntax("a nonce that is too short for the prf"));
+    }
     let State::Live(live) = &sa.state else { return Err(NotifyType::TEMPORARY_FAILURE.into()) };
     let settings = cx
         .shared

@@ -81,6 +81,7 @@ pub(crate) fn start(
         channel: Channel::new(Role::Initiator, spi_i, 0, None),
         former: Vec::new(),
         last_heard: cx.now,
+        unreadable: 0,
         half_open: None,
         state: State::Lingering,
     };
@@ -135,7 +136,9 @@ pub(crate) fn on_response(
     datagram: &[u8],
     message: &Message<'_>,
 ) {
-    if message.header.message_id != 0 || message.encrypted.is_some() {
+    // RFC 7296 §2.5: a response with a critical payload that we don't know is as good as none.
+    let critical = super::live::unknown_critical(&message.payloads).is_some();
+    if message.header.message_id != 0 || message.encrypted.is_some() || critical {
         return;
     }
     let state = match std::mem::replace(&mut sa.state, State::Between) {
@@ -174,8 +177,23 @@ fn on_notify(
 ) -> Result<(), CloseReason> {
     let config = cx.shared.connection(state.connection);
     match notify.kind {
+        // Our own retransmissions bring the same answer more than once.
+        NotifyType::COOKIE if state.cookie.as_ref() == Some(&notify.data) => {
+            sa.state = State::InitResponse(state);
+            return Ok(());
+        }
+        NotifyType::INVALID_KE_PAYLOAD
+            if state.restarts > 0 && notify.data == state.exchange.method().id().to_be_bytes() =>
+        {
+            sa.state = State::InitResponse(state);
+            return Ok(());
+        }
+        // Whoever sends these may be a stranger: the true answer may still come (RFC 7296 §2.21.1).
         NotifyType::COOKIE | NotifyType::INVALID_KE_PAYLOAD if state.restarts >= MOST_RESTARTS => {
-            return Err(CloseReason::Protocol(format!("{} again and again", notify.kind)));
+            let text = format!("the peer answered {} again and again", notify.kind);
+            state.hint.get_or_insert(CloseReason::Protocol(text));
+            sa.state = State::InitResponse(state);
+            return Ok(());
         }
         NotifyType::COOKIE if (1..=64).contains(&notify.data.len()) => {
             state.restarts += 1;
@@ -244,6 +262,8 @@ fn on_answer(
     let suite = negotiate::accept_ike(&config.ike_proposals, proposals)
         .filter(|suite| suite.key_exchange == state.exchange.method())
         .filter(|suite| suite.key_exchange.id() == group);
+    // RFC 7296 §2.10: a nonce has at least half the octets of the prf's key.
+    let suite = suite.filter(|suite| nonce_r.len() * 2 >= suite.prf.key_len());
     let shared_secret = suite.and_then(|_| state.exchange.agree(public).ok());
     // RFC 7296 §2.7, RFC 6989 §2.5: an answer that breaks the rules is as good as none.
     let (Some(suite), Some(secret), true) = (suite, shared_secret, spi_r != 0) else {

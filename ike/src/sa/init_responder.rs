@@ -85,6 +85,10 @@ pub(crate) fn accept(
     request: &Request<'_>,
 ) -> Result<Sa, Unanswerable> {
     let (suite, proposal) = choose(cx, request)?;
+    // RFC 7296 §2.10: a nonce has at least half the octets of the prf's key.
+    if request.nonce.len() * 2 < suite.prf.key_len() {
+        return Err(syntax("a nonce that is too short for the prf"));
+    }
     let fault =
         |e: crypto::CryptoError| Unanswerable::Silence(CloseReason::Protocol(e.to_string()));
     let (public, secret) =
@@ -145,6 +149,7 @@ pub(crate) fn accept(
         channel,
         former: Vec::new(),
         last_heard: cx.now,
+        unreadable: 0,
         half_open: Some((spi_i, path.remote)),
         state: State::AuthRequest(Box::new(ExpectAuthRequest {
             init_request: datagram.to_vec(),

@@ -12,6 +12,9 @@ use super::{
     fragment::Received, init, live,
 };
 
+/// So many messages are opened in vain before a half-open IKE_SA goes; repeated fragments count too.
+const MOST_UNREADABLE: u32 = 64;
+
 impl Sa {
     /// A message for this IKE_SA, well formed outside and still sealed.
     pub(crate) fn on_message(
@@ -75,6 +78,10 @@ impl Sa {
         let Some(keys) = channel.keys.as_ref().filter(|_| expected) else { return };
         // RFC 7296 §3.14, RFC 8019 §3: what fails the integrity check changes nothing.
         let received = channel.fragments.request(now, keys, path, message, authenticated);
+        if !authenticated && matches!(received, Received::Nothing) {
+            self.on_unreadable(cx);
+            return;
+        }
         let Some(inside) = self.received(cx, received) else { return };
         self.last_heard = cx.now;
         if let Some(channel) = self.on(on) {
@@ -98,6 +105,19 @@ impl Sa {
         };
         if let Err(refusal) = done {
             live::refuse(self, cx, on, path, (exchange, id), refusal);
+        }
+    }
+
+    /// An IKE_AUTH that fails its integrity check: anyone can have sent it, and the true one may come, but
+    /// not without end (RFC 8019 §3.1).
+    fn on_unreadable(&mut self, cx: &mut Cx<'_>) {
+        self.unreadable += 1;
+        if self.unreadable >= MOST_UNREADABLE {
+            self.close(
+                cx,
+                CloseReason::Protocol("too many messages that fail the integrity check".into()),
+            );
+            self.forget(cx);
         }
     }
 
@@ -159,11 +179,18 @@ impl Sa {
         let Some(request) = self.on(on).and_then(|c| c.outgoing.take(id, exchange)) else { return };
         self.arm_retransmit(cx);
         self.last_heard = cx.now;
-        let payloads = match inside.payloads() {
+        let parsed = inside.payloads().map_err(|error| error.to_string()).and_then(|payloads| {
+            // RFC 7296 §2.5: what we must not skip and don't know.
+            match live::unknown_critical(&payloads) {
+                Some(kind) => Err(format!("unknown critical payload {kind} in a response")),
+                None => Ok(payloads),
+            }
+        });
+        let payloads = match parsed {
             Ok(payloads) => payloads,
             // RFC 7296 §2.21.3: a response that is malformed after its integrity check ends the IKE_SA.
             Err(error) => {
-                self.close(cx, CloseReason::Protocol(error.to_string()));
+                self.close(cx, CloseReason::Protocol(error));
                 self.forget(cx);
                 return;
             }

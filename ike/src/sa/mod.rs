@@ -90,6 +90,8 @@ pub(crate) struct Sa {
     pub(crate) channel: Channel,
     pub(crate) former: Vec<Former>,
     pub(crate) last_heard: Time,
+    /// messages of a peer not yet authenticated that could not be opened
+    pub(crate) unreadable: u32,
     /// its name in the endpoint's table of half-open IKE_SAs
     pub(crate) half_open: Option<(u64, SocketAddr)>,
     pub(crate) state: State,

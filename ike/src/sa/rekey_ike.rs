@@ -158,6 +158,11 @@ pub(crate) fn on_request(
     if suite.key_exchange.id() != content.group {
         return refuse(NotifyType::INVALID_KE_PAYLOAD, &suite.key_exchange.id().to_be_bytes());
     }
+    // RFC 7296 §2.10, of the prf that makes the keys and of the one that it is for.
+    let old = sa.channel.keys.as_ref().map_or(0, |keys| keys.suite.prf.key_len());
+    if content.nonce.len() * 2 < suite.prf.key_len().max(old) {
+        return Err(live::Refusal::Syntax("a nonce that is too short for the prf".into()));
+    }
     let respond = crypto::respond(suite.key_exchange, &mut cx.shared.random, content.public);
     let Ok((public, secret)) = respond else {
         // RFC 6989 §2.5: after authentication a bad value is INVALID_SYNTAX, and the end.

@@ -14,7 +14,9 @@ use std::{
 
 use bewick_ike::{
     ConnectionConfig, ConnectionId, Endpoint, Path, Random, Role, SaId, SaView, Time,
-    auth::WallClock, endpoint::SaStatus, event,
+    auth::WallClock,
+    endpoint::{HalfOpenLimits, SaStatus},
+    event,
 };
 
 use crate::{
@@ -99,6 +101,11 @@ impl Host {
     /// the first time every certificate is of the future.
     pub fn set_wall_clock(&mut self, clock: WallClock) {
         self.ike.set_wall_clock(clock);
+    }
+
+    /// Sets how many half-open IKE_SAs there may be, and when cookies are asked for.
+    pub fn set_half_open_limits(&mut self, limits: HalfOpenLimits) {
+        self.ike.set_half_open_limits(limits);
     }
 
     /// The connections by name, in the order of the configuration.

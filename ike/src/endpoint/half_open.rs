@@ -1,0 +1,135 @@
+//! IKE_SAs whose peers have not proved who they are: how many there may be, of all and from one place
+//! (RFC 7296 §2.6, RFC 8019 §4).
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use crate::event::SaId;
+
+/// When the endpoint asks for cookies, and how much of the half-open it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HalfOpenLimits {
+    /// from this many on, IKE_SA_INIT is answered with a COOKIE (RFC 7296 §2.6); 0 for always
+    pub cookies_from: usize,
+    /// more than this are not kept
+    pub most: usize,
+    /// nor more than this from one IPv4 address or one IPv6 network of 64 bits (RFC 8019 §4.4)
+    pub most_of_one: usize,
+}
+
+impl Default for HalfOpenLimits {
+    fn default() -> Self {
+        HalfOpenLimits { cookies_from: 32, most: 4096, most_of_one: 128 }
+    }
+}
+
+/// How long a half-open IKE_SA waits for IKE_AUTH.
+const TIME: Duration = Duration::from_secs(30);
+
+/// The same when cookies are asked for (RFC 8019 §4.2).
+const TIME_CROWDED: Duration = Duration::from_secs(5);
+
+/// The initiator's SPI and where its IKE_SA_INIT came from.
+pub(super) type Name = (u64, SocketAddr);
+
+/// The half-open IKE_SAs. What is kept is bounded by their number.
+#[derive(Debug, Default)]
+pub(super) struct HalfOpen {
+    pub(super) limits: HalfOpenLimits,
+    by_name: BTreeMap<Name, SaId>,
+    by_place: BTreeMap<IpAddr, usize>,
+}
+
+/// One who can send from an address can send from all of its network (RFC 8019 §4.4).
+fn place(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
+    }
+}
+
+impl HalfOpen {
+    pub(super) fn find(&self, name: &Name) -> Option<SaId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Whether peers have to show first that they receive where they say that they are.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.by_name.len() >= self.limits.cookies_from
+    }
+
+    /// Whether there is room for one more from there.
+    pub(super) fn has_room(&self, from: SocketAddr) -> bool {
+        let here = self.by_place.get(&place(from.ip())).copied().unwrap_or_default();
+        self.by_name.len() < self.limits.most && here < self.limits.most_of_one
+    }
+
+    /// How long one that comes now may stay half open.
+    pub(super) fn time(&self) -> Duration {
+        // Where cookies are asked for in any case they are no sign of an attack.
+        let many = self.by_name.len() >= self.limits.cookies_from.max(1);
+        if many { TIME_CROWDED } else { TIME }
+    }
+
+    pub(super) fn insert(&mut self, name: Name, id: SaId) {
+        if self.by_name.insert(name, id).is_none() {
+            *self.by_place.entry(place(name.1.ip())).or_default() += 1;
+        }
+    }
+
+    pub(super) fn remove(&mut self, name: &Name) {
+        if self.by_name.remove(name).is_none() {
+            return;
+        }
+        let place = place(name.1.ip());
+        if let Some(count) = self.by_place.get_mut(&place) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_place.remove(&place);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(text: &str) -> SocketAddr {
+        SocketAddr::new(text.parse().unwrap(), 500)
+    }
+
+    #[test]
+    fn rfc_8019_4_4_one_network_does_not_take_all_the_places() {
+        let mut half_open = HalfOpen {
+            limits: HalfOpenLimits { cookies_from: 2, most: 5, most_of_one: 2 },
+            ..HalfOpen::default()
+        };
+        assert!(!half_open.is_crowded());
+        half_open.insert((1, from("2001:db8::1")), SaId(1));
+        half_open.insert((2, from("2001:db8::2")), SaId(2));
+        assert!(half_open.is_crowded());
+        assert!(!half_open.has_room(from("2001:db8::ffff:3")));
+        assert!(half_open.has_room(from("2001:db8:0:1::1")));
+        half_open.insert((3, from("192.0.2.1")), SaId(3));
+        half_open.insert((4, from("192.0.2.1")), SaId(4));
+        assert!(!half_open.has_room(from("192.0.2.1")));
+        assert!(half_open.has_room(from("192.0.2.2")));
+        half_open.insert((5, from("192.0.2.2")), SaId(5));
+        assert!(!half_open.has_room(from("192.0.2.3")), "all places are taken");
+        half_open.remove(&(1, from("2001:db8::1")));
+        half_open.remove(&(1, from("2001:db8::1")));
+        assert!(half_open.has_room(from("2001:db8::9")));
+        for (spi, address) in
+            [(2, "2001:db8::2"), (3, "192.0.2.1"), (4, "192.0.2.1"), (5, "192.0.2.2")]
+        {
+            half_open.remove(&(spi, from(address)));
+        }
+        assert!(half_open.by_place.is_empty(), "nothing is kept of those that are gone");
+    }
+}
