@@ -144,6 +144,19 @@ pub fn children() -> Vec<Case> {
     vec![Case { act: Act::RekeyChildren, ..Case::new("two-children", tunnel) }]
 }
 
+/// An IKE_SA that each end in turn wants to have alone.
+pub fn childless() -> Vec<Case> {
+    let by = |node| {
+        let mut tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
+        match node {
+            Node::Client => tunnel.client.childless = true,
+            _ => tunnel.gateway.childless = true,
+        }
+        Case::new(format!("{}-insists", node.name()), tunnel)
+    };
+    vec![by(Node::Client), by(Node::Gateway)]
+}
+
 fn inside(name: &str, networks: &'static [Network], over_ipv6: bool) -> Case {
     let children = vec![Child { name: "net", networks }];
     Case::new(name, Tunnel { children, over_ipv6, ..Tunnel::default() })

@@ -30,6 +30,8 @@ pub enum Topic {
     Cookies,
     /// Certificates of every kind.
     Certificates,
+    /// An IKE_SA without a first CHILD_SA.
+    Childless,
     /// Several CHILD_SAs of one IKE_SA.
     Children,
     /// IPv4 in IPv6 and the other way round.
@@ -52,6 +54,7 @@ impl Topic {
             Topic::Fragments => "fragments",
             Topic::Cookies => "cookies",
             Topic::Certificates => "certificates",
+            Topic::Childless => "childless",
             Topic::Children => "children",
             Topic::Families => "families",
             Topic::RekeyChild => "rekey-child",
@@ -70,6 +73,7 @@ impl Topic {
             Topic::Fragments => "IKE messages in fragments from either end",
             Topic::Cookies => "a gateway that asks for a cookie, and for another group after it",
             Topic::Certificates => "certificates of each kind, a chain, a key at one end only",
+            Topic::Childless => "an IKE_SA that is made alone, and its CHILD_SAs after it",
             Topic::Children => "two networks as two CHILD_SAs of one IKE_SA, with new keys",
             Topic::Families => "IPv4 in IPv6, IPv6 in IPv4, both virtual addresses at once",
             Topic::RekeyChild => "new keys for the CHILD_SA from either end, no packet lost",
@@ -85,6 +89,7 @@ impl Topic {
             Topic::Fragments => cases::fragments(),
             Topic::Cookies => cases::cookies(),
             Topic::Certificates => cases::certificates(&out.join("pki"))?,
+            Topic::Childless => cases::childless(),
             Topic::Children => cases::children(),
             Topic::Families => cases::families(),
             Topic::RekeyChild => cases::rekey_child(),
@@ -118,6 +123,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Cookies, Plane::Userspace, [true, false]),
     (Topic::Certificates, Plane::Userspace, [true, true]),
     (Topic::Children, Plane::Userspace, [true, true]),
+    (Topic::Childless, Plane::Userspace, [true, true]),
     (Topic::Families, Plane::Userspace, [true, true]),
     (Topic::RekeyChild, Plane::Userspace, [true, true]),
     (Topic::RekeyIke, Plane::Userspace, [true, true]),

@@ -32,6 +32,8 @@ pub struct Side {
     pub revoked: Option<PathBuf>,
     /// The biggest IP packet with an IKE message.
     pub fragment_size: Option<u16>,
+    /// Whether it makes the IKE_SA alone and every CHILD_SA after it, or nothing (RFC 6023).
+    pub childless: bool,
     /// Whether it asks for a cookie once a single IKE_SA is half open.
     pub cookies: bool,
 }
@@ -97,6 +99,17 @@ impl Tunnel {
     /// The settings of its peer.
     pub fn other_side(&self, node: Node) -> &Side {
         if node == Node::Client { &self.gateway } else { &self.client }
+    }
+
+    /// The word in which the configuration of the daemon on this host says how it takes an IKE_SA
+    /// without a first CHILD_SA; both programs have the same ones.
+    pub fn childless(&self, node: Node) -> &'static str {
+        match (self.side(node).childless, self.other_side(node).childless) {
+            (true, _) => "force",
+            // It starts, so it must want the same; strongSwan 5.9.8 has no `prefer`.
+            (false, true) if node == Node::Client => "force",
+            (false, _) => "allow",
+        }
     }
 
     /// The address that the client goes to.

@@ -65,6 +65,7 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if !own.esp.is_empty() {
         line("esp_proposals", format!("{:?}", own.esp));
     }
+    line("childless", format!("{:?}", tunnel.childless(node)));
     if let Some(list) = &own.revoked {
         line("crl_file", format!("{list:?}"));
     }

@@ -110,6 +110,7 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         .replace("@ends@", &ends)
         .replace("@ike@", &words(&own.ike, IKE))
         .replace("@encap@", if place.plane == Plane::Userspace { "yes" } else { "no" })
+        .replace("@childless@", tunnel.childless(node))
         .replace("@local@", &format!("{}\nid = {own_id}", proof(&own.proof, true)))
         .replace("@remote@", &format!("{}\nid = {other_id}", proof(&other.proof, false)))
         .replace("@children@", &children)
@@ -161,6 +162,7 @@ connections {
         proposals = @ike@
         encap = @encap@
         mobike = yes
+        childless = @childless@
         local { @local@ }
         remote { @remote@ }
         children {
