@@ -48,6 +48,17 @@ impl Node {
         }
     }
 
+    /// The IKE and MOBIKE machines.
+    ///
+    /// # Panics
+    /// If it is a puppet.
+    pub fn host_mut(&mut self) -> &mut Host {
+        match self {
+            Node::Honest(honest) => &mut honest.host,
+            Node::Puppet(_) => panic!("a puppet has no host"),
+        }
+    }
+
     /// The puppet.
     ///
     /// # Panics

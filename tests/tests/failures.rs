@@ -1,6 +1,8 @@
 //! What goes wrong at set-up: the right reason at both ends, and nothing left behind.
 
-use bewick_ike::{CloseReason, ConnectionConfig, Secret, auth::LocalAuth};
+use std::time::Duration;
+
+use bewick_ike::{CloseReason, ConnectionConfig, ConnectionId, Secret, auth::LocalAuth};
 use bewick_mobike::{Command, CommandError, MoveTarget};
 use bewick_tests::{
     Lab, Link, Plan, Verdict,
@@ -250,4 +252,56 @@ fn commands_that_make_no_sense_say_why() {
     let mut lab = Lab::established(plan);
     let error = lab.world.command(client, Command::Move(id(0), to("up1")));
     assert_eq!(error, Err(CommandError::NoMobike));
+}
+
+/// RFC 7296 §2.6.1: a cookie and then another group, on a path so slow that each answer comes more than
+/// once, since the requests were sent again meanwhile.
+#[test]
+fn k_2_6_2_a_cookie_and_another_group_on_a_slow_path_lead_to_an_ike_sa() {
+    for one_way in [10, 700, 1600] {
+        let mut plan = Plan::default();
+        plan.gateway.ike_proposals.reverse();
+        plan.gateway.ike_proposals.truncate(1);
+        let mut lab = Lab::new(plan);
+        let gateway = lab.gateway;
+        let limits = bewick_ike::endpoint::HalfOpenLimits { cookies_from: 0, ..Default::default() };
+        lab.world.end_mut(gateway).machine.host_mut().set_half_open_limits(limits);
+        lab.link(Link::of_delay(Duration::from_millis(one_way)));
+        let client = lab.client;
+        lab.world.command(client, Command::Up(ConnectionId(0))).expect("a connection");
+        lab.seconds(29);
+        assert!(lab.is_up(), "{one_way} ms: {}", lab.story());
+    }
+}
+
+/// RFC 7296 §2.21.1: what anyone can send does not end a set-up at once. Whoever knows our SPI can spoil
+/// this try, for the request that the answer is to is not the last one any more, but not the next.
+#[test]
+fn k_2_21_1_forged_cookies_and_groups_do_not_keep_a_set_up_from_coming() {
+    use bewick_ike::wire::{ExchangeType, Flags, Header, NotifyType, emit_message};
+    use bewick_tests::{Datagram, puppet::notify};
+    let mut plan = Plan::default();
+    plan.client_policy.keep_up = true;
+    let mut lab = Lab::new(plan);
+    lab.link(Link::of_delay(Duration::from_millis(50)));
+    let client = lab.client;
+    lab.world.command(client, Command::Up(ConnectionId(0))).expect("a connection");
+    lab.ms(1);
+    let spi_i = lab.sas(client)[0].spis.0;
+    let flags = Flags { initiator: false, response: true, version: false };
+    let head = Header::new((spi_i, 0), ExchangeType::IKE_SA_INIT, flags, 0);
+    for n in 0..10_u8 {
+        let forged = match n % 2 {
+            0 => notify(NotifyType::COOKIE, vec![n; 16]),
+            _ => notify(NotifyType::INVALID_KE_PAYLOAD, [0, if n % 4 == 1 { 19 } else { 31 }]),
+        };
+        let message = emit_message(&head, &[forged]).expect("it fits");
+        let (from, to) = ("192.0.2.1:500", "198.51.100.2:500");
+        let (from, to) = (from.parse().expect("an address"), to.parse().expect("an address"));
+        lab.world.net.inject(Datagram::udp(from, to, message));
+        lab.ms(1);
+    }
+    assert_eq!(lab.count(client, "closed"), 0, "{}", lab.story());
+    lab.seconds(60);
+    assert!(lab.is_up(), "{}", lab.story());
 }

@@ -137,10 +137,33 @@ fn an_unknown_key_with_its_likely_meaning() {
     );
     assert_eq!(
         problems(&format!("[daemon]\ncolour = 1\n{CLIENT}")),
-        [
-            "b.toml:2:1: unknown key colour in [daemon]; known here: control, dataplane, device, log, log_addresses"
-        ]
+        ["b.toml:2:1: unknown key colour in [daemon]; known here: control, cookie_threshold, \
+             dataplane, device, half_open_limit, half_open_limit_per_address, log, log_addresses"]
     );
+}
+
+#[test]
+fn child_sas_beside_the_first_have_tables_of_their_own() {
+    let child = "[[connection.child]]\nname = \"two\"\nremote_ts = [\"10.2.0.0/16\"]\n\
+                 esp_proposals = [\"aes256gcm16-x25519\"]\n";
+    let config = read(&format!("{CLIENT}{child}")).unwrap();
+    let ike = &config.connections[0].ike;
+    assert_eq!(ike.children().count(), 2);
+    assert_eq!(ike.more_children[0].name, "two");
+    assert!(ike.more_children[0].esp_proposals[0].key_exchange.is_some());
+    let wrong = problems(&format!("{CLIENT}{}", child.replace("remote_ts", "remote_net")));
+    assert_eq!(wrong.len(), 2, "{wrong:?}");
+    assert!(wrong.iter().any(|text| text.contains("did you mean remote_ts?")), "{wrong:?}");
+    assert!(wrong.iter().any(|text| text.contains("remote_ts is missing")), "{wrong:?}");
+    let twice = problems(&format!("{CLIENT}{child}{child}"));
+    assert!(twice[0].contains("a child named \"two\" stands further up"), "{twice:?}");
+}
+
+#[test]
+fn the_limits_of_what_strangers_can_do_are_the_operator_s() {
+    let text = "[daemon]\ncookie_threshold = 0\nhalf_open_limit = 10\n";
+    let limits = read(&format!("{text}{CLIENT}")).unwrap().daemon.half_open;
+    assert_eq!((limits.cookies_from, limits.most), (0, 10));
 }
 
 #[test]

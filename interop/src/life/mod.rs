@@ -120,7 +120,7 @@ pub struct Life {
 const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Suites, Plane::Userspace, [true, true]),
     (Topic::Fragments, Plane::Userspace, [true, true]),
-    (Topic::Cookies, Plane::Userspace, [true, false]),
+    (Topic::Cookies, Plane::Userspace, [true, true]),
     (Topic::Certificates, Plane::Userspace, [true, true]),
     (Topic::Children, Plane::Userspace, [true, true]),
     (Topic::Childless, Plane::Userspace, [true, true]),
