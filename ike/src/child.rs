@@ -130,6 +130,27 @@ pub struct ChildSa {
     /// nothing is sent through it while the CHILD_SA that it succeeds, which has the same reqid, is
     /// there: the peer asked for it and may not have it yet (RFC 7296 §2.8)
     pub waits: bool,
+    /// when the data plane asks for a successor
+    pub limits: Limits,
+}
+
+/// How much goes through a CHILD_SA in one direction before the data plane asks for a successor
+/// (RFC 4301 §4.4.2.1). In any case it does so before the sequence numbers are used up
+/// (RFC 4303 §3.3.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// octets of inner packets; `None` for no limit
+    pub octets: Option<u64>,
+    /// packets; `None` for no limit
+    pub packets: Option<u64>,
+}
+
+impl Limits {
+    /// Whether as much has gone through.
+    pub fn are_reached(&self, octets: u64, packets: u64) -> bool {
+        self.octets.is_some_and(|limit| octets >= limit)
+            || self.packets.is_some_and(|limit| packets >= limit)
+    }
 }
 
 /// Where a CHILD_SA is to go when its IKE_SA's addresses change (RFC 4555 §3.5).

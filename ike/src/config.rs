@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     auth::{LocalAuth, RemoteAuth},
-    child::EspSuite,
+    child::{EspSuite, Limits},
     crypto::{KeyExchangeMethod, suite::IkeSuite},
     selector::TrafficSelector,
     wire::identity::{Identity, IdentityPattern},
@@ -182,6 +182,8 @@ pub struct ConnectionConfig {
     pub liveness: Duration,
     /// a CHILD_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never
     pub child_lifetime: Duration,
+    /// a CHILD_SA is rekeyed when about so much has gone through it in one direction
+    pub child_limits: Limits,
     /// the IKE_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never
     pub ike_lifetime: Duration,
     /// how many requests of the peer's we take at once, and at most send (RFC 7296 §2.3)

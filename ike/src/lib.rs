@@ -23,7 +23,7 @@ pub mod selector;
 pub mod time;
 pub mod wire;
 
-pub use child::{ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2};
+pub use child::{ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits};
 pub use config::{ConnectionConfig, ConnectionId, Role};
 pub use endpoint::Endpoint;
 pub use event::{

@@ -4,8 +4,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use bewick_ike::{
-    ChildSa, CloseReason, ConnectionConfig, ConnectionId, EspSuite, HmacSha2, Path, Role, Secret,
-    Time, TrafficSelector,
+    ChildSa, CloseReason, ConnectionConfig, ConnectionId, EspSuite, HmacSha2, Limits, Path, Role,
+    Secret, Time, TrafficSelector,
     auth::{LocalAuth, RemoteAuth, UnixSeconds, WallClock},
     config::{
         Childless, DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors, Uniqueness,
@@ -151,6 +151,7 @@ pub fn client_config() -> ConnectionConfig {
         force_encap: false,
         liveness: Duration::from_secs(30),
         child_lifetime: Duration::from_secs(3600),
+        child_limits: Limits::default(),
         ike_lifetime: Duration::from_secs(14_400),
         window: 1,
         more_children: Vec::new(),

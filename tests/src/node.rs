@@ -101,6 +101,7 @@ impl Honest {
                 let locals = list.into_iter().map(|(uplink, ip)| local(uplink, ip)).collect();
                 self.host.handle(now, HostInput::Addresses(locals));
             }
+            Input::Expiring(child) => self.host.handle(now, HostInput::Expiring(child)),
             Input::Answer { id, result } => {
                 let result = result.map_err(ActionError);
                 self.host.handle(now, HostInput::Answer { id: ActionId(id), result });

@@ -29,6 +29,8 @@ pub enum Input {
     Timeout,
     /// the addresses that the host has now, with the uplinks that they are on
     Addresses(Vec<(UplinkId, IpAddr)>),
+    /// a CHILD_SA has reached its limits
+    Expiring(ChildId),
     /// the data plane's answer
     Answer {
         /// which request
@@ -356,6 +358,10 @@ impl<M: Machine> World<M> {
                     // Without a usable source the packet is lost, which the flow shows.
                     let _ = self.net.send_datagram(end.host, packet);
                 }
+                let from = stream.from;
+                for child in end.plane.take_expiring() {
+                    self.input(from, Input::Expiring(child));
+                }
             }
         }
     }
@@ -432,7 +438,7 @@ mod tests {
                     let path = self.path.expect("a path");
                     self.outputs.push(Output::Transmit { path, bytes: b"ping".to_vec() });
                 }
-                Input::Addresses(_) => {}
+                Input::Addresses(_) | Input::Expiring(_) => {}
                 Input::Answer { id, .. } => {
                     assert_eq!(id, 9);
                     self.outputs.push(Output::Event("removed"));

@@ -21,6 +21,7 @@ pub struct Child {
     /// as it was installed, on the path that it has now
     pub sa: ChildSa,
     sequence: u32,
+    told: bool,
     seen: BTreeSet<u32>,
 }
 
@@ -65,6 +66,7 @@ pub struct Plane {
     children: BTreeMap<ChildId, Child>,
     used: BTreeSet<ChildId>,
     refuse: u32,
+    expiring: Vec<ChildId>,
     log: Vec<(Time, Change)>,
 }
 
@@ -107,7 +109,7 @@ impl Plane {
         let id = sa.id;
         if result.is_ok() {
             self.used.insert(id);
-            self.children.insert(id, Child { sa, sequence: 0, seen: BTreeSet::new() });
+            self.children.insert(id, Child { sa, sequence: 0, told: false, seen: BTreeSet::new() });
         }
         self.note(now, Change::Installed(id), result)
     }
@@ -153,6 +155,12 @@ impl Plane {
         let id = *sender?.0;
         let child = self.children.get_mut(&id)?;
         child.sequence += 1;
+        let (sent, octets) = (u64::from(child.sequence), PACKET as u64);
+        if child.sa.limits.are_reached(sent * octets, sent)
+            && !std::mem::replace(&mut child.told, true)
+        {
+            self.expiring.push(id);
+        }
         let spi = child.sa.spi_out.0;
         let mut payload = Vec::with_capacity(PACKET);
         payload.extend(spi.to_be_bytes());
@@ -167,6 +175,11 @@ impl Plane {
             let bare = |addr: SocketAddr| SocketAddr::new(addr.ip(), 0);
             Datagram { protocol: Protocol::Esp, src: bare(local), dst: bare(remote), payload }
         })
+    }
+
+    /// The CHILD_SAs that have reached their limits since this was asked last.
+    pub fn take_expiring(&mut self) -> Vec<ChildId> {
+        std::mem::take(&mut self.expiring)
     }
 
     /// Takes a packet of fake ESP.
@@ -372,6 +385,7 @@ mod tests {
             encap,
             virtual_ips: vec![virtual_ip],
             waits: false,
+            limits: Default::default(),
         };
         let other = ChildSa {
             id: ChildId(7),

@@ -181,7 +181,7 @@ impl Puppet {
         match input {
             Input::Datagram { path, bytes } => self.endpoint.datagram(now, path, &bytes, script),
             Input::Timeout => self.endpoint.timeout(now, script),
-            Input::Addresses(_) => {}
+            Input::Addresses(_) | Input::Expiring(_) => {}
             Input::Answer { id, result } => {
                 let result = result.map_err(ActionError);
                 self.endpoint.answer(now, ActionId(id), result, script);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use bewick_ike::{ChildId, ChildSa, ConnectionId};
+use bewick_ike::{ChildId, ChildSa, ConnectionId, Limits};
 use bewick_mobike::Command;
-use bewick_tests::{Lab, Link, Plan, pair::EndId, pair::FlowId};
+use bewick_tests::{Lab, Link, Plan, pair::EndId, pair::FlowId, plane::Change};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -87,6 +87,37 @@ fn k_2_8_1_a_child_sa_is_rekeyed_when_it_is_old_enough() {
         assert_eq!(before(&lab), old, "{}", lab.story());
         lab.seconds(136);
         assert_renewed(&lab, &old);
+    }
+}
+
+#[test]
+fn k_2_8_1_a_child_sa_is_rekeyed_when_enough_has_gone_through_it() {
+    let by_packets = Limits { octets: None, packets: Some(1000) };
+    let by_octets = Limits { octets: Some(24_000), packets: None };
+    for limits in [by_packets, by_octets] {
+        for at_client in [true, false] {
+            let mut plan = Plan::default();
+            match at_client {
+                true => plan.client.child_limits = limits,
+                false => plan.gateway.child_limits = limits,
+            }
+            let mut lab = Lab::established(plan);
+            slow(&mut lab, 10);
+            let old = before(&lab);
+            let flows = flows(&mut lab, 4);
+            // 1,000 packets less a tenth by chance, one each millisecond.
+            lab.ms(890);
+            assert_eq!(before(&lab), old, "{}", lab.story());
+            lab.ms(200);
+            assert_renewed(&lab, &old);
+            lab.seconds(4);
+            for flow in flows {
+                assert_eq!(lab.world.flow(flow).lost(), [0u64; 0], "{}", lab.story());
+            }
+            let renewed = lab.world.end(lab.client).plane.log().iter();
+            let installs = renewed.filter(|(_, change)| matches!(change, Change::Installed(_)));
+            assert!((5..=6).contains(&installs.count()), "{}", lab.story());
+        }
     }
 }
 

@@ -365,6 +365,7 @@ fn child(suite: EspSuite, (path, encap): (Path, bool), host: Host) -> ChildSa {
         encap,
         virtual_ips: Vec::new(),
         waits: false,
+        limits: Default::default(),
     };
     match host {
         Host::A => a,

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::Path, time::Duration};
 
 use bewick_ike::{
-    TrafficSelector,
+    Limits, TrafficSelector,
     config::{
         Childless, ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE, Retransmission,
         Role, Selectors, Uniqueness,
@@ -82,9 +82,15 @@ pub(super) fn read(
     let force_encap = reader.bool("force_encap").is_some_and(|field| field.value);
     let liveness = reader.number("liveness", 0..=86_400, "seconds").map_or(30, |field| field.value);
 
+    // Fewer would be a rekey each second or so.
+    let (least, most) = (1_000_000, u64::MAX >> 1);
     let child_lifetime =
         reader.number("child_lifetime", 0..=86_400, "seconds").map_or(3600, |field| field.value);
 
+    let child_limits = Limits {
+        octets: reader.number("child_octets", least..=most, "octets").map(|field| field.value),
+        packets: reader.number("child_packets", 1000..=most, "packets").map(|field| field.value),
+    };
     let ike_lifetime =
         reader.number("ike_lifetime", 0..=86_400, "seconds").map_or(14_400, |field| field.value);
     let window = reader.number("window", 1..=16, "requests").map_or(1, |field| field.value as u32);
@@ -137,6 +143,7 @@ pub(super) fn read(
         force_encap,
         liveness: Duration::from_secs(liveness),
         child_lifetime: Duration::from_secs(child_lifetime),
+        child_limits,
         ike_lifetime: Duration::from_secs(ike_lifetime),
         window,
         childless,

@@ -480,6 +480,7 @@ mod tests {
             encap: true,
             virtual_ips: virtual_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             waits: false,
+            limits: Default::default(),
         }
     }
 

@@ -108,6 +108,7 @@ fn sa() -> ChildSa {
         encap: true,
         virtual_ips: vec!["10.9.0.1".parse().unwrap(), "2001:db8:9::1".parse().unwrap()],
         waits: false,
+        limits: Default::default(),
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     configuration::{self, Told},
     init::needs_encap,
     live::{self, Live, Phase},
-    negotiate, uniqueness,
+    negotiate, task, uniqueness,
 };
 
 /// The IKE_SA_INIT that is done.
@@ -274,6 +274,7 @@ fn agree(
         });
     };
     let id = cx.shared.fresh_id();
+    let limits = task::limits(cx.shared, state.init.connection);
     let Some(config) = cx.shared.connection(state.init.connection) else {
         return Err("no such connection".into());
     };
@@ -300,6 +301,7 @@ fn agree(
         ts_local: ts_i.clone(),
         ts_remote: ts_r.clone(),
         virtual_ips: told.addresses.clone(),
+        limits,
     };
     let keys = sa.channel.keys.as_ref().ok_or("no keys")?;
     let nonces = (state.init.nonce_i.as_slice(), state.init.nonce_r.as_slice());

@@ -20,7 +20,7 @@ use super::{
     configuration,
     init_responder::candidates,
     live::{self, HeldResponse, Live, Phase},
-    negotiate, uniqueness,
+    negotiate, task, uniqueness,
 };
 
 /// The IKE_SA_INIT response is out.
@@ -359,13 +359,15 @@ fn agree(
         return Err((NotifyType::TS_UNACCEPTABLE, text));
     }
     let (id, spi_in) = (cx.shared.fresh_id(), cx.shared.draw_esp_spi());
+    let limits = task::limits(cx.shared, connection);
     answer.spi = spi_in.to_be_bytes().to_vec();
     let mut response = Vec::new();
     response.extend(configuration::reply(&config, request, &assigned));
     response.push(Payload::SecurityAssociation(vec![answer]));
     response.push(Payload::TsInitiator(ts_remote.clone()));
     response.push(Payload::TsResponder(ts_local.clone()));
-    let agreed = Agreed { proposal, spi_in, spi_out, ts_local, ts_remote, virtual_ips: assigned };
+    let agreed =
+        Agreed { proposal, spi_in, spi_out, ts_local, ts_remote, virtual_ips: assigned, limits };
     let internal = |text: String| (NotifyType::TEMPORARY_FAILURE, text);
     let keys = sa.channel.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
     let nonces = (state.nonce_i.as_slice(), state.nonce_r.as_slice());

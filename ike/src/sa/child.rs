@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::{
-    child::{ChildId, ChildSa, EspSpi, EspSuite},
+    child::{ChildId, ChildSa, EspSpi, EspSuite, Limits},
     config::{ConnectionConfig, EspProposal, Role, Selectors},
     crypto::{CryptoError, derive_child},
     path::Path,
@@ -87,6 +87,7 @@ pub(crate) struct Agreed {
     pub(crate) ts_local: Vec<TrafficSelector>,
     pub(crate) ts_remote: Vec<TrafficSelector>,
     pub(crate) virtual_ips: Vec<IpAddr>,
+    pub(crate) limits: Limits,
 }
 
 /// Cuts the keys of a CHILD_SA out of KEYMAT; `secret` is that of the key exchange, if there was one of
@@ -122,6 +123,7 @@ pub(crate) fn build(
         encap,
         virtual_ips: agreed.virtual_ips,
         waits: false,
+        limits: agreed.limits,
     })
 }
 

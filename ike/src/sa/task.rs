@@ -4,7 +4,8 @@
 use std::{collections::VecDeque, time::Duration};
 
 use crate::{
-    child::{ChildId, EspSpi},
+    child::{ChildId, EspSpi, Limits},
+    config::ConnectionId,
     crypto::KeyExchangeMethod,
     event::{CloseReason, Tag},
     time::Time,
@@ -206,6 +207,14 @@ fn due(cx: &mut Cx<'_>, lifetime: Duration) -> Option<Time> {
     let micros = u64::try_from(lifetime.as_micros()).unwrap_or(u64::MAX);
     let jitter = cx.shared.random.u64() % (micros / 10).max(1);
     Some(cx.now + Duration::from_micros(micros - jitter))
+}
+
+/// The limits of a CHILD_SA made now: those of the configuration less a tenth by chance, for the same
+/// reason.
+pub(crate) fn limits(shared: &mut Shared, connection: ConnectionId) -> Limits {
+    let configured = shared.connection(connection).map(|c| c.child_limits).unwrap_or_default();
+    let mut less = |limit: u64| limit - shared.random.u64() % (limit / 10).max(1);
+    Limits { octets: configured.octets.map(&mut less), packets: configured.packets.map(&mut less) }
 }
 
 /// When a CHILD_SA made now is to be rekeyed.

@@ -418,6 +418,7 @@ fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
         encap: false,
         virtual_ips: Vec::new(),
         waits: false,
+        limits: Default::default(),
     };
     let place = Place::of(&sa);
     let request: Request =

@@ -177,7 +177,7 @@ pub(super) fn put(
     let Key { spi, .. } = place.key(sa, side);
     let mut info = UserSaInfo {
         id: Id { daddr: Address::from_ip(&destination), spi, proto: IPPROTO_ESP },
-        lifetime_cfg: LifetimeConfig { hard_add_expires_seconds: lifetime, ..Default::default() },
+        lifetime_cfg: limits(sa, lifetime),
         reqid: sa.reqid,
         mode: XFRM_MODE_TUNNEL,
         // The inner packets may be of either family, whatever the outer ones are.
@@ -204,6 +204,20 @@ pub(super) fn put(
         request = request.xfrm(&XfrmAttrs::MarkVal(mark)).xfrm(&XfrmAttrs::MarkMask(mask));
     }
     Ok(request)
+}
+
+/// When the kernel reports that a successor is due, and when it removes the state. The sequence number
+/// of a sender without ESN never wraps: the kernel sends nothing more then, and a sixteenth before that
+/// it says so (RFC 4303 §3.3.3).
+fn limits(sa: &ChildSa, hard_add_expires_seconds: u64) -> LifetimeConfig {
+    let none = LifetimeConfig::default();
+    let last = if sa.esn { none.soft_packet_limit } else { 0xf000_0000 };
+    LifetimeConfig {
+        soft_byte_limit: sa.limits.octets.unwrap_or(none.soft_byte_limit),
+        soft_packet_limit: sa.limits.packets.map_or(last, |packets| packets.min(last)),
+        hard_add_expires_seconds,
+        ..none
+    }
 }
 
 /// DELSA.

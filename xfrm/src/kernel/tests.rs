@@ -42,6 +42,7 @@ fn sa(suite: EspSuite) -> ChildSa {
         encap: true,
         virtual_ips: Vec::new(),
         waits: false,
+        limits: Default::default(),
     }
 }
 

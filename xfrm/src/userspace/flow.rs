@@ -146,8 +146,9 @@ impl Flow {
         };
         match udp.send_esp(&slot.path, packet) {
             Ok(()) => {
-                count(&sa.traffic.packets_out);
-                sa.traffic.octets_out.fetch_add(len as u64, Relaxed);
+                if sa.note(true, len) {
+                    self.event(PlaneEvent::Expire { id: sa.id, hard: false });
+                }
             }
             Err(error) => {
                 tracing::trace!(%error, id = ?sa.id, "ESP not sent");
@@ -204,8 +205,9 @@ impl Flow {
         };
         match self.device.write(payload) {
             Ok(()) => {
-                count(&sa.traffic.packets_in);
-                sa.traffic.octets_in.fetch_add(inner.len as u64, Relaxed);
+                if sa.note(false, inner.len) {
+                    self.event(PlaneEvent::Expire { id: sa.id, hard: false });
+                }
             }
             Err(error) => {
                 tracing::trace!(%error, id = ?sa.id, "inner packet not delivered");

@@ -9,13 +9,13 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{
-            AtomicU64,
+            AtomicBool, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
 };
 
-use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, Path, TrafficSelector};
+use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, Limits, Path, TrafficSelector};
 
 use super::{
     esp::Transform,
@@ -41,6 +41,9 @@ pub(super) struct Sa {
     pub(super) replay: Mutex<ReplayWindow>,
     pub(super) traffic: Traffic,
     /// when the last mapping event was given, in milliseconds of the plane's clock, plus 1
+    limits: Limits,
+    /// the limits are reached, and that has been said
+    told: AtomicBool,
     pub(super) last_mapping: AtomicU64,
 }
 
@@ -83,6 +86,8 @@ impl Sa {
             last_sequence: if sa.esn { u64::MAX - u64::from(u32::MAX) } else { u32::MAX.into() },
             replay: Mutex::new(ReplayWindow::new(DEFAULT_WINDOW, sa.esn)),
             traffic: Traffic::default(),
+            limits: sa.limits,
+            told: AtomicBool::new(false),
             last_mapping: AtomicU64::new(0),
         })
     }
@@ -99,6 +104,19 @@ impl Sa {
             return Sequence::Soon(next);
         }
         Sequence::Next(next)
+    }
+
+    /// A packet of `octets` has gone out or come in; whether it is the first beyond the limits.
+    pub(super) fn note(&self, out: bool, octets: usize) -> bool {
+        let t = &self.traffic;
+        let (packets, total) = match out {
+            true => (&t.packets_out, &t.octets_out),
+            false => (&t.packets_in, &t.octets_in),
+        };
+        let packets = packets.fetch_add(1, Relaxed) + 1;
+        let octets = octets as u64;
+        let total = total.fetch_add(octets, Relaxed) + octets;
+        self.limits.are_reached(total, packets) && !self.told.swap(true, Relaxed)
     }
 
     pub(super) fn counters(&self) -> Counters {

@@ -52,6 +52,7 @@ pub(super) fn child(id: u64) -> ChildSa {
         encap: true,
         virtual_ips: Vec::new(),
         waits: false,
+        limits: Default::default(),
     }
 }
 
