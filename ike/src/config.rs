@@ -186,6 +186,9 @@ pub struct ConnectionConfig {
     pub child_limits: Limits,
     /// the IKE_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never
     pub ike_lifetime: Duration,
+    /// initiator: a whole new IKE_SA takes the place of one this old, so that both ends prove again who they
+    /// are (RFC 7296 §2.8.3); zero for never
+    pub reauth_lifetime: Duration,
     /// how many requests of the peer's we take at once, and at most send (RFC 7296 §2.3)
     pub window: u32,
     /// the biggest IP packet with an IKE message, in octets: a longer message goes in fragments if the

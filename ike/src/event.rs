@@ -157,6 +157,12 @@ pub enum Event {
         /// which request
         tag: Tag,
     },
+    /// The IKE_SA is so old that a whole new one is to take its place (RFC 7296 §2.8.3). Told again if none
+    /// does.
+    Reauthenticate {
+        /// which IKE_SA
+        sa: SaId,
+    },
     /// The IKE_SA has been rekeyed (RFC 7296 §1.3.2); its CHILD_SAs and its name stay.
     Rekeyed {
         /// which IKE_SA

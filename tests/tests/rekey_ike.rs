@@ -246,3 +246,46 @@ fn x_4_a_move_while_the_ike_sa_is_rekeyed_takes_it_along() {
         }
     }
 }
+
+/// RFC 7296 §2.8.3: a whole new IKE_SA takes the old one's place, with the same virtual address, before
+/// the old one goes: no packet is lost, and the gateway has one IKE_SA of the client's again.
+#[test]
+fn k_2_8_3_1_reauthentication_makes_before_it_breaks() {
+    let mut plan = Plan::default();
+    plan.client.reauth_lifetime = Duration::from_secs(600);
+    let mut lab = Lab::established(plan);
+    lab.link(Link::of_delay(Duration::from_millis(ONE_WAY)));
+    lab.seconds(500);
+    for _ in 0..3 {
+        let old = spis(&lab);
+        let address = lab.children(lab.client)[0].virtual_ips.clone();
+        let flows = lab.flows(Duration::from_secs(660));
+        lab.seconds(662);
+        assert_eq!(lab.lost(flows), [[0u64; 0]; 2], "{}", lab.story());
+        assert_rekeyed(&mut lab, old, "reauthenticated");
+        assert_eq!(lab.children(lab.client)[0].virtual_ips, address, "{}", lab.story());
+    }
+    let client = lab.client;
+    act(&mut lab, client, Act::Down);
+    lab.seconds(30);
+    assert!(lab.is_empty(), "{}", lab.story());
+}
+
+/// If the new one does not come up, the old one stays, and it is tried again.
+#[test]
+fn k_2_8_3_1_a_reauthentication_that_fails_breaks_nothing() {
+    let mut plan = Plan::default();
+    plan.client.reauth_lifetime = Duration::from_secs(600);
+    let mut lab = Lab::established(plan);
+    lab.seconds(500);
+    let old = spis(&lab);
+    let gateway = lab.gateway;
+    let closed = bewick_ike::endpoint::HalfOpenLimits { most: 0, ..Default::default() };
+    lab.world.end_mut(gateway).machine.host_mut().set_half_open_limits(closed);
+    lab.seconds(200);
+    assert_eq!(spis(&lab), old);
+    assert_flows(&mut lab, "the old one stays");
+    lab.world.end_mut(gateway).machine.host_mut().set_half_open_limits(Default::default());
+    lab.seconds(300);
+    assert_rekeyed(&mut lab, old, "tried again");
+}

@@ -72,7 +72,8 @@ fn k_2_4_2_uniqueness_decides_about_a_second_ike_sa() {
         let first = lab.sas(lab.gateway)[0].spis;
         // Its first IKE_SA is alive, so that it does not say INITIAL_CONTACT.
         lab.world.play(client, |puppet, now| puppet.connect(now, path));
-        lab.rest();
+        // What goes stays for two seconds, for the peer to delete it itself.
+        lab.seconds(4);
         let left: Vec<_> = lab.sas(lab.gateway).iter().map(|sa| sa.spis).collect();
         assert_eq!(left.len(), expected, "{uniqueness:?}: {}", lab.story());
         let stays = uniqueness != Uniqueness::Replace;

@@ -110,13 +110,16 @@ pub(super) fn read(
             let name = name.unwrap_or_default();
             responder =
                 ResponderPart::read(reader, name, local_ts.is_some(), remote_ts.is_some(), seen);
-            for key in ["gateway", "virtual_ip", "start"] {
+            for key in ["gateway", "virtual_ip", "start", "reauth_lifetime"] {
                 reader.refuse(key, "is for role = \"initiator\"; remove it");
             }
         }
         // which of these belong here can't be told
         None => {
-            for key in ["gateway", "virtual_ip", "start"].into_iter().chain(RESPONDER_KEYS) {
+            for key in ["gateway", "virtual_ip", "start", "reauth_lifetime"]
+                .into_iter()
+                .chain(RESPONDER_KEYS)
+            {
                 reader.value(key);
             }
         }
@@ -145,6 +148,7 @@ pub(super) fn read(
         child_lifetime: Duration::from_secs(child_lifetime),
         child_limits,
         ike_lifetime: Duration::from_secs(ike_lifetime),
+        reauth_lifetime: Duration::from_secs(initiator.reauth_lifetime),
         window,
         childless,
         more_children,
@@ -163,13 +167,20 @@ pub(super) fn read(
 struct InitiatorPart {
     gateways: Vec<String>,
     start: Start,
+    reauth_lifetime: u64,
     ipv4: bool,
     ipv6: bool,
 }
 
 impl Default for InitiatorPart {
     fn default() -> Self {
-        InitiatorPart { gateways: Vec::new(), start: Start::Manual, ipv4: false, ipv6: false }
+        InitiatorPart {
+            gateways: Vec::new(),
+            start: Start::Manual,
+            reauth_lifetime: 0,
+            ipv4: false,
+            ipv6: false,
+        }
     }
 }
 
@@ -194,12 +205,21 @@ impl InitiatorPart {
                  remote_ts = [\"10.1.0.0/16\"] or [\"0.0.0.0/0\"]",
             );
         }
+        let reauth_lifetime = reader
+            .number("reauth_lifetime", 0..=31_536_000, "seconds")
+            .map_or(0, |field| field.value);
         let starts = [("auto", Start::Auto), ("manual", Start::Manual)];
         let start = reader.word("start", &starts).unwrap_or(Start::Auto);
         let wanted = reader.bool("virtual_ip").is_some_and(|field| field.value);
         // of the families in which there is something to reach
         let any = |v4: bool| remote_ts.unwrap_or_default().iter().any(|ts| ts.is_ipv4() == v4);
-        InitiatorPart { gateways, start, ipv4: wanted && any(true), ipv6: wanted && any(false) }
+        InitiatorPart {
+            gateways,
+            start,
+            reauth_lifetime,
+            ipv4: wanted && any(true),
+            ipv6: wanted && any(false),
+        }
     }
 }
 

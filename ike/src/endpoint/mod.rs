@@ -23,7 +23,6 @@ use crate::{
         init,
         init_responder::{self, Unanswerable},
         live, task,
-        uniqueness::Farewell,
     },
     time::Time,
     wire::{self, ExchangeType, Flags, Header, Message, Notify, NotifyType, Payload, WireError},
@@ -286,8 +285,8 @@ impl Endpoint {
         if !replaced.is_empty() {
             // The old CHILD_SA goes before the new one comes: their selectors may be the same.
             let new_ones = self.shared.outputs.split_off(before);
-            for (old, farewell) in replaced {
-                self.replace(now, old, farewell, extension);
+            for old in replaced {
+                self.abandon(now, old, CloseReason::Replaced, extension);
             }
             self.shared.outputs.extend(new_ones);
         }
@@ -304,15 +303,6 @@ impl Endpoint {
         if sa.is_forgotten() {
             self.shared.by_spi.remove(&sa.channel.own_spi());
             self.sas.remove(&id);
-        }
-    }
-
-    /// Ends an IKE_SA that made room for a newer one of the same authenticated identity
-    /// (RFC 7296 §2.4).
-    fn replace(&mut self, now: Time, old: SaId, farewell: Farewell, extension: &mut dyn Extension) {
-        match farewell {
-            Farewell::Silent => self.abandon(now, old, CloseReason::Replaced, extension),
-            Farewell::Delete => self.close_because(now, old, CloseReason::Replaced, extension),
         }
     }
 

@@ -350,9 +350,13 @@ fn install(
     cx: &mut Cx<'_>,
     connection: ConnectionId,
     peer: String,
-    child: ChildSa,
+    mut child: ChildSa,
     told: Told,
 ) {
+    if let Some(reqid) = uniqueness::predecessor(sa, cx.shared) {
+        child.reqid = reqid;
+    }
+    uniqueness::note_child(sa, cx.shared, child.reqid);
     let news = news(sa, connection, &peer, told);
     let mut live = Live::new(connection, peer, (child.path, child.encap));
     live.virtual_ips.clone_from(&child.virtual_ips);

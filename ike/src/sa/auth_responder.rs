@@ -174,7 +174,7 @@ fn accept(
     };
     let peer = proven.peer.to_string();
     let (connection, identities) = (proven.connection, proven.identities);
-    uniqueness::make_room(cx.shared, connection, &identities, state.since, payloads);
+    uniqueness::make_room(cx.shared, connection, &identities, (state.since, cx.now), payloads);
     uniqueness::note(sa, cx.shared, connection, identities.clone(), Some(cx.now));
     let home = shown(init_path, path);
     let mut live = Live::new(proven.connection, peer.clone(), (home, sa.nat.any()));
@@ -220,6 +220,11 @@ fn accept(
             let news = news(child.virtual_ips.clone());
             // They are the peer's, not ours to put on a device.
             let mut child = child;
+            if let Some(reqid) = uniqueness::predecessor(sa, cx.shared) {
+                // The peer uses it when it has our response, and then deletes the old IKE_SA.
+                (child.reqid, child.waits) = (reqid, true);
+            }
+            uniqueness::note_child(sa, cx.shared, child.reqid);
             live.assigned = std::mem::take(&mut child.virtual_ips);
             live.home = (child.path, child.encap);
             let mut without_child = first.clone();

@@ -69,6 +69,8 @@ pub(crate) struct Live {
     pub(crate) missing: Vec<(Time, usize)>,
     /// when the IKE_SA is to be rekeyed
     pub(crate) rekey_ike_at: Option<Time>,
+    /// when a new IKE_SA is to take its place
+    pub(crate) reauth_at: Option<Time>,
     /// why we close it, if not because we were told to
     pub(crate) verdict: Option<CloseReason>,
 }
@@ -106,6 +108,7 @@ impl Live {
             tasks: Tasks::default(),
             missing: Vec::new(),
             rekey_ike_at: None,
+            reauth_at: None,
             verdict: None,
         }
     }
@@ -414,6 +417,7 @@ pub(crate) fn on_up(sa: &mut Sa, cx: &mut Cx<'_>, news: Established, others: usi
     uniqueness::on_established(sa, cx);
     cx.shared.event(Event::Established(news));
     if sa.role == Role::Initiator {
+        task::arm_reauth(sa, cx);
         create_initiator::make_others(sa, cx, others);
     }
 }
@@ -531,8 +535,12 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
     }
     let State::Live(live) = &mut sa.state else { return };
     let new: Vec<Child> = live.pending.drain(..).map(|pending| pending.child).collect();
+    // Where another IKE_SA has taken over, what is on its way to us still arrives: the CHILD_SAs go when
+    // the peer has answered (RFC 7296 §2.8.3).
+    let replaced = live.verdict == Some(CloseReason::Replaced);
+    let old = if replaced { Vec::new() } else { std::mem::take(&mut live.children) };
     let children: Vec<(ChildId, u32)> =
-        live.children.drain(..).chain(new).map(|c| (c.id, c.spi_in.0)).collect();
+        old.into_iter().chain(new).map(|c| (c.id, c.spi_in.0)).collect();
     let mut payloads = first;
     payloads.push(Payload::Delete(Delete::Ike));
     live.phase = Phase::Closing { payloads, sent: false };

@@ -13,7 +13,7 @@ use crate::{
     time::Time,
 };
 
-use super::uniqueness::{Farewell, Peer};
+use super::uniqueness::Peer;
 
 /// What all IKE_SAs of an endpoint share.
 pub(crate) struct Shared {
@@ -29,7 +29,7 @@ pub(crate) struct Shared {
     /// who is at the other end of the IKE_SAs
     pub(crate) peers: BTreeMap<SaId, Peer>,
     /// IKE_SAs that make room for a new one, to be ended after the input
-    pub(crate) replaced: Vec<(SaId, Farewell)>,
+    pub(crate) replaced: Vec<SaId>,
     /// the data plane can carry ESP in UDP alone
     pub(crate) force_encap: bool,
     /// the time of day; until it is told, every certificate is of the future

@@ -7,7 +7,7 @@ use crate::{
     child::{ChildId, EspSpi, Limits},
     config::ConnectionId,
     crypto::KeyExchangeMethod,
-    event::{CloseReason, Tag},
+    event::{CloseReason, Event, Tag},
     time::Time,
     wire::{Delete, ExchangeType, NotifyType, Payload},
 };
@@ -233,12 +233,22 @@ pub(crate) fn ike_rekeyed(sa: &mut Sa, cx: &mut Cx<'_>) {
     arm(sa, cx);
 }
 
+/// Both ends have just proved who they are.
+pub(crate) fn arm_reauth(sa: &mut Sa, cx: &mut Cx<'_>) {
+    let lifetime = sa.config(cx.shared).map(|config| config.reauth_lifetime).unwrap_or_default();
+    let at = due(cx, lifetime);
+    if let State::Live(live) = &mut sa.state {
+        live.reauth_at = at;
+    }
+    arm(sa, cx);
+}
+
 /// Sets the timer to what is due first.
 pub(crate) fn arm(sa: &Sa, cx: &mut Cx<'_>) {
     let State::Live(live) = &sa.state else { return };
     let children = live.children.iter().filter(|c| c.is_current()).filter_map(|c| c.rekey_at);
     let missing = live.missing.iter().map(|(at, _)| *at);
-    match children.chain(missing).chain(live.rekey_ike_at).min() {
+    match children.chain(missing).chain(live.rekey_ike_at).chain(live.reauth_at).min() {
         Some(at) => cx.shared.timers.set(sa.id, Timer::Rekey, at),
         None => cx.shared.timers.clear(sa.id, Timer::Rekey),
     }
@@ -252,7 +262,15 @@ pub(crate) fn on_timer(sa: &mut Sa, cx: &mut Cx<'_>) {
         for config in due {
             live.tasks.push(Task::Child(Purpose::New(config), None, 0));
         }
-        if live.rekey_ike_at.is_some_and(|at| at <= now) {
+        let ike = live.rekey_ike_at.is_some_and(|at| at <= now);
+        if live.reauth_at.is_some_and(|at| at <= now) {
+            // Looked at again if nothing comes of it.
+            live.reauth_at = Some(now + RETRY_LATER);
+            if live.is_up() {
+                cx.shared.event(Event::Reauthenticate { sa: sa.id });
+            }
+        }
+        if ike {
             rekey_ike(sa, cx);
         }
     }

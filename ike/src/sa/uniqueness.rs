@@ -3,7 +3,8 @@
 //! A new IKE_SA that the peer starts meets the older ones between the same two authenticated
 //! identities:
 //! - With INITIAL_CONTACT the older ones are gone without a word, for the peer knows of none.
-//! - Else the connection's [`Uniqueness`] decides.
+//! - Else the connection's [`Uniqueness`] decides. An older one that goes stays for [`SETTLE`], so that the
+//!   peer can take the new one in use and delete the old one itself, without a gap.
 //! - One that we started is another matter, for two gateways may start towards each other at once. Both
 //!   handshakes end well, and each may have said INITIAL_CONTACT in good faith. So INITIAL_CONTACT does
 //!   not end an IKE_SA of ours that was not yet authenticated when the peer's IKE_SA_INIT came: a peer
@@ -42,21 +43,16 @@ pub(crate) struct Peer {
     pub(crate) spis: (u64, u64),
     /// when it was authenticated; `None` while our IKE_AUTH is out
     pub(crate) proven: Option<Time>,
+    /// what binds its first CHILD_SA's policies to its states, for an IKE_SA that takes its place
+    pub(crate) reqid: Option<u32>,
+    /// a newer one has taken its place
+    pub(crate) doomed: bool,
 }
 
 impl Peer {
     fn lowest_spi(&self) -> u64 {
         self.spis.0.min(self.spis.1)
     }
-}
-
-/// How an older IKE_SA ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Farewell {
-    /// the peer does not know it any more
-    Silent,
-    /// with DELETE
-    Delete,
 }
 
 /// Notes with whom `sa` is; both identities are in their one spelling.
@@ -68,8 +64,33 @@ pub(crate) fn note(
     proven: Option<Time>,
 ) {
     let spis = (sa.channel.spi_i, sa.channel.spi_r);
-    let peer = Peer { connection, role: sa.role, identities, spis, proven };
+    let peer =
+        Peer { connection, role: sa.role, identities, spis, proven, reqid: None, doomed: false };
     shared.peers.insert(sa.id, peer);
+}
+
+/// The first CHILD_SA of `sa` has this reqid.
+pub(crate) fn note_child(sa: &Sa, shared: &mut Shared, reqid: u32) {
+    if let Some(peer) = shared.peers.get_mut(&sa.id) {
+        peer.reqid = Some(reqid);
+    }
+}
+
+/// The reqid of the IKE_SA that `sa` is to take the place of, started from the same end: its first CHILD_SA
+/// succeeds that one's as if it were rekeyed (RFC 7296 §2.8.3).
+pub(crate) fn predecessor(sa: &Sa, shared: &Shared) -> Option<u32> {
+    let peer = shared.peers.get(&sa.id)?;
+    let config = shared.connection(peer.connection)?;
+    if config.uniqueness == Uniqueness::Never {
+        return None;
+    }
+    let older = |(id, other): &(&SaId, &Peer)| {
+        **id != sa.id
+            && other.connection == peer.connection
+            && other.role == peer.role
+            && other.identities == peer.identities
+    };
+    shared.peers.iter().filter(older).filter_map(|(_, other)| other.reqid).next_back()
 }
 
 /// Whether we have no other IKE_SA with the connection's peer, also none on its way: then our first
@@ -121,7 +142,7 @@ pub(crate) fn make_room(
     shared: &mut Shared,
     connection: ConnectionId,
     identities: &(Identity, Identity),
-    since: Time,
+    (since, now): (Time, Time),
     payloads: &[Payload],
 ) {
     let initial = says_initial_contact(payloads);
@@ -140,10 +161,18 @@ pub(crate) fn make_room(
         };
         going.extend(theirs.iter().rev().skip(left).map(|(id, _)| *id));
     }
-    let farewell = if initial { Farewell::Silent } else { Farewell::Delete };
     for id in going {
-        shared.release(id);
-        shared.replaced.push((id, farewell));
+        if initial {
+            shared.release(id);
+            shared.replaced.push(id);
+        } else {
+            // The peer deletes it itself when the new one carries traffic (RFC 7296 §2.8.3); else we do.
+            shared.release_addresses(id);
+            if let Some(peer) = shared.peers.get_mut(&id) {
+                peer.doomed = true;
+            }
+            shared.timers.set(id, Timer::Redundant, now + SETTLE);
+        }
     }
 }
 
@@ -175,7 +204,7 @@ pub(crate) fn on_timer(sa: &mut Sa, cx: &mut Cx<'_>) {
             && allowed(other.connection)
     });
     let State::Live(live) = &mut sa.state else { return };
-    if beaten && live.is_up() {
+    if (beaten || peer.doomed) && live.is_up() {
         live.verdict.get_or_insert(CloseReason::Replaced);
         live::delete(sa, cx, Vec::new());
     }

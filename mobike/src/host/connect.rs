@@ -89,6 +89,41 @@ impl Host {
         }
     }
 
+    /// RFC 7296 §2.8.3: a whole new IKE_SA beside the old one, on the same pair of addresses.
+    pub(super) fn reauthenticate(&mut self, now: Time, old: SaId) {
+        let Some((Some(connection), path)) = self.ike.sa(old).map(|sa| (sa.connection, sa.path))
+        else {
+            return;
+        };
+        let wanted = self.wanted.get(&connection);
+        if wanted.is_none_or(|w| w.current != Some(old) || w.successor.is_some()) {
+            return;
+        }
+        let (local, remote) = (path.local.ip(), path.remote.ip());
+        let path = Path::new(SocketAddr::new(local, 500), SocketAddr::new(remote, 500));
+        match self.ike.connect(now, connection, path, &mut self.movers) {
+            Ok(sa) => {
+                if let Some(wanted) = self.wanted.get_mut(&connection) {
+                    wanted.successor = Some(sa);
+                }
+                self.event(Event::Connecting { connection, path });
+            }
+            Err(reason) => self.event(Event::Refused { path, reason }),
+        }
+    }
+
+    /// The IKE_SA that was to take another one's place is established: the other one goes.
+    pub(super) fn succeed(&mut self, now: Time, connection: ConnectionId, sa: SaId) {
+        let Some(wanted) = self.wanted.get_mut(&connection) else { return };
+        if wanted.successor != Some(sa) {
+            return;
+        }
+        wanted.successor = None;
+        if let Some(old) = wanted.current.replace(sa) {
+            self.ike.close_because(now, old, CloseReason::Replaced, &mut self.movers);
+        }
+    }
+
     pub(super) fn retry_later(&mut self, now: Time, connection: ConnectionId, wait: bool) {
         let keep_up = wait || self.policies.get(connection.0).is_some_and(|p| p.keep_up);
         let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.up) else { return };
@@ -144,10 +179,19 @@ impl Host {
         established: bool,
         reason: &CloseReason,
     ) {
-        let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.current == Some(sa))
-        else {
+        let Some(wanted) = self.wanted.get_mut(&connection) else { return };
+        if wanted.successor == Some(sa) {
+            // The old one is still there, and asks again later.
+            wanted.successor = None;
             return;
-        };
+        }
+        if wanted.current != Some(sa) {
+            return;
+        }
+        if let Some(successor) = wanted.successor.take() {
+            wanted.current = Some(successor);
+            return;
+        }
         wanted.current = None;
         let keep_up = self.policies.get(connection.0).is_some_and(|p| p.keep_up);
         if *reason == CloseReason::Replaced && wanted.up && keep_up {

@@ -58,6 +58,8 @@ struct Wanted {
     current: Option<SaId>,
     /// it gave way to an IKE_SA that the peer started, for as long as that stands
     yields: bool,
+    /// the IKE_SA that is to take the place of `current`
+    successor: Option<SaId>,
 }
 
 /// IKE and MOBIKE of one host.
@@ -241,6 +243,7 @@ impl Host {
                     wanted.attempt = 0;
                 }
                 self.keepalives.insert((now + KEEPALIVE, id));
+                self.succeed(now, connection, id);
                 let place = self.ike.sa(id).and_then(|sa| sa.place);
                 let encap = place.is_some_and(|(_, encap)| encap);
                 let place = place.map(|(path, _)| path);
@@ -269,6 +272,7 @@ impl Host {
                 self.on_response(now, sa, tag, (path, spis), &payloads);
             }
             event::Event::Lost { sa, tag } => self.on_lost(sa, tag),
+            event::Event::Reauthenticate { sa } => self.reauthenticate(now, sa),
             event::Event::Rekeyed { sa, spis } => {
                 // What is compared is a hash with the SPIs in it (RFC 7296 §2.23).
                 self.expect_mapping(sa);
