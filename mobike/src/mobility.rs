@@ -141,6 +141,8 @@ pub(crate) enum Intent {
     Updated { path: Path, nat: Option<Nat> },
     /// the peer's list has changed
     PeerList,
+    /// without MOBIKE: a genuine request came from this path
+    Seen { path: Path },
 }
 
 /// The extension of all IKE_SAs of a host.
@@ -222,6 +224,10 @@ impl Extension for Movers {
         random: &mut Random,
     ) -> Vec<Payload> {
         let mut response = Vec::new();
+        let supported = self.sas.get(&view.id).is_some_and(|m| m.supported);
+        if !supported && request.path != view.path {
+            self.intents.push_back((view.id, Intent::Seen { path: request.path }));
+        }
         if let Some(mobility) = self.sas.get_mut(&view.id).filter(|m| m.supported) {
             let intents = responder::on_request(mobility, view, request);
             self.intents.extend(intents.into_iter().map(|intent| (view.id, intent)));

@@ -36,6 +36,7 @@ impl Host {
                     self.adjust_encap(now, id);
                 }
             }
+            Intent::Seen { path } => self.follow_nat(now, id, path),
             Intent::PeerList => {
                 let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
                 let Some(mobility) = self.movers.sas.get(&id) else { return };
@@ -51,6 +52,20 @@ impl Host {
                 }
             }
         }
+    }
+
+    /// Without MOBIKE an end that is not behind a NAT follows the other one's mapping, and an end that is
+    /// behind one stays (RFC 7296 §2.23).
+    fn follow_nat(&mut self, now: Time, id: SaId, path: Path) {
+        let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
+        let (current, nat) = (sa.path, sa.nat);
+        if nat.local || !nat.remote || path.local != current.local {
+            return;
+        }
+        self.begin(now, id, path, Cause::NatMapping);
+        self.confirm(now, id);
+        self.move_children(now, id, path);
+        self.ike.hasten(now, id, true, &mut self.movers);
     }
 
     /// Responder: the peer says that it is at `path` now (RFC 4555 §3.5, §3.7).
