@@ -9,7 +9,7 @@ use crate::{
     event::{Action, CloseReason, Established, Event},
     path::Path,
     time::Time,
-    wire::{CfgType, ExchangeType, Identification, Identity, Notify, NotifyType, Payload},
+    wire::{CfgType, ExchangeType, Identification, Identity, Notify, Payload},
 };
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     auth_initiator::encap,
     child::{self, Agreed, Child},
     configuration,
+    fault::{Fault, Stage},
     init_responder::candidates,
     live::{self, HeldResponse, Live, Phase},
     negotiate, task, uniqueness,
@@ -62,8 +63,7 @@ pub(crate) fn on_request(
         Err(text) => {
             // The state must be one that `close` reports.
             sa.state = State::AuthRequest(state);
-            let notify = Notify::new(NotifyType::AUTHENTICATION_FAILED, Vec::new());
-            let notify = Payload::Notify(notify);
+            let notify = refusal(Fault::Unproven);
             // Without a response there is nothing to keep; the reason is reported all the same.
             let _ = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &[notify]);
             sa.path = path;
@@ -228,7 +228,7 @@ fn accept(
             live.assigned = std::mem::take(&mut child.virtual_ips);
             live.home = (child.path, child.encap);
             let mut without_child = first.clone();
-            without_child.push(refusal(NotifyType::TEMPORARY_FAILURE));
+            without_child.push(refusal(Fault::Busy));
             first.append(&mut answer);
             first.extend(extra);
             live.children.push(Child::of(&child, 0));
@@ -239,18 +239,18 @@ fn accept(
                 Phase::Installing { action, response: Some(response), news: Box::new(news) };
             sa.state = State::Live(Box::new(live));
         }
-        // RFC 7296 §2.21.2: the request as a whole was not understood, and leaves no IKE_SA.
-        Err((kind @ NotifyType::INVALID_SYNTAX, text)) => {
+        // RFC 7296 §2.21.2: a request that as a whole was not understood leaves no IKE_SA.
+        Err((fault, text)) if fault.at(Stage::Auth).ends => {
             sa.state = State::Live(Box::new(live));
-            let refusal = [refusal(kind)];
+            let refusal = [refusal(fault)];
             // Without a response there is nothing to keep; the reason is reported all the same.
             let _ = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &refusal);
             sa.close(cx, CloseReason::Protocol(text));
         }
-        Err((notify, text)) => {
+        Err((fault, text)) => {
             // RFC 7296 §2.21.2: the IKE_SA stands, the CHILD_SA does not.
             cx.shared.event(Event::Refused { path, reason: CloseReason::Child(text) });
-            first.push(refusal(notify));
+            first.push(refusal(fault));
             sa.state = State::Live(Box::new(live));
             let sent = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &first);
             if let Err(reason) = sent {
@@ -284,14 +284,14 @@ fn without_child(
     cx: &mut Cx<'_>,
     (connection, who): (ConnectionId, &Identity),
     payloads: &[Payload],
-) -> Result<Without, (NotifyType, String)> {
+) -> Result<Without, (Fault, String)> {
     let request = payloads.iter().find_map(|payload| match payload {
         Payload::Configuration(c) if c.kind == CfgType::REQUEST => Some(c),
         _ => None,
     });
     let assigned = configuration::assign(cx.shared, (sa.id, who), connection, request)?;
     let Some(config) = cx.shared.connection(connection) else {
-        return Err((NotifyType::TEMPORARY_FAILURE, "no such connection".into()));
+        return Err((Fault::Busy, "no such connection".into()));
     };
     let encap = encap(sa, config, cx.shared.responder_forces_encap());
     let reply = configuration::reply(config, request, &assigned);
@@ -310,8 +310,8 @@ fn shown(init: Path, auth: Path) -> Path {
     path
 }
 
-fn refusal(kind: NotifyType) -> Payload {
-    Payload::Notify(Notify::new(kind, Vec::new()))
+fn refusal(fault: Fault) -> Payload {
+    Payload::Notify(Notify::new(fault.notify(), Vec::new()))
 }
 
 /// Settles the CHILD_SA; gives it and the payloads CP, SA, TSi, TSr of the answer.
@@ -321,7 +321,7 @@ fn agree(
     (state, path): (&ExpectAuthRequest, Path),
     (connection, who): (ConnectionId, &Identity),
     payloads: &[Payload],
-) -> Result<(ChildSa, Vec<Payload>), (NotifyType, String)> {
+) -> Result<(ChildSa, Vec<Payload>), (Fault, String)> {
     let (mut offered, mut ts_i, mut ts_r, mut request) = (None, None, None, None);
     for payload in payloads {
         match payload {
@@ -336,20 +336,20 @@ fn agree(
     }
     let (Some(offered), Some(ts_i), Some(ts_r)) = (offered, ts_i, ts_r) else {
         let text = "the request has no SA or no traffic selectors".to_owned();
-        return Err((NotifyType::INVALID_SYNTAX, text));
+        return Err((Fault::Malformed, text));
     };
     let Some(config) = cx.shared.connection(connection).cloned() else {
-        return Err((NotifyType::TEMPORARY_FAILURE, "no such connection".into()));
+        return Err((Fault::Busy, "no such connection".into()));
     };
     if config.childless == Childless::Force {
         let text = "the first CHILD_SA is to come by CREATE_CHILD_SA (childless = \"force\")";
-        return Err((NotifyType::NO_PROPOSAL_CHOSEN, text.into()));
+        return Err((Fault::NoProposal, text.into()));
     }
     let Some((proposal, mut answer, spi_out)) =
         negotiate::select_esp(&config.esp_proposals, offered, None)
     else {
         let text = "no common proposal: the peer offers none of esp_proposals".to_owned();
-        return Err((NotifyType::NO_PROPOSAL_CHOSEN, text));
+        return Err((Fault::NoProposal, text));
     };
     let assigned = configuration::assign(cx.shared, (sa.id, who), connection, request)?;
     let ours = child::resolve(&config.ts_local, &[], sa.path.local.ip());
@@ -361,7 +361,7 @@ fn agree(
             "the peer's selectors {ts_i:?} to {ts_r:?} have nothing in common with ours, \
              {theirs:?} to {ours:?}"
         );
-        return Err((NotifyType::TS_UNACCEPTABLE, text));
+        return Err((Fault::Selectors, text));
     }
     let (id, spi_in) = (cx.shared.fresh_id(), cx.shared.draw_esp_spi());
     let limits = task::limits(cx.shared, connection);
@@ -373,7 +373,7 @@ fn agree(
     response.push(Payload::TsResponder(ts_local.clone()));
     let agreed =
         Agreed { proposal, spi_in, spi_out, ts_local, ts_remote, virtual_ips: assigned, limits };
-    let internal = |text: String| (NotifyType::TEMPORARY_FAILURE, text);
+    let internal = |text: String| (Fault::Busy, text);
     let keys = sa.channel.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
     let nonces = (state.nonce_i.as_slice(), state.nonce_r.as_slice());
     let encap = encap(sa, &config, cx.shared.responder_forces_encap());

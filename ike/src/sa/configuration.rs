@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use crate::{
     config::{ConnectionConfig, ConnectionId, Selectors},
     event::SaId,
-    wire::{AttributeType, AttributeValue, CfgType, Configuration, Identity, NotifyType, Payload},
+    wire::{AttributeType, AttributeValue, CfgType, Configuration, Identity, Payload},
 };
 
-use super::Shared;
+use super::{Shared, fault::Fault};
 
 /// More servers, domains or networks than this are not taken from a reply, nor put into one.
 const MOST_TOLD: usize = 32;
@@ -111,7 +111,7 @@ pub(crate) fn assign(
     (sa, who): (SaId, &Identity),
     connection: ConnectionId,
     request: Option<&Configuration>,
-) -> Result<Vec<IpAddr>, (NotifyType, String)> {
+) -> Result<Vec<IpAddr>, (Fault, String)> {
     let Some(pools) = shared.pools.get_mut(&connection).filter(|pools| !pools.is_empty()) else {
         return Ok(Vec::new());
     };
@@ -133,7 +133,7 @@ pub(crate) fn assign(
     }
     if asked == [false; 2] {
         let text = "the peer asks for no virtual address, and must have one".to_owned();
-        return Err((NotifyType::FAILED_CP_REQUIRED, text));
+        return Err((Fault::AddressNotAskedFor, text));
     }
     if assigned.is_empty() {
         let of = |ipv4: bool| asked[usize::from(ipv4)];
@@ -148,7 +148,7 @@ pub(crate) fn assign(
             true => "the peer asks for an address of a family that no pool has".to_owned(),
             false => full.join(", "),
         };
-        return Err((NotifyType::INTERNAL_ADDRESS_FAILURE, text));
+        return Err((Fault::NoAddress, text));
     }
     Ok(assigned)
 }

@@ -14,6 +14,7 @@ use crate::{
 use super::{
     Cx, Sa, State,
     child::{self, Agreed, Child},
+    fault::Fault,
     former::{self, Nonces},
     live::{HeldResponse, Refusal},
     negotiate, rekey_ike,
@@ -51,8 +52,8 @@ impl Then {
     }
 }
 
-fn notify(kind: NotifyType) -> Vec<Payload> {
-    vec![Payload::Notify(Notify::new(kind, Vec::new()))]
+fn notify(fault: Fault) -> Vec<Payload> {
+    vec![Payload::Notify(Notify::new(fault.notify(), Vec::new()))]
 }
 
 /// A CREATE_CHILD_SA request; gives the payloads of the response, or nothing if that has to wait.
@@ -63,7 +64,7 @@ pub(crate) fn on_request(
     message_id: u32,
     payloads: &[Payload],
 ) -> Result<Option<Vec<Payload>>, Refusal> {
-    let refuse = |kind| Ok(Some(notify(kind)));
+    let refuse = |fault| Ok(Some(notify(fault)));
     let rekeyed = payloads.iter().find_map(|payload| match payload {
         Payload::Notify(n) if n.kind == NotifyType::REKEY_SA => Some(n),
         _ => None,
@@ -73,10 +74,10 @@ pub(crate) fn on_request(
     }
     // RFC 7296 §2.25.2: no CHILD_SAs on an IKE_SA that is being rekeyed.
     let replacing = task::is_rekeying_ike(sa) || former::successor(sa).is_some();
-    let State::Live(live) = &sa.state else { return refuse(NotifyType::TEMPORARY_FAILURE) };
+    let State::Live(live) = &sa.state else { return refuse(Fault::Busy) };
     // RFC 7296 §2.25: nothing new on an IKE_SA that is going.
     if replacing || !live.is_up() {
-        return refuse(NotifyType::TEMPORARY_FAILURE);
+        return refuse(Fault::Busy);
     }
     let mut old = None;
     if let Some(rekeyed) = rekeyed {
@@ -85,31 +86,33 @@ pub(crate) fn on_request(
         let Some(old) = &old else {
             // RFC 7296 §2.25: the notify names the SPI that was not found.
             let mut notify = rekeyed.clone();
-            notify.kind = NotifyType::CHILD_SA_NOT_FOUND;
+            notify.kind = Fault::NoSuchChild.notify();
             notify.data.clear();
             return Ok(Some(vec![Payload::Notify(notify)]));
         };
         // RFC 7296 §2.25.1: not one that we are about to delete.
         if !old.is_current() || live.tasks.is_deleting(old.spi_in) {
-            return refuse(NotifyType::TEMPORARY_FAILURE);
+            return refuse(Fault::Busy);
         }
     }
     if live.children.len() + live.pending.len() >= MOST_CHILDREN {
         // RFC 7296 §1.3, §3.10.1: NO_ADDITIONAL_SAS is for what would be one more.
         return refuse(match old {
-            Some(_) => NotifyType::TEMPORARY_FAILURE,
-            None => NotifyType::NO_ADDITIONAL_SAS,
+            Some(_) => Fault::Busy,
+            None => Fault::NoMoreChildren,
         });
     }
     match agree(sa, cx, old.as_ref(), payloads) {
-        Err(Fault::Notify(kind, data)) => Ok(Some(vec![Payload::Notify(Notify::new(kind, data))])),
-        Err(Fault::Syntax(text)) => Err(Refusal::Syntax(text.into())),
+        Err(Refused::Answer(fault, data)) => {
+            Ok(Some(vec![Payload::Notify(Notify::new(fault.notify(), data))]))
+        }
+        Err(Refused::Syntax(text)) => Err(Refusal::Syntax(text.into())),
         Ok((new, config, response, nonces)) => {
             let info = Child::of(&new, config);
             let old = old.map(|old| old.id);
             tracing::info!(?old, new = %new.spi_in, "the peer rekeys or makes a CHILD_SA");
             let action = cx.shared.action(sa.id, Action::Install(Box::new(new)));
-            let without_child = notify(NotifyType::TEMPORARY_FAILURE);
+            let without_child = notify(Fault::Busy);
             let response = HeldResponse { path, message_id, payloads: response, without_child };
             if let State::Live(live) = &mut sa.state {
                 let then = Then::Respond(response, old);
@@ -124,16 +127,16 @@ pub(crate) fn on_request(
 }
 
 /// Why a request gets no CHILD_SA.
-enum Fault {
+enum Refused {
     /// the IKE_SA lives on
-    Notify(NotifyType, Vec<u8>),
+    Answer(Fault, Vec<u8>),
     /// INVALID_SYNTAX
     Syntax(&'static str),
 }
 
-impl From<NotifyType> for Fault {
-    fn from(kind: NotifyType) -> Self {
-        Fault::Notify(kind, Vec::new())
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        Refused::Answer(fault, Vec::new())
     }
 }
 
@@ -144,7 +147,7 @@ fn agree(
     cx: &mut Cx<'_>,
     old: Option<&Child>,
     payloads: &[Payload],
-) -> Result<Made, Fault> {
+) -> Result<Made, Refused> {
     let (mut offered, mut nonce, mut ke, mut ts_i, mut ts_r) = (None, None, None, None, None);
     for payload in payloads {
         match payload {
@@ -158,21 +161,18 @@ fn agree(
     }
     let (Some(offered), Some(nonce_i), Some(ts_i), Some(ts_r)) = (offered, nonce, ts_i, ts_r)
     else {
-        return Err(Fault::Syntax("CREATE_CHILD_SA without SA, Ni, TSi or TSr"));
+        return Err(Refused::Syntax("CREATE_CHILD_SA without SA, Ni, TSi or TSr"));
     };
     // RFC 7296 §2.10
     let least = sa.channel.keys.as_ref().map_or(0, |keys| keys.suite.prf.key_len());
     if nonce_i.len() * 2 < least {
-        return Err(Fault::Syntax("a nonce that is too short for the prf"));
+        return Err(Refused::Syntax("a nonce that is too short for the prf"));
     }
-    let State::Live(live) = &sa.state else { return Err(NotifyType::TEMPORARY_FAILURE.into()) };
-    let settings = cx
-        .shared
-        .connections
-        .get(live.connection.0)
-        .ok_or(Fault::from(NotifyType::TEMPORARY_FAILURE))?;
+    let State::Live(live) = &sa.state else { return Err(Fault::Busy.into()) };
+    let settings =
+        cx.shared.connections.get(live.connection.0).ok_or(Refused::from(Fault::Busy))?;
     let group = ke.map(|(group, _)| group);
-    let mut fault = NotifyType::TS_UNACCEPTABLE;
+    let mut fault = Fault::Selectors;
     let mut found = None;
     for (index, of_child) in settings.children().enumerate() {
         if old.is_some_and(|old| old.config != index) {
@@ -187,21 +187,21 @@ fn agree(
                 found = Some((index, chosen, ts_local, ts_remote));
                 break;
             }
-            None => fault = NotifyType::NO_PROPOSAL_CHOSEN,
+            None => fault = Fault::NoProposal,
         }
     }
     let (index, (proposal, mut answer, spi_out), ts_local, ts_remote) =
-        found.ok_or(Fault::from(fault))?;
+        found.ok_or(Refused::from(fault))?;
     let (mut public, mut secret) = (None, None);
     if let Some(method) = proposal.key_exchange {
         // RFC 7296 §1.3.1: the proposals are good, the group that was guessed is not.
         let Some((_, theirs)) = ke.filter(|(group, _)| *group == method.id()) else {
             let wanted = method.id().to_be_bytes().to_vec();
-            return Err(Fault::Notify(NotifyType::INVALID_KE_PAYLOAD, wanted));
+            return Err(Refused::Answer(Fault::AnotherGroup, wanted));
         };
         // RFC 6989 §2.5: after authentication a bad value is INVALID_SYNTAX, and the end.
         let (ours, shared) = crypto::respond(method, &mut cx.shared.random, theirs)
-            .map_err(|_| Fault::Syntax("a KE payload that is no value of its group"))?;
+            .map_err(|_| Refused::Syntax("a KE payload that is no value of its group"))?;
         public = Some(Payload::KeyExchange { group: method.id(), data: ours });
         secret = Some(shared);
     }
@@ -218,7 +218,7 @@ fn agree(
         virtual_ips: live.virtual_ips.clone(),
         limits,
     };
-    let keys = sa.channel.keys.as_ref().ok_or(Fault::from(NotifyType::TEMPORARY_FAILURE))?;
+    let keys = sa.channel.keys.as_ref().ok_or(Refused::from(Fault::Busy))?;
     let nonces = (nonce_i.as_slice(), nonce_r.as_slice());
     // RFC 4555 §3.3: the addresses are those in use, whatever path the request came on.
     let place = live.place();
@@ -226,7 +226,7 @@ fn agree(
     let new = child::build(agreed, (id, role), keys, secret.as_ref(), nonces, place);
     let Ok(mut new) = new else {
         cx.shared.esp_spis.remove(&spi_in);
-        return Err(NotifyType::TEMPORARY_FAILURE.into());
+        return Err(Fault::Busy.into());
     };
     if let Some(old) = old {
         new.reqid = old.reqid;

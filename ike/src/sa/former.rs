@@ -12,13 +12,14 @@ use crate::{
     event::{Event, Tag},
     path::Path,
     time::Time,
-    wire::{Delete, ExchangeType, Notify, NotifyType, Payload},
+    wire::{Delete, ExchangeType, Notify, Payload},
 };
 
 use super::{
     Cx, LINGER, On, Sa, State, Timer,
     channel::Channel,
     exchange::{Outstanding, Retransmit},
+    fault::Fault,
     live::{self, Refusal},
     task,
 };
@@ -234,7 +235,7 @@ pub(crate) fn on_request(
     }
     if exchange.0 == ExchangeType::CREATE_CHILD_SA {
         // RFC 7296 §2.25.2: nothing new on an IKE_SA that has been replaced.
-        let refusal = Notify::new(NotifyType::TEMPORARY_FAILURE, Vec::new());
+        let refusal = Notify::new(Fault::Busy.notify(), Vec::new());
         respond(sa, cx, on, path, exchange, &[Payload::Notify(refusal)]);
         return Ok(());
     }

@@ -14,6 +14,7 @@ use super::{
     auth_responder::ExpectAuthRequest,
     channel::Channel,
     envelope::Keys,
+    fault::{Fault, Stage},
     fragment::{self, Fragments},
     negotiate,
 };
@@ -57,9 +58,8 @@ impl<'a> Request<'a> {
             }
         }
         if let Some(kind) = super::live::unknown_critical(&message.payloads) {
-            let notify = Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, vec![kind]);
             let reason = CloseReason::Protocol(format!("unknown critical payload {kind}"));
-            return Err(Unanswerable::Notify(notify, reason));
+            return Err(unanswerable(Fault::UnknownCritical, vec![kind], reason));
         }
         match (proposals, ke, nonce, &message.encrypted) {
             (Some(proposals), Some((group, public)), Some(nonce), None) => {
@@ -70,9 +70,15 @@ impl<'a> Request<'a> {
     }
 }
 
-/// RFC 7296 §2.21.1: INVALID_SYNTAX only in answers that are protected, so silence here.
+fn unanswerable(fault: Fault, data: Vec<u8>, reason: CloseReason) -> Unanswerable {
+    match fault.at(Stage::Init).notify {
+        Some(kind) => Unanswerable::Notify(Notify::new(kind, data), reason),
+        None => Unanswerable::Silence(reason),
+    }
+}
+
 fn syntax(what: &str) -> Unanswerable {
-    Unanswerable::Silence(CloseReason::Protocol(what.into()))
+    unanswerable(Fault::Malformed, Vec::new(), CloseReason::Protocol(what.into()))
 }
 
 /// Makes the half-open IKE_SA and answers.
@@ -179,17 +185,13 @@ fn choose(cx: &Cx<'_>, request: &Request<'_>) -> Result<(IkeSuite, wire::Proposa
     let suites = suites(cx);
     let chosen = negotiate::select_ike(&suites, request.proposals, request.group);
     let Some((suite, proposal)) = chosen else {
-        return Err(Unanswerable::Notify(
-            Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, Vec::new()),
-            CloseReason::NoProposal(": the peer offers none of ike_proposals".into()),
-        ));
+        let reason = CloseReason::NoProposal(": the peer offers none of ike_proposals".into());
+        return Err(unanswerable(Fault::NoProposal, Vec::new(), reason));
     };
     if suite.key_exchange.id() != request.group {
         let wanted = suite.key_exchange.id().to_be_bytes().to_vec();
-        return Err(Unanswerable::Notify(
-            Notify::new(NotifyType::INVALID_KE_PAYLOAD, wanted),
-            CloseReason::NoProposal(": another key exchange is asked for".into()),
-        ));
+        let reason = CloseReason::NoProposal(": another key exchange is asked for".into());
+        return Err(unanswerable(Fault::AnotherGroup, wanted, reason));
     }
     Ok((suite, proposal))
 }

@@ -18,6 +18,7 @@ use super::{
     create_initiator,
     create_responder::{self, Pending},
     exchange::{MOST_WINDOW, Outstanding},
+    fault::{Answer, Fault, Stage},
     former, rekey_ike,
     task::{self, Running, Tasks},
     uniqueness,
@@ -157,9 +158,9 @@ impl Live {
 
 /// What makes a whole request fail (RFC 7296 §2.21).
 pub(crate) enum Refusal {
-    /// INVALID_SYNTAX, and the IKE_SA ends without DELETE
+    /// it is malformed
     Syntax(String),
-    /// UNSUPPORTED_CRITICAL_PAYLOAD, the IKE_SA lives on
+    /// it has a payload of this kind that must not be skipped
     UnknownCritical(u8),
 }
 
@@ -179,16 +180,20 @@ pub(crate) fn refuse(
     exchange: (ExchangeType, u32),
     refusal: Refusal,
 ) {
-    let (notify, end) = match refusal {
-        Refusal::Syntax(text) => (Notify::new(NotifyType::INVALID_SYNTAX, Vec::new()), Some(text)),
+    let stage = match sa.state {
+        State::AuthRequest(_) => Stage::Auth,
+        _ => Stage::Established,
+    };
+    let (fault, data, text) = match refusal {
+        Refusal::Syntax(text) => (Fault::Malformed, Vec::new(), text),
         Refusal::UnknownCritical(kind) => {
-            let notify = Notify::new(NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD, vec![kind]);
-            // RFC 7296 §2.21.2: an IKE_AUTH that is refused as a whole leaves no IKE_SA.
-            let text = format!("unknown critical payload {kind}");
-            (notify, matches!(sa.state, State::AuthRequest(_)).then_some(text))
+            (Fault::UnknownCritical, vec![kind], format!("unknown critical payload {kind}"))
         }
     };
-    let sent = sa.respond_on(cx, on, path, exchange, &[Payload::Notify(notify)]);
+    let Answer { notify: Some(notify), ends } = fault.at(stage) else { return };
+    let end = ends.then_some(text);
+    let notify = Payload::Notify(Notify::new(notify, data));
+    let sent = sa.respond_on(cx, on, path, exchange, &[notify]);
     let Some(text) = end.or_else(|| sent.err().map(|e| e.to_string())) else { return };
     match on {
         On::Current => sa.close(cx, CloseReason::Protocol(text)),

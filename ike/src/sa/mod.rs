@@ -13,6 +13,7 @@ pub(crate) mod create_initiator;
 pub(crate) mod create_responder;
 pub(crate) mod envelope;
 pub(crate) mod exchange;
+pub(crate) mod fault;
 pub(crate) mod former;
 pub(crate) mod fragment;
 pub(crate) mod init;

@@ -13,6 +13,7 @@ use super::{
     Cx, Sa, State,
     channel::Channel,
     envelope::Keys,
+    fault::Fault,
     former::{self, Fate, Nonces},
     fragment::Fragments,
     live, negotiate,
@@ -132,8 +133,9 @@ pub(crate) fn on_request(
     cx: &mut Cx<'_>,
     payloads: &[Payload],
 ) -> Result<Vec<Payload>, live::Refusal> {
-    let refuse = |kind, data: &[u8]| Ok(vec![Payload::Notify(Notify::new(kind, data))]);
-    let State::Live(live) = &sa.state else { return refuse(NotifyType::TEMPORARY_FAILURE, &[]) };
+    let refuse =
+        |fault: Fault, data: &[u8]| Ok(vec![Payload::Notify(Notify::new(fault.notify(), data))]);
+    let State::Live(live) = &sa.state else { return refuse(Fault::Busy, &[]) };
     // RFC 7296 §2.25.2: not while the IKE_SA goes, nor while something is made or deleted on it, and a
     // second time only when the first is settled.
     let busy = !live.is_up()
@@ -141,22 +143,22 @@ pub(crate) fn on_request(
         || live.tasks.is_busy_with_children()
         || former::successor(sa).is_some();
     if busy {
-        return refuse(NotifyType::TEMPORARY_FAILURE, &[]);
+        return refuse(Fault::Busy, &[]);
     }
     let Some(content) = read(payloads) else {
         return Err(live::Refusal::Syntax("a rekey of the IKE_SA without SA, Ni and KEi".into()));
     };
     let Some(config) = sa.connection.and_then(|id| cx.shared.connections.get(id.0)) else {
-        return refuse(NotifyType::TEMPORARY_FAILURE, &[]);
+        return refuse(Fault::Busy, &[]);
     };
     let (suites, window) = (&config.ike_proposals, config.window);
     let chosen = negotiate::select_ike_rekey(suites, content.proposals, content.group);
     let Some((suite, mut answer, spi_i)) = chosen else {
-        return refuse(NotifyType::NO_PROPOSAL_CHOSEN, &[]);
+        return refuse(Fault::NoProposal, &[]);
     };
     // RFC 7296 §1.3.2: the proposals are good, the group that was guessed is not.
     if suite.key_exchange.id() != content.group {
-        return refuse(NotifyType::INVALID_KE_PAYLOAD, &suite.key_exchange.id().to_be_bytes());
+        return refuse(Fault::AnotherGroup, &suite.key_exchange.id().to_be_bytes());
     }
     // RFC 7296 §2.10, of the prf that makes the keys and of the one that it is for.
     let old = sa.channel.keys.as_ref().map_or(0, |keys| keys.suite.prf.key_len());
@@ -173,7 +175,7 @@ pub(crate) fn on_request(
     let nonces = (content.nonce, nonce_r.as_slice());
     let role = Role::Responder;
     let channel = derive(sa, (role, suite), &secret, nonces, (spi_i, spi_r));
-    let Some(mut channel) = channel else { return refuse(NotifyType::TEMPORARY_FAILURE, &[]) };
+    let Some(mut channel) = channel else { return refuse(Fault::Busy, &[]) };
     let mut response = vec![Payload::Nonce(nonce_r.clone())];
     answer.spi = spi_r.to_be_bytes().to_vec();
     response.insert(0, Payload::SecurityAssociation(vec![answer]));

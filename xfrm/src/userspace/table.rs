@@ -40,10 +40,10 @@ pub(super) struct Sa {
     last_sequence: u64,
     pub(super) replay: Mutex<ReplayWindow>,
     pub(super) traffic: Traffic,
-    /// when the last mapping event was given, in milliseconds of the plane's clock, plus 1
     limits: Limits,
     /// the limits are reached, and that has been said
     told: AtomicBool,
+    /// when the last mapping event was given, in milliseconds of the plane's clock, plus 1
     pub(super) last_mapping: AtomicU64,
 }
 
