@@ -9,12 +9,7 @@ use bewick_tests::{Lab, Link, Plan, pair::EndId, pair::FlowId, plane::Change};
 const MS: Duration = Duration::from_millis(1);
 
 fn flows(lab: &mut Lab, seconds: u64) -> [FlowId; 2] {
-    let time = Duration::from_secs(seconds);
-    let (client, gateway) = (lab.client, lab.gateway);
-    [
-        lab.world.start_flow(client, gateway, MS, time),
-        lab.world.start_flow(gateway, client, MS, time),
-    ]
+    lab.flows(Duration::from_secs(seconds))
 }
 
 fn rekey(lab: &mut Lab, end: EndId) {
@@ -38,15 +33,8 @@ fn before(lab: &Lab) -> [Vec<ChildId>; 2] {
     [lab.client, lab.gateway].map(|end| names(&lab.children(end)))
 }
 
-fn links(lab: &mut Lab, link: Link) {
-    let (uplinks, wan) = ([lab.wlan, lab.lte()], lab.wan);
-    for uplink in uplinks {
-        lab.world.net.set_links(uplink, wan, link);
-    }
-}
-
 fn slow(lab: &mut Lab, ms: u32) {
-    links(lab, Link::of_delay(ms * MS));
+    lab.link(Link::of_delay(ms * MS));
 }
 
 #[test]
@@ -159,7 +147,7 @@ fn k_2_25_1_rekeys_that_cross_on_a_bad_network_leave_one_child_sa() {
         link.duplicate = Chance::percent(10);
         link.reorder = Chance::percent(20);
         link.reorder_by = 30 * MS;
-        links(&mut lab, link);
+        lab.link(link);
         let old = before(&lab);
         let (client, gateway) = (lab.client, lab.gateway);
         rekey(&mut lab, client);
