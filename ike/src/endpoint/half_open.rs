@@ -58,21 +58,27 @@ impl HalfOpen {
         self.by_name.get(name).copied()
     }
 
-    /// Whether peers have to show first that they receive where they say that they are.
-    pub(super) fn is_crowded(&self) -> bool {
+    /// Whether a peer has to show first that it receives where it says that it is: when there are many, or
+    /// many from there, so that nobody takes another one's places with a forged address.
+    pub(super) fn is_crowded(&self, from: SocketAddr) -> bool {
         self.by_name.len() >= self.limits.cookies_from
+            || self.of_place(from) >= self.limits.most_of_one / 2
+    }
+
+    fn of_place(&self, from: SocketAddr) -> usize {
+        self.by_place.get(&place(from.ip())).copied().unwrap_or_default()
     }
 
     /// Whether there is room for one more from there.
     pub(super) fn has_room(&self, from: SocketAddr) -> bool {
-        let here = self.by_place.get(&place(from.ip())).copied().unwrap_or_default();
-        self.by_name.len() < self.limits.most && here < self.limits.most_of_one
+        self.by_name.len() < self.limits.most && self.of_place(from) < self.limits.most_of_one
     }
 
     /// How long one that comes now may stay half open.
     pub(super) fn time(&self) -> Duration {
-        // Where cookies are asked for in any case they are no sign of an attack.
-        let many = self.by_name.len() >= self.limits.cookies_from.max(1);
+        // Where cookies are asked for in any case, or soon, they are no sign of an attack.
+        let usual = HalfOpenLimits::default().cookies_from;
+        let many = self.by_name.len() >= self.limits.cookies_from.max(usual);
         if many { TIME_CROWDED } else { TIME }
     }
 
@@ -107,17 +113,19 @@ mod tests {
     #[test]
     fn rfc_8019_4_4_one_network_does_not_take_all_the_places() {
         let mut half_open = HalfOpen {
-            limits: HalfOpenLimits { cookies_from: 2, most: 5, most_of_one: 2 },
+            limits: HalfOpenLimits { cookies_from: 4, most: 5, most_of_one: 2 },
             ..HalfOpen::default()
         };
-        assert!(!half_open.is_crowded());
+        assert!(!half_open.is_crowded(from("2001:db8::1")));
         half_open.insert((1, from("2001:db8::1")), SaId(1));
         half_open.insert((2, from("2001:db8::2")), SaId(2));
-        assert!(half_open.is_crowded());
+        assert!(half_open.is_crowded(from("2001:db8::3")), "from there");
+        assert!(!half_open.is_crowded(from("192.0.2.1")), "but not from elsewhere");
         assert!(!half_open.has_room(from("2001:db8::ffff:3")));
         assert!(half_open.has_room(from("2001:db8:0:1::1")));
         half_open.insert((3, from("192.0.2.1")), SaId(3));
         half_open.insert((4, from("192.0.2.1")), SaId(4));
+        assert!(half_open.is_crowded(from("203.0.113.1")), "now from everywhere");
         assert!(!half_open.has_room(from("192.0.2.1")));
         assert!(half_open.has_room(from("192.0.2.2")));
         half_open.insert((5, from("192.0.2.2")), SaId(5));

@@ -195,7 +195,7 @@ impl Endpoint {
             Ok(request) => request,
             Err(unanswerable) => return self.refuse(path, header, unanswerable),
         };
-        if self.half_open.is_crowded() {
+        if self.half_open.is_crowded(path.remote) {
             // RFC 7296 §2.6: no state before the peer has shown that it receives at its address.
             let input = (request.nonce, path.remote.ip(), header.spi_i);
             if !request.cookie.is_some_and(|c| self.cookies.check(now, input, c)) {

@@ -18,7 +18,7 @@ use super::{
     auth_initiator::encap,
     child::{self, Agreed, Child},
     configuration,
-    fault::{Fault, Stage},
+    fault::Fault,
     init_responder::candidates,
     live::{self, HeldResponse, Live, Phase},
     negotiate, task, uniqueness,
@@ -165,6 +165,17 @@ fn accept(
     proven: Proven,
     payloads: &[Payload],
 ) {
+    // RFC 7296 §2.21.2: what is malformed as a whole leaves no IKE_SA, and takes no older one's place.
+    if !takes_childless(cx, proven.connection, payloads) && !asks_for_child(payloads) {
+        sa.state =
+            State::Live(Box::new(Live::new(proven.connection, String::new(), (path, false))));
+        let refusal = [refusal(Fault::Malformed)];
+        // Without a response there is nothing to keep; the reason is reported all the same.
+        let _ = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &refusal);
+        let text = "the request has no SA or no traffic selectors";
+        sa.close(cx, CloseReason::Protocol(text.into()));
+        return;
+    }
     let mut first = vec![Payload::IdResponder(proven.id_r)];
     first.extend(proven.certificates);
     first.push(proven.auth);
@@ -239,14 +250,6 @@ fn accept(
                 Phase::Installing { action, response: Some(response), news: Box::new(news) };
             sa.state = State::Live(Box::new(live));
         }
-        // RFC 7296 §2.21.2: a request that as a whole was not understood leaves no IKE_SA.
-        Err((fault, text)) if fault.at(Stage::Auth).ends => {
-            sa.state = State::Live(Box::new(live));
-            let refusal = [refusal(fault)];
-            // Without a response there is nothing to keep; the reason is reported all the same.
-            let _ = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &refusal);
-            sa.close(cx, CloseReason::Protocol(text));
-        }
         Err((fault, text)) => {
             // RFC 7296 §2.21.2: the IKE_SA stands, the CHILD_SA does not.
             cx.shared.event(Event::Refused { path, reason: CloseReason::Child(text) });
@@ -261,6 +264,14 @@ fn accept(
             live::await_child(sa, cx);
         }
     }
+}
+
+/// Whether all is there that a request for a CHILD_SA must have (RFC 7296 §1.2).
+fn asks_for_child(payloads: &[Payload]) -> bool {
+    let has = |is: fn(&Payload) -> bool| payloads.iter().any(is);
+    has(|payload| matches!(payload, Payload::SecurityAssociation(_)))
+        && has(|payload| matches!(payload, Payload::TsInitiator(_)))
+        && has(|payload| matches!(payload, Payload::TsResponder(_)))
 }
 
 /// RFC 6023 §3: an IKE_AUTH without SA and traffic selectors asks for no CHILD_SA.

@@ -261,6 +261,11 @@ fn agree(
     let (Some(answer), Some(nonce_r), Some(ts_i), Some(ts_r)) = (answer, nonce, ts_i, ts_r) else {
         return Err("the peer's answer to CREATE_CHILD_SA is incomplete");
     };
+    // RFC 7296 §2.10
+    let least = sa.channel.keys.as_ref().map_or(0, |keys| keys.suite.prf.key_len());
+    if nonce_r.len() * 2 < least {
+        return Err("the peer's nonce is too short for the prf");
+    }
     let State::Live(live) = &sa.state else { return Err("the IKE_SA is gone") };
     let old = match create.purpose {
         Purpose::New(_) => None,

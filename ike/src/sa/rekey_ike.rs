@@ -241,7 +241,8 @@ fn agree(
     let config = sa.connection.and_then(|id| cx.shared.connection(id))?;
     let (suite, spi_r) = negotiate::accept_ike_rekey(&config.ike_proposals, content.proposals)?;
     let method = rekey.exchange.method();
-    if suite.key_exchange != method || content.group != method.id() {
+    let short = content.nonce.len() * 2 < suite.prf.key_len();
+    if suite.key_exchange != method || content.group != method.id() || short {
         return None;
     }
     let secret = rekey.exchange.agree(content.public).ok()?;
