@@ -305,3 +305,29 @@ fn k_2_21_1_forged_cookies_and_groups_do_not_keep_a_set_up_from_coming() {
     lab.seconds(60);
     assert!(lab.is_up(), "{}", lab.story());
 }
+
+/// A flood of strangers that have nothing in common with us does not flood the operator.
+#[test]
+fn rfc_8019_4_refusals_of_strangers_are_told_a_few_times_a_second() {
+    use bewick_ike::wire::{ExchangeType, Flags, Header, Payload, emit_message};
+    use bewick_tests::{Datagram, hand};
+    let mut lab = Lab::new(Plan::default());
+    let gateway = lab.gateway;
+    for n in 0..200_u64 {
+        let flags = Flags { initiator: true, response: false, version: false };
+        let head = Header::new((n + 1, 0), ExchangeType::IKE_SA_INIT, flags, 0);
+        // ESP is not what an IKE_SA is made of.
+        let payloads = [
+            hand::esp_proposal(0x1234),
+            Payload::KeyExchange { group: 31, data: vec![9; 32] },
+            Payload::Nonce(vec![1; 32]),
+        ];
+        let message = emit_message(&head, &payloads).expect("it fits");
+        let (from, to) = ("203.0.113.9:500", "192.0.2.1:500");
+        let (from, to) = (from.parse().expect("an address"), to.parse().expect("an address"));
+        lab.world.net.inject(Datagram::udp(from, to, message));
+    }
+    lab.seconds(1);
+    assert_eq!(lab.count(gateway, "refused"), 20);
+    assert!(lab.is_empty(), "and nothing is kept of them");
+}

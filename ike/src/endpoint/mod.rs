@@ -36,6 +36,9 @@ pub use timers::Timer;
 /// Unprotected answers to messages of another IKE version, per second (RFC 7296 §2.5).
 const VERSION_ANSWERS_PER_SECOND: u32 = 10;
 
+/// Strangers that are refused and told of, per second.
+const REFUSALS_TOLD_PER_SECOND: u32 = 20;
+
 /// An IKE_SA as the operator sees it.
 #[derive(Clone, Debug)]
 pub struct SaStatus<'a> {
@@ -70,6 +73,8 @@ pub struct Endpoint {
     half_open: HalfOpen,
     cookies: Cookies,
     version_answers: (u64, u32),
+    /// the second, and how often strangers were refused in it
+    refusals: (u64, u32),
 }
 
 impl Endpoint {
@@ -82,6 +87,7 @@ impl Endpoint {
             half_open: HalfOpen::default(),
             cookies,
             version_answers: (0, 0),
+            refusals: (0, 0),
         }
     }
 
@@ -193,7 +199,7 @@ impl Endpoint {
         }
         let request = match init_responder::Request::read(message) {
             Ok(request) => request,
-            Err(unanswerable) => return self.refuse(path, header, unanswerable),
+            Err(unanswerable) => return self.refuse(now, path, header, unanswerable),
         };
         if self.half_open.is_crowded(path.remote) {
             // RFC 7296 §2.6: no state before the peer has shown that it receives at its address.
@@ -218,15 +224,29 @@ impl Endpoint {
                 self.half_open.insert(name, id);
                 self.sas.insert(id, sa);
             }
-            Err(unanswerable) => self.refuse(path, header, unanswerable),
+            Err(unanswerable) => self.refuse(now, path, header, unanswerable),
         }
     }
 
-    fn refuse(&mut self, path: Path, header: &Header, unanswerable: Unanswerable) {
+    /// Whether the operator is told of one more stranger that was refused: not of each in a flood.
+    fn tells_of_refusal(&mut self, now: Time) -> bool {
+        let second = now.as_micros() / 1_000_000;
+        if self.refusals.0 != second {
+            let left_out = self.refusals.1.saturating_sub(REFUSALS_TOLD_PER_SECOND);
+            if left_out > 0 {
+                tracing::warn!(left_out, "more IKE_SA_INIT requests were refused");
+            }
+            self.refusals = (second, 0);
+        }
+        self.refusals.1 = self.refusals.1.saturating_add(1);
+        self.refusals.1 <= REFUSALS_TOLD_PER_SECOND
+    }
+
+    fn refuse(&mut self, now: Time, path: Path, header: &Header, unanswerable: Unanswerable) {
         match unanswerable {
             Unanswerable::Notify(notify, reason) => {
                 // An honest peer comes again with the other key exchange: no news for the operator.
-                if notify.kind != NotifyType::INVALID_KE_PAYLOAD {
+                if notify.kind != NotifyType::INVALID_KE_PAYLOAD && self.tells_of_refusal(now) {
                     self.shared.event(Event::Refused { path, reason });
                 }
                 self.answer_init(path, header, notify);

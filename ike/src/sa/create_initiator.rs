@@ -282,6 +282,11 @@ fn agree(
     if !child::is_within(ts_i, &create.ts_local) || !child::is_within(ts_r, &create.ts_remote) {
         return Err("the peer's traffic selectors are wider than what was offered");
     }
+    // RFC 7296 §2.9.2: a successor is not narrower than what is in use.
+    let covers = |new: &[_], old: &[_]| child::is_within(old, new);
+    if old.is_some_and(|old| !covers(ts_i, &old.ts_local) || !covers(ts_r, &old.ts_remote)) {
+        return Err("the peer's traffic selectors are narrower than what is in use");
+    }
     // RFC 7296 §2.17: with a key exchange, its secret goes into the keys.
     let secret = match (proposal.key_exchange, &create.exchange, ke) {
         (None, _, _) => None,
