@@ -88,6 +88,7 @@ fn an_outbound_state_is_what_the_kernel_reads() {
     info[76] = 50; // id.proto
     info[80..84].copy_from_slice(&[192, 0, 2, 1]); // saddr
     info[96..128].fill(0xff); // limits of octets and packets: none
+    info[112..120].copy_from_slice(&0xf000_0000u64.to_ne_bytes()); // a soft one of packets
     info[208..212].copy_from_slice(&0x77u32.to_ne_bytes()); // reqid
     info[212..214].copy_from_slice(&2u16.to_ne_bytes()); // family
     info[214] = 1; // tunnel
