@@ -56,6 +56,17 @@ pub struct Link {
 }
 
 impl Link {
+    /// A link that loses, doubles and reorders a good part of all datagrams.
+    pub const fn bad(delay: Duration) -> Self {
+        Link {
+            loss: Chance::percent(20),
+            duplicate: Chance::percent(10),
+            reorder: Chance::percent(20),
+            reorder_by: Duration::from_millis(30),
+            ..Link::of_delay(delay)
+        }
+    }
+
     /// A link that only takes time.
     pub const fn of_delay(delay: Duration) -> Self {
         Link {

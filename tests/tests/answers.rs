@@ -192,3 +192,26 @@ fn k_2_18_1_a_rekey_of_the_ike_sa_with_half_an_answer_ends_it() {
         assert!(state == "closing" && spi != 0x7777, "without {left_out}: {state}");
     }
 }
+
+#[test]
+fn k_2_9_1_another_child_sa_has_one_family_on_both_sides() {
+    use bewick_ike::wire::{Notify, NotifyType};
+    let mut config = gateway_config();
+    config.ts_local = bewick_tests::lab::selectors(&["10.1.0.0/16", "2001:db8:1::/48"]);
+    let mut gateway = endpoint(config);
+    let mut hand = Hand::initiate(&mut gateway, &[]);
+    let (first, chain) = emit_chain(&full_auth(&hand)).expect("it fits");
+    hand.say(&mut gateway, (ExchangeType::IKE_AUTH, false, 1), (first, &chain));
+    // Its only address is of IPv4: no packet goes from there to a network of IPv6.
+    let request = [
+        esp_proposal(0x5555_6666),
+        Payload::Nonce(vec![3; 32]),
+        Payload::TsInitiator(vec![TrafficSelector::from_addr(ip("10.9.0.1"))]),
+        Payload::TsResponder(vec![net("2001:db8:1::/48")]),
+    ];
+    let (first, chain) = emit_chain(&request).expect("it fits");
+    let said = hand.say(&mut gateway, (ExchangeType::CREATE_CHILD_SA, false, 2), (first, &chain));
+    let refusal = Payload::Notify(Notify::new(NotifyType::TS_UNACCEPTABLE, []));
+    assert_eq!(said.answer, Some(vec![refusal]));
+    assert_eq!(state(&gateway), ("established", vec![0x1234_5678]));
+}

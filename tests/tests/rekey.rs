@@ -139,15 +139,9 @@ fn k_2_8_1_1_rekeys_that_cross_leave_one_child_sa() {
 /// the same CHILD_SA.
 #[test]
 fn k_2_25_1_rekeys_that_cross_on_a_bad_network_leave_one_child_sa() {
-    use bewick_tests::Chance;
     for seed in 0..60 {
         let mut lab = Lab::established(Plan { seed, ..Plan::default() });
-        let mut link = Link::of_delay(10 * MS);
-        link.loss = Chance::percent(20);
-        link.duplicate = Chance::percent(10);
-        link.reorder = Chance::percent(20);
-        link.reorder_by = 30 * MS;
-        lab.link(link);
+        lab.link(Link::bad(10 * MS));
         let old = before(&lab);
         let (client, gateway) = (lab.client, lab.gateway);
         rekey(&mut lab, client);

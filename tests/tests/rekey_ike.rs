@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bewick_ike::ConnectionId;
 use bewick_mobike::Command;
-use bewick_tests::{Chance, Lab, Link, Plan, pair::EndId};
+use bewick_tests::{Lab, Link, Plan, pair::EndId};
 
 const MS: Duration = Duration::from_millis(1);
 const ONE_WAY: u64 = 10;
@@ -201,12 +201,7 @@ fn k_2_8_2_1_a_lost_message_leaves_one_ike_sa() {
 fn k_2_8_2_1_on_a_bad_network_one_ike_sa_is_left() {
     for seed in 0..60 {
         let mut lab = Lab::established(Plan { seed, ..Plan::default() });
-        let mut link = Link::of_delay(10 * MS);
-        link.loss = Chance::percent(20);
-        link.duplicate = Chance::percent(10);
-        link.reorder = Chance::percent(20);
-        link.reorder_by = 30 * MS;
-        lab.link(link);
+        lab.link(Link::bad(10 * MS));
         let old = spis(&lab);
         let (client, gateway) = (lab.client, lab.gateway);
         act(&mut lab, client, Act::RekeyIke);

@@ -15,6 +15,7 @@ use super::{
     auth::{InitExchange, complaint},
     child::{self, Agreed, Child},
     configuration::{self, Told},
+    exchange,
     init::needs_encap,
     live::{self, Live, Phase},
     negotiate, task, uniqueness,
@@ -112,7 +113,7 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
         payloads.push(Payload::TsInitiator(ts_local.clone()));
         payloads.push(Payload::TsResponder(ts_remote.clone()));
     }
-    payloads.extend(live::announce_window(config.window));
+    payloads.extend(exchange::announce_window(config.window));
     if let Some(view) = sa.view() {
         payloads.extend(cx.extension.auth_request(&view));
     }
@@ -150,7 +151,7 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
     if let Some(view) = sa.view() {
         cx.extension.auth_response_received(&view, payloads);
     }
-    if let Some(window) = live::window_of(payloads) {
+    if let Some(window) = exchange::window_of(payloads) {
         sa.channel.outgoing.widen(window);
     }
     let agreed = match state.childless {

@@ -8,8 +8,11 @@ use crate::{
     config::{Childless, ConnectionConfig, ConnectionId, Role},
     event::{Action, CloseReason, Established, Event},
     path::Path,
+    selector::TrafficSelector,
     time::Time,
-    wire::{CfgType, ExchangeType, Identification, Identity, Notify, Payload},
+    wire::{
+        CfgType, Configuration, ExchangeType, Identification, Identity, Notify, Payload, Proposal,
+    },
 };
 
 use super::{
@@ -17,7 +20,7 @@ use super::{
     auth::{InitExchange, complaint},
     auth_initiator::encap,
     child::{self, Agreed, Child},
-    configuration,
+    configuration, exchange,
     fault::Fault,
     init_responder::candidates,
     live::{self, HeldResponse, Live, Phase},
@@ -165,8 +168,9 @@ fn accept(
     proven: Proven,
     payloads: &[Payload],
 ) {
+    let offer = Offer::read(payloads);
     // RFC 7296 §2.21.2: what is malformed as a whole leaves no IKE_SA, and takes no older one's place.
-    if !takes_childless(cx, proven.connection, payloads) && !asks_for_child(payloads) {
+    if offer.is_none() && !takes_childless(cx, proven.connection, payloads) {
         sa.state =
             State::Live(Box::new(Live::new(proven.connection, String::new(), (path, false))));
         let refusal = [refusal(Fault::Malformed)];
@@ -190,10 +194,10 @@ fn accept(
     let home = shown(init_path, path);
     let mut live = Live::new(proven.connection, peer.clone(), (home, sa.nat.any()));
     if let Some(config) = cx.shared.connections.get(proven.connection.0) {
-        first.extend(live::announce_window(config.window));
+        first.extend(exchange::announce_window(config.window));
         sa.channel.incoming.widen(config.window);
     }
-    if let Some(window) = live::window_of(payloads) {
+    if let Some(window) = exchange::window_of(payloads) {
         sa.channel.outgoing.widen(window);
     }
     let news = |virtual_ips| Established {
@@ -206,10 +210,11 @@ fn accept(
         domains: Vec::new(),
         subnets: Vec::new(),
     };
-    let agreed = match takes_childless(cx, connection, payloads) {
-        true => without_child(sa, cx, (connection, &identities.1), payloads)
+    let (who, request) = ((connection, &identities.1), cfg_request(payloads));
+    let agreed = match offer {
+        None => without_child(sa, cx, who, request)
             .map(|(encap, assigned, answer)| (Err((encap, assigned)), Vec::from_iter(answer))),
-        false => agree(sa, cx, (state, home), (connection, &identities.1), payloads)
+        Some(offer) => agree(sa, cx, (state, home), who, &offer, request)
             .map(|(child, answer)| (Ok(child), answer)),
     };
     match agreed {
@@ -266,12 +271,34 @@ fn accept(
     }
 }
 
-/// Whether all is there that a request for a CHILD_SA must have (RFC 7296 §1.2).
-fn asks_for_child(payloads: &[Payload]) -> bool {
-    let has = |is: fn(&Payload) -> bool| payloads.iter().any(is);
-    has(|payload| matches!(payload, Payload::SecurityAssociation(_)))
-        && has(|payload| matches!(payload, Payload::TsInitiator(_)))
-        && has(|payload| matches!(payload, Payload::TsResponder(_)))
+/// What a request for a CHILD_SA must have (RFC 7296 §1.2).
+struct Offer<'a> {
+    proposals: &'a [Proposal],
+    ts_i: &'a [TrafficSelector],
+    ts_r: &'a [TrafficSelector],
+}
+
+impl<'a> Offer<'a> {
+    /// `None` if any of it is missing.
+    fn read(payloads: &'a [Payload]) -> Option<Self> {
+        let (mut proposals, mut ts_i, mut ts_r) = (None, None, None);
+        for payload in payloads {
+            match payload {
+                Payload::SecurityAssociation(p) => proposals = proposals.or(Some(p)),
+                Payload::TsInitiator(ts) => ts_i = ts_i.or(Some(ts)),
+                Payload::TsResponder(ts) => ts_r = ts_r.or(Some(ts)),
+                _ => {}
+            }
+        }
+        Some(Offer { proposals: proposals?, ts_i: ts_i?, ts_r: ts_r? })
+    }
+}
+
+fn cfg_request(payloads: &[Payload]) -> Option<&Configuration> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Configuration(c) if c.kind == CfgType::REQUEST => Some(c),
+        _ => None,
+    })
 }
 
 /// RFC 6023 §3: an IKE_AUTH without SA and traffic selectors asks for no CHILD_SA.
@@ -294,12 +321,8 @@ fn without_child(
     sa: &Sa,
     cx: &mut Cx<'_>,
     (connection, who): (ConnectionId, &Identity),
-    payloads: &[Payload],
+    request: Option<&Configuration>,
 ) -> Result<Without, (Fault, String)> {
-    let request = payloads.iter().find_map(|payload| match payload {
-        Payload::Configuration(c) if c.kind == CfgType::REQUEST => Some(c),
-        _ => None,
-    });
     let assigned = configuration::assign(cx.shared, (sa.id, who), connection, request)?;
     let Some(config) = cx.shared.connection(connection) else {
         return Err((Fault::Busy, "no such connection".into()));
@@ -331,24 +354,10 @@ fn agree(
     cx: &mut Cx<'_>,
     (state, path): (&ExpectAuthRequest, Path),
     (connection, who): (ConnectionId, &Identity),
-    payloads: &[Payload],
+    offer: &Offer<'_>,
+    request: Option<&Configuration>,
 ) -> Result<(ChildSa, Vec<Payload>), (Fault, String)> {
-    let (mut offered, mut ts_i, mut ts_r, mut request) = (None, None, None, None);
-    for payload in payloads {
-        match payload {
-            Payload::SecurityAssociation(p) => offered = offered.or(Some(p)),
-            Payload::TsInitiator(ts) => ts_i = ts_i.or(Some(ts)),
-            Payload::TsResponder(ts) => ts_r = ts_r.or(Some(ts)),
-            Payload::Configuration(c) if c.kind == CfgType::REQUEST => {
-                request = request.or(Some(c));
-            }
-            _ => {}
-        }
-    }
-    let (Some(offered), Some(ts_i), Some(ts_r)) = (offered, ts_i, ts_r) else {
-        let text = "the request has no SA or no traffic selectors".to_owned();
-        return Err((Fault::Malformed, text));
-    };
+    let Offer { proposals: offered, ts_i, ts_r } = *offer;
     let Some(config) = cx.shared.connection(connection).cloned() else {
         return Err((Fault::Busy, "no such connection".into()));
     };

@@ -282,6 +282,9 @@ fn agree(
     if !child::is_within(ts_i, &create.ts_local) || !child::is_within(ts_r, &create.ts_remote) {
         return Err("the peer's traffic selectors are wider than what was offered");
     }
+    if child::matched(ts_i, ts_r).0.is_empty() {
+        return Err("no packet fits both the peer's traffic selectors for us and for itself");
+    }
     // RFC 7296 §2.9.2: a successor is not narrower than what is in use.
     let covers = |new: &[_], old: &[_]| child::is_within(old, new);
     if old.is_some_and(|old| !covers(ts_i, &old.ts_local) || !covers(ts_r, &old.ts_remote)) {

@@ -262,7 +262,8 @@ fn narrow(
     }
     let ours = child::resolve(of_child.ts_local, &live.virtual_ips, sa.path.local.ip());
     let theirs = child::resolve(of_child.ts_remote, &live.assigned, sa.path.remote.ip());
-    let (ts_local, ts_remote) = (child::narrow(&ours, ts_r), child::narrow(&theirs, ts_i));
+    let (ts_local, ts_remote) =
+        child::matched(&child::narrow(&ours, ts_r), &child::narrow(&theirs, ts_i));
     (!ts_local.is_empty() && !ts_remote.is_empty()).then_some((ts_local, ts_remote))
 }
 

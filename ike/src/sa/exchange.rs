@@ -5,10 +5,32 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{config::Retransmission, event::Tag, time::Time, wire::ExchangeType};
+use crate::{
+    config::Retransmission,
+    event::Tag,
+    time::Time,
+    wire::{ExchangeType, Notify, NotifyType, Payload},
+};
 
 /// No window is bigger, whatever the peer or the operator says: each place keeps a response.
 pub(crate) const MOST_WINDOW: u32 = 16;
+
+/// How many requests the peer says that it takes at once (RFC 7296 §2.3).
+pub(crate) fn window_of(payloads: &[Payload]) -> Option<u32> {
+    payloads.iter().find_map(|payload| match payload {
+        Payload::Notify(n) if n.kind == NotifyType::SET_WINDOW_SIZE => {
+            n.data.as_slice().try_into().ok().map(u32::from_be_bytes).filter(|size| *size > 0)
+        }
+        _ => None,
+    })
+}
+
+/// SET_WINDOW_SIZE, if ours is not the default of 1 (RFC 7296 §2.3).
+pub(crate) fn announce_window(window: u32) -> Option<Payload> {
+    let window = window.min(MOST_WINDOW);
+    let notify = || Notify::new(NotifyType::SET_WINDOW_SIZE, window.to_be_bytes());
+    (window > 1).then(|| Payload::Notify(notify()))
+}
 
 /// Our request that awaits its response.
 #[derive(Debug)]

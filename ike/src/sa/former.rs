@@ -97,7 +97,6 @@ pub(crate) fn take_successor(sa: &mut Sa) -> Option<Channel> {
 pub(crate) fn adopt(sa: &mut Sa, cx: &mut Cx<'_>, channel: Channel, fate: Fate) {
     let spis = channel.spis();
     let old = std::mem::replace(&mut sa.channel, channel);
-    tracing::info!(sa = sa.id.0, "the IKE_SA has been rekeyed");
     keep(sa, cx, old, fate);
     cx.shared.event(Event::Rekeyed { sa: sa.id, spis });
     task::ike_rekeyed(sa, cx);
@@ -123,8 +122,8 @@ fn report_lost(sa: &Sa, cx: &mut Cx<'_>, lost: impl IntoIterator<Item = Outstand
     }
 }
 
-/// Ends a channel whose deletion is complete at both ends.
-fn drop_one(sa: &mut Sa, cx: &mut Cx<'_>, spi: u64) {
+/// Ends a channel: its deletion is complete, or nothing more can come of it.
+pub(crate) fn drop_one(sa: &mut Sa, cx: &mut Cx<'_>, spi: u64) {
     let Some(at) = sa.former.iter().position(|f| f.channel.own_spi() == spi) else { return };
     let mut former = sa.former.remove(at);
     cx.shared.by_spi.remove(&spi);
@@ -292,9 +291,4 @@ pub(crate) fn on_response(
         cx.shared.event(Event::Response { sa: sa.id, tag, path, spis, payloads });
     }
     send_deletes(sa, cx);
-}
-
-/// Drops a channel on which the peer has broken the protocol.
-pub(crate) fn discard(sa: &mut Sa, cx: &mut Cx<'_>, spi: u64) {
-    drop_one(sa, cx, spi);
 }

@@ -17,7 +17,7 @@ use super::{
     child::Child,
     create_initiator,
     create_responder::{self, Pending},
-    exchange::{MOST_WINDOW, Outstanding},
+    exchange::{self, Outstanding},
     fault::{Answer, Fault, Stage},
     former, rekey_ike,
     task::{self, Running, Tasks},
@@ -197,7 +197,7 @@ pub(crate) fn refuse(
     let Some(text) = end.or_else(|| sent.err().map(|e| e.to_string())) else { return };
     match on {
         On::Current => sa.close(cx, CloseReason::Protocol(text)),
-        On::Former(spi) => former::discard(sa, cx, spi),
+        On::Former(spi) => former::drop_one(sa, cx, spi),
     }
 }
 
@@ -245,23 +245,6 @@ pub(crate) fn end(sa: &mut Sa, cx: &mut Cx<'_>, reason: CloseReason) {
     delete(sa, cx, Vec::new());
 }
 
-/// How many requests the peer says that it takes at once (RFC 7296 §2.3).
-pub(crate) fn window_of(payloads: &[Payload]) -> Option<u32> {
-    payloads.iter().find_map(|payload| match payload {
-        Payload::Notify(n) if n.kind == NotifyType::SET_WINDOW_SIZE => {
-            n.data.as_slice().try_into().ok().map(u32::from_be_bytes).filter(|size| *size > 0)
-        }
-        _ => None,
-    })
-}
-
-/// SET_WINDOW_SIZE, if ours is not the default of 1 (RFC 7296 §2.3).
-pub(crate) fn announce_window(window: u32) -> Option<Payload> {
-    let window = window.min(MOST_WINDOW);
-    let notify = || Notify::new(NotifyType::SET_WINDOW_SIZE, window.to_be_bytes());
-    (window > 1).then(|| Payload::Notify(notify()))
-}
-
 /// An INFORMATIONAL request on the channel of `view`; gives the response, and why the IKE_SA ends if it
 /// does.
 pub(crate) fn on_informational(
@@ -291,7 +274,7 @@ pub(crate) fn on_informational(
             _ => {}
         }
     }
-    if let Some(window) = window_of(payloads)
+    if let Some(window) = exchange::window_of(payloads)
         && let Some(channel) = sa.channel_of(view)
     {
         channel.outgoing.widen(window);

@@ -13,6 +13,7 @@ use super::{
     Cx, Sa, State,
     channel::Channel,
     envelope::Keys,
+    exchange,
     fault::Fault,
     former::{self, Fate, Nonces},
     fragment::Fragments,
@@ -98,7 +99,7 @@ pub(crate) fn start(
         Payload::Nonce(nonce.clone()),
         Payload::KeyExchange { group: method.id(), data: exchange.public().to_vec() },
     ];
-    payloads.extend(live::announce_window(window));
+    payloads.extend(exchange::announce_window(window));
     let State::Live(live) = &mut sa.state else { return Ok(()) };
     // Reserved from now on, so that no other IKE_SA draws it.
     cx.shared.by_spi.insert(spi, sa.id);
@@ -189,11 +190,11 @@ pub(crate) fn on_request(
 
 /// A new IKE_SA begins with windows of 1 (RFC 7296 §2.3): what the two say of theirs goes along.
 fn windows(channel: &mut Channel, ours: u32, payloads: &[Payload]) -> Option<Payload> {
-    if let Some(window) = live::window_of(payloads) {
+    if let Some(window) = exchange::window_of(payloads) {
         channel.outgoing.widen(window);
     }
     channel.incoming.widen(ours);
-    live::announce_window(ours)
+    exchange::announce_window(ours)
 }
 
 /// The response to our request.
