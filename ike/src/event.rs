@@ -91,6 +91,13 @@ pub enum CloseReason {
     /// one side could not prove who it is (AUTHENTICATION_FAILED)
     #[error("authentication failed (AUTHENTICATION_FAILED): {0}")]
     Authentication(String),
+    /// the peer refused us after an IKE_SA_INIT with a COOKIE; if that was forged, it has answered another
+    /// request than the one that we proved ourselves with
+    #[error(
+        "authentication failed (AUTHENTICATION_FAILED): the peer does not accept our identity or \
+         key, or somebody forged a COOKIE"
+    )]
+    Misled,
     /// the IKE_SA came up, the CHILD_SA did not
     #[error("no CHILD_SA: {0}")]
     Child(String),
@@ -175,6 +182,14 @@ pub enum Event {
         /// which IKE_SA
         sa: SaId,
         /// how often it has been sent by now
+        tries: u32,
+    },
+    /// Somebody who may be the peer says that it does not know the IKE_SA (INVALID_IKE_SPI, RFC 7296
+    /// §2.21.4): no proof of anything, but a reason to ask.
+    Unknown {
+        /// which IKE_SA
+        sa: SaId,
+        /// how often the request that it seems to answer has been sent
         tries: u32,
     },
     /// The data plane answered a [`Action::Move`].

@@ -217,9 +217,10 @@ fn judge_answer(received: &[u8], path: Path, answer: &(Path, Vec<u8>)) {
     assert!(message.encrypted.is_none(), "nothing protected for a forgery");
     if asked.version.0 > 2 {
         assert_eq!(kinds(&message.payloads), [NotifyType::INVALID_MAJOR_VERSION]);
-    } else {
+    } else if asked.exchange == ExchangeType::IKE_SA_INIT {
         assert_eq!(header.exchange, ExchangeType::IKE_SA_INIT);
-        assert_eq!(asked.exchange, ExchangeType::IKE_SA_INIT);
+    } else {
+        assert_eq!(kinds(&message.payloads), [NotifyType::INVALID_IKE_SPI]);
     }
 }
 

@@ -719,13 +719,15 @@ fn m_3_5_4_a_gateway_that_answers_nowhere_is_given_up_and_tried_anew() {
     let mut plan = Plan::default();
     plan.client_policy.keep_up = true;
     let mut lab = Lab::established(plan);
-    // The gateway restarts and knows of nothing.
+    // The gateway restarts and knows of nothing, behind a network that is down.
     let fresh = lab.gateway_machine(1);
     let gateway = lab.gateway;
     lab.world.restart(gateway, fresh);
+    lab.cut(true);
     let sent = lab.world.end(lab.client).transmitted;
     lab.seconds(360);
     let asked = lab.world.end(lab.client).transmitted - sent;
+    lab.cut(false);
     lab.seconds(60);
     assert!(lab.is_up(), "{}", lab.story());
     assert!(asked <= 100, "{asked} messages to a peer that is silent");

@@ -2,7 +2,7 @@
 //! (RFC 7296 §2.6, RFC 8019 §4).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -39,7 +39,8 @@ pub(super) type Name = (u64, SocketAddr);
 #[derive(Debug, Default)]
 pub(super) struct HalfOpen {
     pub(super) limits: HalfOpenLimits,
-    by_name: BTreeMap<Name, SaId>,
+    /// more than one IKE_SA can have the same name, by chance or by somebody's intent
+    by_name: BTreeSet<(Name, SaId)>,
     by_place: BTreeMap<IpAddr, usize>,
 }
 
@@ -54,8 +55,9 @@ fn place(address: IpAddr) -> IpAddr {
 }
 
 impl HalfOpen {
-    pub(super) fn find(&self, name: &Name) -> Option<SaId> {
-        self.by_name.get(name).copied()
+    /// Those with this name; what else was in their IKE_SA_INIT tells them apart (RFC 7296 §2.1).
+    pub(super) fn find(&self, name: Name) -> impl Iterator<Item = SaId> {
+        self.by_name.range((name, SaId(0))..=(name, SaId(u64::MAX))).map(|(_, id)| *id)
     }
 
     /// Whether a peer has to show first that it receives where it says that it is: when there are many, or
@@ -83,13 +85,13 @@ impl HalfOpen {
     }
 
     pub(super) fn insert(&mut self, name: Name, id: SaId) {
-        if self.by_name.insert(name, id).is_none() {
+        if self.by_name.insert((name, id)) {
             *self.by_place.entry(place(name.1.ip())).or_default() += 1;
         }
     }
 
-    pub(super) fn remove(&mut self, name: &Name) {
-        if self.by_name.remove(name).is_none() {
+    pub(super) fn remove(&mut self, name: Name, id: SaId) {
+        if !self.by_name.remove(&(name, id)) {
             return;
         }
         let place = place(name.1.ip());
@@ -130,13 +132,13 @@ mod tests {
         assert!(half_open.has_room(from("192.0.2.2")));
         half_open.insert((5, from("192.0.2.2")), SaId(5));
         assert!(!half_open.has_room(from("192.0.2.3")), "all places are taken");
-        half_open.remove(&(1, from("2001:db8::1")));
-        half_open.remove(&(1, from("2001:db8::1")));
+        half_open.remove((1, from("2001:db8::1")), SaId(1));
+        half_open.remove((1, from("2001:db8::1")), SaId(1));
         assert!(half_open.has_room(from("2001:db8::9")));
         for (spi, address) in
             [(2, "2001:db8::2"), (3, "192.0.2.1"), (4, "192.0.2.1"), (5, "192.0.2.2")]
         {
-            half_open.remove(&(spi, from(address)));
+            half_open.remove((spi, from(address)), SaId(spi));
         }
         assert!(half_open.by_place.is_empty(), "nothing is kept of those that are gone");
     }

@@ -36,8 +36,31 @@ pub use timers::Timer;
 /// Unprotected answers to messages of another IKE version, per second (RFC 7296 §2.5).
 const VERSION_ANSWERS_PER_SECOND: u32 = 10;
 
+/// Unprotected answers to requests on IKE_SAs that are not here, per second (RFC 7296 §2.21.4).
+const SPI_ANSWERS_PER_SECOND: u32 = 20;
+
 /// Strangers that are refused and told of, per second.
 const REFUSALS_TOLD_PER_SECOND: u32 = 20;
+
+/// How often something has happened within a second.
+#[derive(Clone, Copy, Debug, Default)]
+struct Second {
+    second: u64,
+    count: u32,
+}
+
+impl Second {
+    /// Counts once more; gives the count of this second, and that of the last one if it is over now.
+    fn count(&mut self, now: Time) -> (u32, Option<u32>) {
+        let second = now.as_micros() / 1_000_000;
+        let over = (self.second != second).then_some(self.count);
+        if over.is_some() {
+            *self = Second { second, count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        (self.count, over)
+    }
+}
 
 /// An IKE_SA as the operator sees it.
 #[derive(Clone, Debug)]
@@ -72,9 +95,9 @@ pub struct Endpoint {
     sas: BTreeMap<SaId, Sa>,
     half_open: HalfOpen,
     cookies: Cookies,
-    version_answers: (u64, u32),
-    /// the second, and how often strangers were refused in it
-    refusals: (u64, u32),
+    version_answers: Second,
+    spi_answers: Second,
+    refusals: Second,
 }
 
 impl Endpoint {
@@ -86,8 +109,9 @@ impl Endpoint {
             sas: BTreeMap::new(),
             half_open: HalfOpen::default(),
             cookies,
-            version_answers: (0, 0),
-            refusals: (0, 0),
+            version_answers: Second::default(),
+            spi_answers: Second::default(),
+            refusals: Second::default(),
         }
     }
 
@@ -167,8 +191,33 @@ impl Endpoint {
             return;
         }
         let own = if header.flags.initiator { header.spi_r } else { header.spi_i };
-        let Some(id) = self.shared.by_spi.get(&own).copied() else { return };
-        self.with(now, id, extension, |sa, cx| sa.on_message(cx, path, datagram, &message));
+        match self.shared.by_spi.get(&own).copied() {
+            Some(id) => {
+                self.with(now, id, extension, |sa, cx| sa.on_message(cx, path, datagram, &message));
+            }
+            None => self.answer_stranger(now, path, header),
+        }
+    }
+
+    /// RFC 7296 §2.21.4: a request on an IKE_SA that is not here, as after a restart, may be told so; not
+    /// protected, a few times a second, and shorter than the request. Responses get nothing, and a host that
+    /// only starts IKE_SAs stays silent to strangers.
+    fn answer_stranger(&mut self, now: Time, path: Path, header: &Header) {
+        let sealed = header.exchange != ExchangeType::IKE_SA_INIT;
+        let responder = self.shared.connections.iter().any(|c| c.role == Role::Responder);
+        if header.flags.response || !sealed || header.spi_r == 0 || !responder {
+            return;
+        }
+        if self.spi_answers.count(now).0 > SPI_ANSWERS_PER_SECOND {
+            return;
+        }
+        let flags = Flags { initiator: !header.flags.initiator, response: true, version: false };
+        let spis = (header.spi_i, header.spi_r);
+        let answer = Header::new(spis, header.exchange, flags, header.message_id);
+        let notify = Notify::new(NotifyType::INVALID_IKE_SPI, Vec::new());
+        if let Ok(bytes) = wire::emit_message(&answer, &[Payload::Notify(notify)]) {
+            self.shared.transmit(path, bytes);
+        }
     }
 
     fn init_request(
@@ -184,15 +233,16 @@ impl Endpoint {
             return;
         }
         let name = (header.spi_i, path.remote);
-        if let Some(sa) = self.half_open.find(&name).and_then(|id| self.sas.get(&id)) {
-            // RFC 7296 §2.1: the same octets again get the same answer again.
+        for sa in self.half_open.find(name).filter_map(|id| self.sas.get(&id)) {
+            // RFC 7296 §2.1: the same octets again get the same answer again; others are another peer's,
+            // or what an initiator made of an answer that was not ours.
             if let (State::AuthRequest(state), Arrival::Answered(bytes)) =
                 (&sa.state, sa.channel.incoming.arrival(0))
                 && state.init_request == datagram
             {
                 self.shared.transmit_all(path, bytes);
+                return;
             }
-            return;
         }
         if !self.shared.connections.iter().any(|c| c.role == Role::Responder) {
             return;
@@ -230,16 +280,12 @@ impl Endpoint {
 
     /// Whether the operator is told of one more stranger that was refused: not of each in a flood.
     fn tells_of_refusal(&mut self, now: Time) -> bool {
-        let second = now.as_micros() / 1_000_000;
-        if self.refusals.0 != second {
-            let left_out = self.refusals.1.saturating_sub(REFUSALS_TOLD_PER_SECOND);
-            if left_out > 0 {
-                tracing::warn!(left_out, "more IKE_SA_INIT requests were refused");
-            }
-            self.refusals = (second, 0);
+        let (count, over) = self.refusals.count(now);
+        let left_out = over.unwrap_or_default().saturating_sub(REFUSALS_TOLD_PER_SECOND);
+        if left_out > 0 {
+            tracing::warn!(left_out, "more IKE_SA_INIT requests were refused");
         }
-        self.refusals.1 = self.refusals.1.saturating_add(1);
-        self.refusals.1 <= REFUSALS_TOLD_PER_SECOND
+        count <= REFUSALS_TOLD_PER_SECOND
     }
 
     fn refuse(&mut self, now: Time, path: Path, header: &Header, unanswerable: Unanswerable) {
@@ -267,18 +313,13 @@ impl Endpoint {
     /// RFC 7296 §2.5: a higher major version is told which one we speak, a lower one nothing.
     fn answer_version(&mut self, now: Time, path: Path, datagram: &[u8], major: u8) {
         let Ok(header) = Header::parse(datagram) else { return };
-        let second = now.as_micros() / 1_000_000;
-        if self.version_answers.0 != second {
-            self.version_answers = (second, 0);
-        }
         if major < 3
             || header.flags.response
             || header.spi_i == 0
-            || self.version_answers.1 >= VERSION_ANSWERS_PER_SECOND
+            || self.version_answers.count(now).0 > VERSION_ANSWERS_PER_SECOND
         {
             return;
         }
-        self.version_answers.1 += 1;
         let flags = Flags { initiator: !header.flags.initiator, response: true, version: false };
         let spis = (header.spi_i, header.spi_r);
         let answer = Header::new(spis, header.exchange, flags, header.message_id);
@@ -318,7 +359,7 @@ impl Endpoint {
         // One that failed to authenticate counts for as long as it takes up memory.
         let done = matches!(sa.state, State::Live(_)) || sa.is_forgotten();
         if done && let Some(name) = sa.half_open.take() {
-            self.half_open.remove(&name);
+            self.half_open.remove(name, id);
         }
         if sa.is_forgotten() {
             self.shared.by_spi.remove(&sa.channel.own_spi());

@@ -26,6 +26,8 @@ pub(crate) struct InitDone {
     pub(crate) connection: ConnectionId,
     /// the peer says that IKE_AUTH may be without a CHILD_SA (RFC 6023 §3)
     pub(crate) childless: bool,
+    /// the request has a COOKIE in it, which anyone may have sent: what was answered may be the one without
+    pub(crate) advised: bool,
     pub(crate) request: Vec<u8>,
     pub(crate) response: Vec<u8>,
     pub(crate) nonce_i: Vec<u8>,
@@ -204,6 +206,10 @@ fn authenticate(
     let has_auth = payloads.iter().any(|p| matches!(p, Payload::Authentication { .. }));
     let Some(id) = id.filter(|_| has_auth) else {
         return Err(match error_notify(payloads) {
+            // RFC 7296 §2.15: each side signs its own view of IKE_SA_INIT.
+            Some(NotifyType::AUTHENTICATION_FAILED) if state.init.advised => {
+                Fault::Refused(CloseReason::Misled)
+            }
             Some(NotifyType::AUTHENTICATION_FAILED) => Fault::Refused(CloseReason::Authentication(
                 "the peer does not accept our identity or key".into(),
             )),

@@ -245,6 +245,7 @@ fn accept(
             live.home = (child.path, child.encap);
             let mut without_child = first.clone();
             without_child.push(refusal(Fault::Busy));
+            without_child.extend(extra.iter().cloned());
             first.append(&mut answer);
             first.extend(extra);
             live.children.push(Child::of(&child, 0));
@@ -259,6 +260,7 @@ fn accept(
             // RFC 7296 §2.21.2: the IKE_SA stands, the CHILD_SA does not.
             cx.shared.event(Event::Refused { path, reason: CloseReason::Child(text) });
             first.push(refusal(fault));
+            first.extend(extra);
             sa.state = State::Live(Box::new(live));
             let sent = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &first);
             if let Err(reason) = sent {

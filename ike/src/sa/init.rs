@@ -310,6 +310,7 @@ fn on_answer(
     let exchange = auth_initiator::InitDone {
         connection: state.connection,
         childless,
+        advised: state.cookie.is_some(),
         request: state.request,
         response: datagram.to_vec(),
         nonce_i: state.nonce,

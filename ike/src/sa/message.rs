@@ -2,14 +2,14 @@
 //! and who takes care of them (RFC 7296 §2.1, §2.2, §2.5, §2.21).
 
 use crate::{
-    event::CloseReason,
+    event::{CloseReason, Event},
     path::Path,
-    wire::{ExchangeType, Message},
+    wire::{ExchangeType, Message, NotifyType, Payload},
 };
 
 use super::{
-    Cx, On, Sa, State, auth_initiator, auth_responder, envelope::Inside, exchange::Arrival, former,
-    fragment::Received, init, live,
+    Cx, On, Sa, State, auth_initiator, auth_responder, channel::Channel, envelope::Inside,
+    exchange::Arrival, former, fragment::Received, init, live,
 };
 
 /// So many messages are opened in vain before a half-open IKE_SA goes; repeated fragments count too.
@@ -40,10 +40,37 @@ impl Sa {
         } else {
             return;
         };
-        if header.flags.response {
+        if message.encrypted.is_none() {
+            self.on_unprotected(cx, on, message);
+        } else if header.flags.response {
             self.on_sealed_response(cx, on, path, message);
         } else {
             self.on_sealed_request(cx, on, path, message);
+        }
+    }
+
+    /// RFC 7296 §2.21.4: an answer without protection is a hint at best, and only if we have asked.
+    fn on_unprotected(&mut self, cx: &mut Cx<'_>, on: On, message: &Message<'_>) {
+        let header = &message.header;
+        let unknown = message
+            .payloads
+            .iter()
+            .any(|p| matches!(p, Payload::Notify(n) if n.kind == NotifyType::INVALID_IKE_SPI));
+        if !header.flags.response || !unknown || !matches!(self.state, State::Live(_)) {
+            return;
+        }
+        let asked = |channel: &mut Channel| {
+            channel.outgoing.find(header.message_id, header.exchange).map(|out| out.tries)
+        };
+        let Some(tries) = self.on(on).and_then(asked) else { return };
+        match &self.state {
+            // It is over for us in any case: all that a lie spares us is to ask again.
+            State::Live(live) if live.is_closing() => {
+                let reason = live.verdict();
+                self.close(cx, reason);
+                self.forget(cx);
+            }
+            _ => cx.shared.event(Event::Unknown { sa: self.id, tries }),
         }
     }
 

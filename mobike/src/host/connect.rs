@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
 
-use super::{CommandError, Host, KEEPALIVE, Output, RETRY};
+use super::{
+    BETWEEN_HINTS, CommandError, Host, KEEPALIVE, MOST_MISLED, Output, RETRY, TRIES_OF_UNKNOWN,
+};
 use crate::{address, event::Event};
 
 impl Host {
@@ -112,6 +114,18 @@ impl Host {
         }
     }
 
+    /// The peer seems to have forgotten the IKE_SA, as after a restart. Anyone could say so: the old one
+    /// stays until a new one has been authenticated beside it (RFC 7296 §2.4, §2.21.4).
+    pub(super) fn on_unknown(&mut self, now: Time, id: SaId, tries: u32) {
+        let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
+        let Some(wanted) = sa.connection.and_then(|c| self.wanted.get_mut(&c)) else { return };
+        let recently = wanted.hinted.is_some_and(|at| now.since(at) < BETWEEN_HINTS);
+        if tries >= TRIES_OF_UNKNOWN && wanted.successor.is_none() && !recently {
+            wanted.hinted = Some(now);
+            self.reauthenticate(now, id);
+        }
+    }
+
     /// The IKE_SA that was to take another one's place is established: the other one goes.
     pub(super) fn succeed(&mut self, now: Time, connection: ConnectionId, sa: SaId) {
         let Some(wanted) = self.wanted.get_mut(&connection) else { return };
@@ -207,6 +221,11 @@ impl Host {
             // RFC 4555 §3.1: every pair has its turn before the peer counts as unreachable.
             CloseReason::Unanswered(_) if !established => {
                 wanted.attempt < address::pairs(&self.movers.locals, &wanted.remotes).len()
+            }
+            CloseReason::Misled if wanted.misled < MOST_MISLED => {
+                wanted.misled += 1;
+                wanted.attempt = wanted.attempt.saturating_sub(1);
+                true
             }
             _ => false,
         };

@@ -44,6 +44,16 @@ const CHECKS: u8 = 3;
 /// keys start these from zero.
 const MOVES_BEFORE_REKEY: u32 = 32;
 
+/// A peer that says that it does not know the IKE_SA has left a request unanswered so often before a new
+/// IKE_SA is made beside it.
+const TRIES_OF_UNKNOWN: u32 = 2;
+
+/// The least time between such IKE_SAs: whoever can forge the hint can make us ask, but not often.
+const BETWEEN_HINTS: Duration = Duration::from_secs(10);
+
+/// Tries that are made anew at once when a forged COOKIE may have spoilt one.
+const MOST_MISLED: u8 = 3;
+
 /// Waits between tries to bring a connection up: the first, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -60,6 +70,10 @@ struct Wanted {
     yields: bool,
     /// the IKE_SA that is to take the place of `current`
     successor: Option<SaId>,
+    /// when a successor was last made on a mere hint
+    hinted: Option<Time>,
+    /// tries in a row that a forged COOKIE may have spoilt
+    misled: u8,
 }
 
 /// IKE and MOBIKE of one host.
@@ -241,6 +255,7 @@ impl Host {
                 if let Some(wanted) = self.wanted.get_mut(&connection) {
                     wanted.failures = 0;
                     wanted.attempt = 0;
+                    wanted.misled = 0;
                 }
                 self.keepalives.insert((now + KEEPALIVE, id));
                 self.succeed(now, connection, id);
@@ -282,6 +297,7 @@ impl Host {
                 }
             }
             event::Event::Unanswered { sa, tries } => self.on_unanswered(now, sa, tries),
+            event::Event::Unknown { sa, tries } => self.on_unknown(now, sa, tries),
             event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
             event::Event::Closed { sa, connection, path, reason } => {
                 let established = self.movers.sas.remove(&sa).is_some_and(|m| m.established);
