@@ -8,6 +8,7 @@ use crate::{
     child::{ChildId, ChildMove, ChildSa},
     config::{ConnectionId, Role},
     path::Path,
+    time::Time,
     wire::Payload,
 };
 
@@ -156,6 +157,16 @@ pub enum Event {
         spis: (u64, u64),
         /// what was in it
         payloads: Vec<Payload>,
+    },
+    /// Some request of ours was answered on this path, or a copy of one that has been answered already:
+    /// it comes before all that the answer leads to.
+    Answered {
+        /// which IKE_SA
+        sa: SaId,
+        /// the path that the response came on
+        path: Path,
+        /// when the request was sent, if that was once
+        sent: Option<Time>,
     },
     /// Our request will not be answered, for a rekey of the IKE_SA has overtaken it.
     Lost {

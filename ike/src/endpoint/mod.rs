@@ -5,7 +5,7 @@ mod cookie;
 mod half_open;
 pub mod timers;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     auth::WallClock,
@@ -418,6 +418,43 @@ impl Endpoint {
                     sa.request(cx, ExchangeType::INFORMATIONAL, payloads, Some(tag)).is_ok()
                 })
                 .unwrap_or(false)
+    }
+
+    /// Sends an INFORMATIONAL request on another path than the current one; false if the window is closed.
+    /// What is not answered there is asked again on the current path, so that it does not keep the window
+    /// closed; the path of [`Event::Response`] tells which it was.
+    pub fn request_at(
+        &mut self,
+        now: Time,
+        id: SaId,
+        path: Path,
+        payloads: &[Payload],
+        tag: Tag,
+        extension: &mut dyn Extension,
+    ) -> bool {
+        self.is_open(id)
+            && self
+                .with(now, id, extension, |sa, cx| sa.request_at(cx, path, payloads, tag).is_ok())
+                .unwrap_or(false)
+    }
+
+    /// Sends the outstanding requests on another path too, the same octets (RFC 4555 §3.10); false if
+    /// there are none.
+    pub fn copy_to(
+        &mut self,
+        now: Time,
+        id: SaId,
+        path: Path,
+        extension: &mut dyn Extension,
+    ) -> bool {
+        self.with(now, id, extension, |sa, cx| sa.copy_to(cx, path)).unwrap_or(false)
+    }
+
+    /// How long the IKE_SA waits for an answer once it stands, in place of the configured time.
+    pub fn set_patience(&mut self, id: SaId, patience: Duration) {
+        if let Some(sa) = self.sas.get_mut(&id) {
+            sa.patience = Some(patience);
+        }
     }
 
     /// Changes the IKE_SA's addresses. Nothing is sent and no CHILD_SA moves.

@@ -51,6 +51,7 @@ impl Timers {
             Timer::Rekey,
             Timer::Former,
             Timer::Reassembly,
+            Timer::Redundant,
         ] {
             self.clear(sa, timer);
         }

@@ -3,11 +3,15 @@
 //! Retransmission belongs to the exchange, the path to send it on does not: a request in flight goes
 //! on with the same bytes wherever the IKE_SA goes (RFC 4555 §3.5).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use crate::{
     config::Retransmission,
     event::Tag,
+    path::Path,
     time::Time,
     wire::{ExchangeType, Notify, NotifyType, Payload},
 };
@@ -43,6 +47,10 @@ pub(crate) struct Outstanding {
     pub(crate) tries: u32,
     /// of these, how many in the fragments that it is in now
     pub(crate) tries_in_size: u32,
+    /// when it was sent first
+    pub(crate) sent: Time,
+    /// it was sent there and not on the current path; without an answer it goes on there
+    pub(crate) astray: Option<Path>,
     interval: Duration,
     due: Time,
     give_up: Time,
@@ -56,11 +64,16 @@ pub(crate) struct Outgoing {
     window: u32,
     /// by Message ID
     outstanding: Vec<Outstanding>,
+    /// the last ones that were answered: copies on other paths may be answered too
+    answered: VecDeque<(u32, ExchangeType)>,
 }
+
+/// So many requests are remembered after their answer.
+const MOST_ANSWERED: usize = 4;
 
 impl Default for Outgoing {
     fn default() -> Self {
-        Outgoing { next_id: 0, window: 1, outstanding: Vec::new() }
+        Outgoing { next_id: 0, window: 1, outstanding: Vec::new(), answered: VecDeque::new() }
     }
 }
 
@@ -71,7 +84,7 @@ pub(crate) enum Retransmit {
     Again {
         /// their Message IDs
         ids: Vec<u32>,
-        /// transmissions, the first included
+        /// transmissions on the current path, the first included; 0 if none is a repetition there
         tries: u32,
     },
     /// the peer has not answered for too long
@@ -129,6 +142,8 @@ impl Outgoing {
             tag,
             tries: 1,
             tries_in_size: 1,
+            sent: now,
+            astray: None,
             interval: policy.first,
             due: now + policy.first,
             give_up: now + give_up,
@@ -154,6 +169,11 @@ impl Outgoing {
         }
         let (mut ids, mut most) = (Vec::new(), 0);
         for out in self.outstanding.iter_mut().filter(|out| now >= out.due) {
+            if out.astray.take().is_some() {
+                (out.tries, out.tries_in_size, out.due) = (1, 1, now + out.interval);
+                ids.push(out.message_id);
+                continue;
+            }
             out.tries += 1;
             out.tries_in_size += 1;
             out.interval = (out.interval * policy.factor_percent / 100).min(policy.longest);
@@ -168,7 +188,7 @@ impl Outgoing {
     /// given up too: on the new path it has had none yet.
     pub(crate) fn hasten(&mut self, now: Time, policy: &Retransmission, give_up: Duration) {
         for out in &mut self.outstanding {
-            (out.tries, out.tries_in_size) = (1, 1);
+            (out.tries, out.tries_in_size, out.sent, out.astray) = (1, 1, now, None);
             out.interval = policy.first;
             out.due = now + out.interval;
             out.give_up = now + give_up;
@@ -208,7 +228,23 @@ impl Outgoing {
     pub(crate) fn take(&mut self, message_id: u32, exchange: ExchangeType) -> Option<Outstanding> {
         let fits = |out: &Outstanding| out.message_id == message_id && out.exchange == exchange;
         let at = self.outstanding.iter().position(fits)?;
+        if self.answered.len() == MOST_ANSWERED {
+            self.answered.pop_front();
+        }
+        self.answered.push_back((message_id, exchange));
         Some(self.outstanding.remove(at))
+    }
+
+    /// Whether that request was answered a short while ago.
+    pub(crate) fn was_answered(&self, message_id: u32, exchange: ExchangeType) -> bool {
+        self.answered.contains(&(message_id, exchange))
+    }
+
+    /// The request with this Message ID goes to another path first.
+    pub(crate) fn lead_astray(&mut self, message_id: u32, path: Path) {
+        if let Some(out) = self.outstanding.iter_mut().find(|out| out.message_id == message_id) {
+            out.astray = Some(path);
+        }
     }
 
     /// Takes every request that will not be answered any more.

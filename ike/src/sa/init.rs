@@ -83,6 +83,7 @@ pub(crate) fn start(
         last_heard: cx.now,
         unreadable: 0,
         half_open: None,
+        patience: None,
         state: State::Lingering,
     };
     send(&mut sa, cx, Box::new(state))?;

@@ -157,6 +157,7 @@ pub(crate) fn accept(
         last_heard: cx.now,
         unreadable: 0,
         half_open: Some((spi_i, path.remote)),
+        patience: None,
         state: State::AuthRequest(Box::new(ExpectAuthRequest {
             init_request: datagram.to_vec(),
             init_response: response,

@@ -196,8 +196,19 @@ impl Sa {
     fn on_sealed_response(&mut self, cx: &mut Cx<'_>, on: On, path: Path, message: &Message<'_>) {
         let (id, exchange) = (message.header.message_id, message.header.exchange);
         let now = cx.now;
+        let live = matches!(self.state, State::Live(_));
         let Some(channel) = self.on(on) else { return };
         if channel.outgoing.find(id, exchange).is_none() {
+            // A copy that went on another path may be answered too: that shows a way, and no more.
+            if live
+                && channel.outgoing.was_answered(id, exchange)
+                && channel
+                    .keys
+                    .as_ref()
+                    .is_some_and(|keys| channel.fragments.is_genuine(keys, message))
+            {
+                cx.shared.event(Event::Answered { sa: self.id, path, sent: None });
+            }
             return;
         }
         let Some(keys) = &channel.keys else { return };
@@ -206,6 +217,11 @@ impl Sa {
         let Some(request) = self.on(on).and_then(|c| c.outgoing.take(id, exchange)) else { return };
         self.arm_retransmit(cx);
         self.last_heard = cx.now;
+        if matches!(self.state, State::Live(_)) {
+            let once = request.tries == 1 && path == request.astray.unwrap_or(self.path);
+            let sent = once.then_some(request.sent);
+            cx.shared.event(Event::Answered { sa: self.id, path, sent });
+        }
         let parsed = inside.payloads().map_err(|error| error.to_string()).and_then(|payloads| {
             // RFC 7296 §2.5: what we must not skip and don't know.
             match live::unknown_critical(&payloads) {

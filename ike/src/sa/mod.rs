@@ -95,6 +95,8 @@ pub(crate) struct Sa {
     pub(crate) unreadable: u32,
     /// its name in the endpoint's table of half-open IKE_SAs
     pub(crate) half_open: Option<(u64, SocketAddr)>,
+    /// how long it waits for an answer once it stands, if not as configured
+    pub(crate) patience: Option<Duration>,
     pub(crate) state: State,
 }
 
@@ -149,7 +151,7 @@ impl Sa {
             State::InitResponse(_) | State::AuthResponse(_) => policy.give_up_handshake,
             // The CHILD_SAs are gone already: a peer that is not there need not be waited for.
             State::Live(live) if live.is_closing() => policy.give_up_handshake,
-            _ => policy.give_up,
+            _ => self.patience.unwrap_or(policy.give_up),
         }
     }
 
@@ -193,13 +195,59 @@ impl Sa {
         datagrams: Vec<Vec<u8>>,
         tag: Option<Tag>,
     ) {
+        let path = self.path;
+        self.start_request_at(cx, (on, path), exchange, datagrams, tag);
+    }
+
+    fn start_request_at(
+        &mut self,
+        cx: &mut Cx<'_>,
+        (on, path): (On, Path),
+        exchange: ExchangeType,
+        datagrams: Vec<Vec<u8>>,
+        tag: Option<Tag>,
+    ) {
         let policy = self.policy(cx.shared);
         let give_up = self.give_up(&policy);
-        cx.shared.transmit_all(self.path, &datagrams);
+        cx.shared.transmit_all(path, &datagrams);
+        let astray = path != self.path;
         if let Some(channel) = self.on(on) {
+            let id = channel.outgoing.next_id();
             channel.outgoing.start(cx.now, exchange, datagrams, tag, &policy, give_up);
+            if astray {
+                channel.outgoing.lead_astray(id, path);
+            }
         }
         self.arm_retransmit(cx);
+    }
+
+    /// Sends an INFORMATIONAL request on another path than the current one, once: without an answer it is
+    /// asked again on the current path, so that a dead path does not keep the window closed.
+    pub(crate) fn request_at(
+        &mut self,
+        cx: &mut Cx<'_>,
+        path: Path,
+        payloads: &[Payload],
+        tag: Tag,
+    ) -> Result<(), CloseReason> {
+        let config = self.connection.and_then(|id| cx.shared.connections.get(id.0));
+        let (random, exchange) = (&mut cx.shared.random, ExchangeType::INFORMATIONAL);
+        let datagrams = self.channel.seal_request(random, exchange, payloads, config, path)?;
+        self.start_request_at(cx, (On::Current, path), exchange, datagrams, Some(tag));
+        Ok(())
+    }
+
+    /// Sends what is outstanding on another path too, the same octets; false if nothing is.
+    pub(crate) fn copy_to(&self, cx: &mut Cx<'_>, path: Path) -> bool {
+        let former = self.former.iter().map(|former| &former.channel);
+        let mut any = false;
+        for channel in std::iter::once(&self.channel).chain(former) {
+            for out in channel.outgoing.outstanding() {
+                cx.shared.transmit_all(path, &out.datagrams);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Sets or clears the time at which something may have to be sent again.
@@ -356,7 +404,9 @@ impl Sa {
                         cx.shared.transmit_all(self.path, &out.datagrams);
                     }
                 }
-                cx.shared.event(Event::Unanswered { sa: self.id, tries });
+                if tries > 0 {
+                    cx.shared.event(Event::Unanswered { sa: self.id, tries });
+                }
             }
             Retransmit::GiveUp => {
                 let hint = match &self.state {

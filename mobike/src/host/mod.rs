@@ -297,6 +297,7 @@ impl Host {
                 }
             }
             event::Event::Unanswered { sa, tries } => self.on_unanswered(now, sa, tries),
+            event::Event::Answered { .. } => {}
             event::Event::Unknown { sa, tries } => self.on_unknown(now, sa, tries),
             event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
             event::Event::Closed { sa, connection, path, reason } => {
