@@ -8,12 +8,16 @@ use bewick_ike::Path;
 /// and with a route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalAddress {
+    /// what the operator says of its uplink: the smaller, the better, before all else
+    pub cost: u32,
     /// of the route through its interface: the smaller, the better
     pub metric: u32,
     /// the address
     pub address: IpAddr,
     /// the name of its interface
     pub interface: String,
+    /// each octet costs money: nothing is sent there that has not to be
+    pub metered: bool,
 }
 
 /// Every pair of one of `locals` and one of `remotes` of the same family, best first: the order of
@@ -61,7 +65,13 @@ mod tests {
     use super::*;
 
     fn local(address: &str, metric: u32) -> LocalAddress {
-        LocalAddress { metric, address: address.parse().unwrap(), interface: "eth".into() }
+        LocalAddress {
+            cost: 0,
+            metric,
+            address: address.parse().unwrap(),
+            interface: "eth".into(),
+            metered: false,
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use bewick_ike::{ActionError, CloseReason, ConnectionId, Established, Path, SaId};
 
+use crate::race::Tried;
+
 /// Why an IKE_SA moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -21,6 +23,8 @@ pub enum Cause {
     PeerAddressGone(IpAddr),
     /// the peer does not answer on this path
     NoAnswer,
+    /// traffic went out on this path and none came back
+    Silence,
     /// the peer does not accept the path that was tried (UNACCEPTABLE_ADDRESSES)
     Refused,
 }
@@ -34,8 +38,55 @@ impl fmt::Display for Cause {
             Cause::PeerMoved => f.write_str("the peer moved"),
             Cause::NatMapping => f.write_str("a NAT has changed its mapping"),
             Cause::PeerAddressGone(address) => write!(f, "the peer's address {address} is gone"),
+            Cause::Silence => f.write_str("nothing came back on the path in use"),
             Cause::NoAnswer => f.write_str("no answer on the path in use"),
             Cause::Refused => f.write_str("the peer does not accept the path that was tried"),
+        }
+    }
+}
+
+/// Why a path is suspected to be dead: a reason to ask, never one to move (RFC 4555 §3.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// a request has had no answer yet
+    Unanswered,
+    /// traffic has gone out for some time and none has come in
+    Silence,
+    /// somebody on the way, or whoever forges that, says that the peer can't be reached
+    Unreachable,
+    /// the machine has slept
+    Resumed,
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Hint::Unanswered => "a request has had no answer",
+            Hint::Silence => "nothing comes back",
+            Hint::Unreachable => "an ICMP error says that the peer can't be reached",
+            Hint::Resumed => "the machine has slept",
+        })
+    }
+}
+
+/// How the pair in use stands (draft-ietf-multi6-failure-detection-00 §5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrimaryState {
+    /// there is none
+    None,
+    /// it is being asked
+    Testing,
+    /// it works, as far as is known
+    Operational,
+}
+
+impl PrimaryState {
+    /// A word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PrimaryState::None => "none",
+            PrimaryState::Testing => "testing",
+            PrimaryState::Operational => "operational",
         }
     }
 }
@@ -100,6 +151,30 @@ pub enum Event {
         cause: Cause,
         /// from the decision to the confirmation
         took: Duration,
+        /// the pairs that were asked before
+        tried: Vec<Tried>,
+    },
+    /// Something suggests that the path is dead: it is being asked, and the others too.
+    Suspected {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+        /// the path
+        path: Path,
+        /// what
+        hint: Hint,
+    },
+    /// It was not.
+    Alive {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+        /// the path
+        path: Path,
+        /// after this time
+        after: Duration,
     },
     /// The data plane refused a move; nothing has moved there.
     MoveFailed {
@@ -165,6 +240,8 @@ impl Event {
             Event::Rekeyed { .. } => "rekeyed",
             Event::Moving { .. } => "moving",
             Event::Moved { .. } => "moved",
+            Event::Suspected { .. } => "suspected",
+            Event::Alive { .. } => "alive",
             Event::MoveFailed { .. } => "move-failed",
             Event::Stranded { .. } => "stranded",
             Event::PeerAddresses { .. } => "peer-addresses",
@@ -183,6 +260,8 @@ impl Event {
             | Event::Moving { connection, .. }
             | Event::Moved { connection, .. }
             | Event::MoveFailed { connection, .. }
+            | Event::Suspected { connection, .. }
+            | Event::Alive { connection, .. }
             | Event::Stranded { connection, .. }
             | Event::PeerAddresses { connection, .. }
             | Event::Retrying { connection, .. } => Some(*connection),
@@ -216,6 +295,10 @@ impl fmt::Display for Event {
             }
             Event::Moving { from, to, cause, .. } => {
                 write!(f, "moving from {from} to {to}: {cause}")
+            }
+            Event::Suspected { path, hint, .. } => write!(f, "asking whether {path} works: {hint}"),
+            Event::Alive { path, after, .. } => {
+                write!(f, "{path} works, it answered after {:.1} ms", ms(*after))
             }
             Event::Moved { from, to, cause, took, .. } => {
                 write!(f, "moved from {from} to {to} in {:.1} ms: {cause}", ms(*took))

@@ -15,30 +15,32 @@ use crate::{
     notify,
 };
 
-/// The best path that is not `avoid`, the current one if it can still be used.
-pub(crate) fn choose(
-    mobility: &Mobility,
-    locals: &[LocalAddress],
-    current: Path,
-    avoid: Option<Path>,
-) -> Option<Path> {
+/// Every path that the IKE_SA could have, best first: our addresses in their order, with the peer's in
+/// the order in which it told them, the one in use first.
+pub(crate) fn candidates(mobility: &Mobility, locals: &[LocalAddress], current: Path) -> Vec<Path> {
     let mut remotes = vec![current.remote.ip()];
     remotes.retain(|remote| mobility.peer_addresses.contains(remote));
     remotes.extend(mobility.peer_addresses.iter().filter(|a| **a != current.remote.ip()));
     // Where traffic was last is never forgotten, whatever a list says: last, but there.
     remotes.push(mobility.children_at.remote.ip());
-    let listed = mobility.peer_addresses.contains(&current.remote.ip());
-    let mut paths: Vec<Path> = address::pairs(locals, &remotes)
-        .into_iter()
-        .map(|pair| address::path(current, pair))
-        .collect();
-    let mut seen = Vec::new();
-    paths.retain(|path| {
-        !seen.contains(path) && {
-            seen.push(*path);
-            true
+    let mut paths: Vec<Path> = Vec::new();
+    for pair in address::pairs(locals, &remotes) {
+        let path = address::path(current, pair);
+        if !paths.contains(&path) {
+            paths.push(path);
         }
-    });
+    }
+    paths
+}
+
+/// The best of these paths that is not `avoid`, the current one if it can still be used.
+pub(crate) fn choose(
+    mobility: &Mobility,
+    mut paths: Vec<Path>,
+    current: Path,
+    avoid: Option<Path>,
+) -> Option<Path> {
+    let listed = mobility.peer_addresses.contains(&current.remote.ip());
     if avoid.is_none() && listed && paths.contains(&current) {
         return Some(current);
     }

@@ -12,9 +12,14 @@ pub mod host;
 mod initiator;
 mod mobility;
 mod notify;
+mod path;
+mod race;
 mod responder;
+mod timers;
 
 pub use address::LocalAddress;
-pub use event::{Cause, Event};
-pub use host::{Command, CommandError, Host, HostConfig, Input, MoveTarget, Output};
+pub use event::{Cause, Event, Hint, PrimaryState};
+pub use host::{Command, CommandError, Host, HostConfig, Input, MoveTarget, Output, PairStatus};
 pub use mobility::{ConnectionPolicy, ReturnRoutability};
+pub use path::PairState;
+pub use race::Tried;

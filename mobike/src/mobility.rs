@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
+    time::Duration,
 };
 
 use bewick_ike::{
@@ -12,7 +13,15 @@ use bewick_ike::{
     wire::{NotifyType, Payload},
 };
 
-use crate::{address::LocalAddress, event::Cause, notify, responder};
+use crate::{
+    address::LocalAddress,
+    event::{Cause, Hint},
+    host::Counts,
+    notify,
+    path::Pairs,
+    race::{Race, Tried},
+    responder,
+};
 
 /// When the responder's traffic follows the initiator to a new address (RFC 4555 §3.7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,12 +34,38 @@ pub enum ReturnRoutability {
 }
 
 /// What the operator decides about how a connection moves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionPolicy {
     /// as responder: check a new address before traffic goes there
     pub return_routability: ReturnRoutability,
     /// as initiator: try again after a failure or a loss, for ever
     pub keep_up: bool,
+    /// as initiator: traffic that goes out for this time while none comes in makes the path suspect; zero
+    /// for never
+    pub dead_after: Duration,
+    /// as initiator: the best alternatives are asked so often while all is well; zero for never
+    pub standby: Duration,
+    /// also on uplinks that are metered
+    pub standby_metered: bool,
+    /// pairs are tried strictly one after the other, each wait twice as long as the one before
+    /// (draft-ietf-multi6-failure-detection-00 §5.3)
+    pub strict: bool,
+    /// a peer that is away is waited for so long (RFC 4555 §3.11)
+    pub hold: Duration,
+}
+
+impl Default for ConnectionPolicy {
+    fn default() -> Self {
+        ConnectionPolicy {
+            return_routability: ReturnRoutability::Before,
+            keep_up: false,
+            dead_after: Duration::from_secs(1),
+            standby: Duration::from_secs(25),
+            standby_metered: false,
+            strict: false,
+            hold: Duration::from_secs(3600),
+        }
+    }
 }
 
 /// An exchange of ours that MOBIKE waits for.
@@ -44,6 +79,10 @@ pub(crate) enum Awaiting {
     List,
     /// initiator: how our NAT maps us, for later comparison (§3.8)
     Mapping,
+    /// either: whether the peer is there (§3.10)
+    Probe,
+    /// either: whether the peer receives on another pair than the one in use
+    Standby { cookie: Vec<u8>, path: Path },
 }
 
 /// A move that is under way, for its record.
@@ -101,6 +140,24 @@ pub(crate) struct Mobility {
     pub(crate) claimed: Option<Path>,
     /// there is no address of ours that it could use
     pub(crate) stranded: bool,
+    /// what is known of its pairs
+    pub(crate) pairs: Pairs,
+    /// initiator: the pair in use is suspect or gone, and others are being asked
+    pub(crate) race: Option<Race>,
+    /// why it was suspect last
+    pub(crate) hint: Option<Hint>,
+    /// the pairs that the last race tried
+    pub(crate) tried: Vec<Tried>,
+    /// the outstanding request has gone out from several addresses of ours (§3.6)
+    pub(crate) scattered: bool,
+    /// when a hint of strangers was heeded last
+    pub(crate) hinted: Option<Time>,
+    /// responder: the peer is to be asked whether it is there
+    pub(crate) pending_probe: bool,
+    /// responder: the peer has spoken from there, and may show that it receives there
+    pub(crate) pending_standby: Option<Path>,
+    /// initiator: what the data plane has counted
+    pub(crate) counts: Counts,
 }
 
 impl Mobility {
@@ -130,6 +187,15 @@ impl Mobility {
             failed_checks: 0,
             claimed: None,
             stranded: false,
+            pairs: Pairs::default(),
+            race: None,
+            hint: None,
+            tried: Vec::new(),
+            scattered: false,
+            hinted: None,
+            pending_probe: false,
+            pending_standby: None,
+            counts: Counts::default(),
         }
     }
 }
@@ -143,6 +209,8 @@ pub(crate) enum Intent {
     PeerList,
     /// without MOBIKE: a genuine request came from this path
     Seen { path: Path },
+    /// responder with MOBIKE: a genuine request that is no update came from another path
+    Heard { path: Path },
 }
 
 /// The extension of all IKE_SAs of a host.

@@ -38,6 +38,8 @@ pub(crate) fn on_request(
     } else if mobility.claimed == Some(request.path) && view.path != request.path {
         // It did not answer there, and now speaks from there: worth another check.
         intents.push(Intent::Updated { path: request.path, nat: None });
+    } else if view.role == Role::Responder && view.path != request.path {
+        intents.push(Intent::Heard { path: request.path });
     }
     intents
 }

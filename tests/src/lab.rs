@@ -13,9 +13,7 @@ use bewick_ike::{
     crypto::{IkeEncryption, IkeSuite, KeyExchangeMethod, Prf},
     endpoint::SaStatus,
 };
-use bewick_mobike::{
-    Command, ConnectionPolicy, Event, Host, HostConfig, MoveTarget, ReturnRoutability,
-};
+use bewick_mobike::{Command, ConnectionPolicy, Event, Host, HostConfig, MoveTarget};
 
 use crate::{
     link::Link,
@@ -193,9 +191,10 @@ impl Default for Plan {
             second_gateway: false,
             nat: NatConfig::default(),
             client: client_config(),
+            // What is sent on pairs that are not in use a test asks for.
             client_policy: ConnectionPolicy {
-                return_routability: ReturnRoutability::Before,
-                keep_up: false,
+                standby: Duration::ZERO,
+                ..ConnectionPolicy::default()
             },
             client_plane_encap: false,
             gateway: gateway_config(),
@@ -319,7 +318,7 @@ impl Lab {
             return Node::Puppet(Box::new(puppet));
         }
         let config = HostConfig {
-            connections: vec![(client.clone(), *client_policy)],
+            connections: vec![(client.clone(), client_policy.clone())],
             force_encap: self.plan.client_plane_encap,
         };
         let mut host = Host::new(config, random);
@@ -338,7 +337,7 @@ impl Lab {
             return Node::Puppet(Box::new(puppet));
         }
         let config = HostConfig {
-            connections: connections.map(|config| (config, *gateway_policy)).collect(),
+            connections: connections.map(|config| (config, gateway_policy.clone())).collect(),
             force_encap: false,
         };
         let mut host = Host::new(config, random);

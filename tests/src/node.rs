@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use bewick_ike::{Action, ActionError, ActionId, Time};
+use bewick_ike::{Action, ActionError, ActionId, SaId, Time};
 use bewick_mobike::{
     Command, Event, Host, Input as HostInput, LocalAddress, Output as HostOutput,
     host::CommandError,
@@ -86,7 +86,7 @@ pub fn interface(uplink: UplinkId) -> String {
 /// The address of an uplink as the machines hear it: the earlier uplink has the better metric.
 fn local(uplink: UplinkId, address: IpAddr) -> LocalAddress {
     let metric = u32::try_from(uplink.0).unwrap_or(u32::MAX);
-    LocalAddress { metric, address, interface: interface(uplink) }
+    LocalAddress { cost: 0, metric, address, interface: interface(uplink), metered: false }
 }
 
 impl Honest {
@@ -102,6 +102,11 @@ impl Honest {
                 self.host.handle(now, HostInput::Addresses(locals));
             }
             Input::Expiring(child) => self.host.handle(now, HostInput::Expiring(child)),
+            Input::Counted { id, sent, received } => {
+                self.host.handle(now, HostInput::Counted { sa: SaId(id), sent, received });
+            }
+            Input::Unreachable(path) => self.host.handle(now, HostInput::Unreachable(path)),
+            Input::Resumed => self.host.handle(now, HostInput::Resumed),
             Input::Answer { id, result } => {
                 let result = result.map_err(ActionError);
                 self.host.handle(now, HostInput::Answer { id: ActionId(id), result });
@@ -117,6 +122,7 @@ impl Honest {
                 HostOutput::Action { id, action } => {
                     Output::Action { id: id.0, action: translate(action) }
                 }
+                HostOutput::Count { sa, .. } => Output::Count { id: sa.0 },
                 HostOutput::Event(event) => Output::Event(event),
                 HostOutput::Resolve(connection) => {
                     let addresses = self.gateways.clone();

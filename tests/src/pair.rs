@@ -31,6 +31,19 @@ pub enum Input {
     Addresses(Vec<(UplinkId, IpAddr)>),
     /// a CHILD_SA has reached its limits
     Expiring(ChildId),
+    /// what the data plane has counted
+    Counted {
+        /// for which question
+        id: u64,
+        /// packets of all CHILD_SAs
+        sent: u64,
+        /// packets that came on the path of their CHILD_SA
+        received: u64,
+    },
+    /// an ICMP error, true or forged
+    Unreachable(Path),
+    /// the machine has slept
+    Resumed,
     /// the data plane's answer
     Answer {
         /// which request
@@ -56,6 +69,11 @@ pub enum Output<E> {
         id: u64,
         /// what is to be done
         action: Action,
+    },
+    /// what the data plane has counted is wanted
+    Count {
+        /// comes back with the answer
+        id: u64,
     },
     /// something has happened
     Event(E),
@@ -262,6 +280,10 @@ impl<M: Machine> World<M> {
                         end.answers.put(now + end.answer_delay, (id, result));
                     }
                 }
+                Output::Count { id } => {
+                    let (sent, received) = (end.plane.sent(), end.esp.delivered);
+                    end.machine.handle(now, Input::Counted { id, sent, received });
+                }
                 Output::Event(event) => end.events.push((now, event)),
             }
         }
@@ -438,11 +460,11 @@ mod tests {
                     let path = self.path.expect("a path");
                     self.outputs.push(Output::Transmit { path, bytes: b"ping".to_vec() });
                 }
-                Input::Addresses(_) | Input::Expiring(_) => {}
                 Input::Answer { id, .. } => {
                     assert_eq!(id, 9);
                     self.outputs.push(Output::Event("removed"));
                 }
+                _ => {}
             }
         }
 

@@ -63,6 +63,7 @@ pub enum Received {
 /// One end's data plane.
 #[derive(Debug, Default)]
 pub struct Plane {
+    sent: u64,
     children: BTreeMap<ChildId, Child>,
     used: BTreeSet<ChildId>,
     refuse: u32,
@@ -155,6 +156,7 @@ impl Plane {
         let id = *sender?.0;
         let child = self.children.get_mut(&id)?;
         child.sequence += 1;
+        self.sent += 1;
         let (sent, octets) = (u64::from(child.sequence), PACKET as u64);
         if child.sa.limits.are_reached(sent * octets, sent)
             && !std::mem::replace(&mut child.told, true)
@@ -175,6 +177,11 @@ impl Plane {
             let bare = |addr: SocketAddr| SocketAddr::new(addr.ip(), 0);
             Datagram { protocol: Protocol::Esp, src: bare(local), dst: bare(remote), payload }
         })
+    }
+
+    /// The packets that it has sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// The CHILD_SAs that have reached their limits since this was asked last.

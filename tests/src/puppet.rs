@@ -181,7 +181,11 @@ impl Puppet {
         match input {
             Input::Datagram { path, bytes } => self.endpoint.datagram(now, path, &bytes, script),
             Input::Timeout => self.endpoint.timeout(now, script),
-            Input::Addresses(_) | Input::Expiring(_) => {}
+            Input::Addresses(_)
+            | Input::Expiring(_)
+            | Input::Counted { .. }
+            | Input::Unreachable(_)
+            | Input::Resumed => {}
             Input::Answer { id, result } => {
                 let result = result.map_err(ActionError);
                 self.endpoint.answer(now, ActionId(id), result, script);

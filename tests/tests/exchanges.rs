@@ -50,7 +50,10 @@ fn k_2_4_1_no_liveness_check_where_none_is_wanted() {
 
 #[test]
 fn m_3_11_1_a_silent_peer_is_held_for_five_minutes_and_then_given_up() {
-    let mut lab = Lab::established(Plan { second_uplink: false, ..Plan::default() });
+    let mut plan = Plan { second_uplink: false, ..Plan::default() };
+    plan.client_policy.hold = Duration::from_secs(330);
+    plan.gateway_policy.hold = Duration::from_secs(330);
+    let mut lab = Lab::established(plan);
     lab.world.net.set_links(lab.wlan, lab.wan, Link { black_hole: true, ..Link::default() });
     lab.seconds(299);
     assert_eq!(lab.sas(lab.gateway).len(), 1);

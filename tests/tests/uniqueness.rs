@@ -6,7 +6,7 @@ use bewick_ike::{
     ConnectionConfig, ConnectionId,
     config::{Role, Uniqueness},
 };
-use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig, ReturnRoutability};
+use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig};
 use bewick_tests::{
     Lab, Plan,
     lab::{gateway_config, ip, selectors},
@@ -25,8 +25,8 @@ fn site(seed: u64, local: (&str, &str), remote: (&str, &str), gateway: &str) -> 
         ..gateway_config()
     };
     let start = ConnectionConfig { role: Role::Initiator, ..answer.clone() };
-    let policy = ConnectionPolicy { return_routability: ReturnRoutability::Before, keep_up: true };
-    let connections = vec![(start, policy), (answer, policy)];
+    let policy = ConnectionPolicy { keep_up: true, ..ConnectionPolicy::default() };
+    let connections = vec![(start, policy.clone()), (answer, policy)];
     let random = stream(seed, local.0);
     let host = Host::new(HostConfig { connections, force_encap: false }, random);
     Node::honest(host, vec![ip(gateway)])

@@ -10,9 +10,10 @@ use bewick_ike::{
     },
     wire::identity::{Identity, IdentityPattern},
 };
+use bewick_mobike::{ConnectionPolicy, ReturnRoutability};
 use ipnet::IpNet;
 
-use crate::config::{Seen, auth, child, networks, proposal, reader::TableReader};
+use crate::config::{Seen, auth, child, moving, networks, proposal, reader::TableReader};
 
 /// Whether IKE_AUTH makes a CHILD_SA (RFC 6023).
 const CHILDLESS: [(&str, Childless); 4] = [
@@ -35,9 +36,8 @@ pub struct Connection {
     pub gateways: Vec<String>,
     /// initiator: when to connect
     pub start: Start,
-    /// responder: whether a client's new address must answer before traffic goes there
-    /// (RFC 4555 §3.7)
-    pub return_routability: bool,
+    /// how it moves (RFC 4555)
+    pub policy: ConnectionPolicy,
 }
 
 impl Connection {
@@ -97,6 +97,7 @@ pub(super) fn read(
     let childless = reader.word("childless", &CHILDLESS).unwrap_or_default();
     let more_children = child::tables(reader, role);
     let fragment_size = fragment_size(reader);
+    let policy = moving::read(reader, role);
     let mut initiator = InitiatorPart::default();
     let mut responder = ResponderPart::default();
     match role {
@@ -155,12 +156,12 @@ pub(super) fn read(
         fragment_size,
         retransmission: Retransmission::default(),
     };
-    Some(Connection {
-        ike,
-        gateways: initiator.gateways,
-        start: initiator.start,
+    let policy = ConnectionPolicy {
+        keep_up: initiator.start == Start::Auto,
         return_routability: responder.return_routability,
-    })
+        ..policy
+    };
+    Some(Connection { ike, gateways: initiator.gateways, start: initiator.start, policy })
 }
 
 /// What only an initiator has.
@@ -230,7 +231,7 @@ struct ResponderPart {
     dns: Vec<IpAddr>,
     dns_domains: Vec<String>,
     uniqueness: Uniqueness,
-    return_routability: bool,
+    return_routability: ReturnRoutability,
 }
 
 impl ResponderPart {
@@ -272,13 +273,13 @@ impl ResponderPart {
             ("keep", Uniqueness::Keep),
             ("never", Uniqueness::Never),
         ];
-        let checks = [("before", true), ("off", false)];
+        let checks = [("before", ReturnRoutability::Before), ("off", ReturnRoutability::Off)];
         ResponderPart {
             pools: pools.into_iter().map(|(pool, _)| pool).collect(),
             dns: dns.into_iter().map(|field| field.value).collect(),
             dns_domains,
             uniqueness: reader.word("uniqueness", &uniqueness).unwrap_or_default(),
-            return_routability: reader.word("return_routability", &checks).unwrap_or(true),
+            return_routability: reader.word("return_routability", &checks).unwrap_or_default(),
         }
     }
 }

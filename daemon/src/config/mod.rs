@@ -6,10 +6,12 @@
 mod auth;
 mod child;
 mod connection;
+mod moving;
 pub mod proposal;
 mod reader;
 pub mod report;
 mod secret;
+pub mod uplink;
 
 use bewick_ike::endpoint::HalfOpenLimits;
 use std::{
@@ -27,6 +29,7 @@ use self::{
     report::{Problem, Problems, Report, Source},
 };
 pub use connection::{Connection, Start};
+pub use uplink::Uplink;
 
 /// A configuration in which everything has been checked.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct Config {
     pub daemon: DaemonConfig,
     /// the connections, in the order of the file; never empty
     pub connections: Vec<Connection>,
+    /// what is said of interfaces, in the order of the file
+    pub uplinks: Vec<Uplink>,
 }
 
 /// The `[daemon]` table.
@@ -106,8 +111,9 @@ pub fn parse(source: Source<'_>, folder: &Path, private: bool) -> Result<Config,
     let mut reader = TableReader::new(root.get_ref(), 0..0, "the file", &mut report);
     let daemon = daemon_table(&mut reader);
     let connections = connection_tables(&mut reader, folder, private);
+    let uplinks = uplink::tables(&mut reader);
     reader.finish();
-    report.finish(daemon.map(|daemon| Config { daemon, connections }))
+    report.finish(daemon.map(|daemon| Config { daemon, connections, uplinks }))
 }
 
 fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {

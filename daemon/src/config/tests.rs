@@ -5,6 +5,8 @@ use bewick_ike::{
     config::{Role, Selectors},
 };
 
+use bewick_mobike::ReturnRoutability;
+
 use super::*;
 
 const GATEWAY: &str = r#"[[connection]]
@@ -61,7 +63,8 @@ fn a_gateway_in_eight_lines() {
     assert_eq!((ours.expose(), theirs.expose()), (&b"swordfish"[..], &b"swordfish"[..]));
     assert_eq!(connection.ike.ts_remote, Selectors::Dynamic);
     assert_eq!(connection.ike.pools, ["10.9.0.0/24".parse().unwrap()]);
-    assert!(connection.ike.mobike && connection.return_routability);
+    assert!(connection.ike.mobike);
+    assert_eq!(connection.policy.return_routability, ReturnRoutability::Before);
     assert!(!connection.ike.request_ipv4);
 }
 
@@ -99,7 +102,7 @@ fn every_other_key() {
     assert_eq!(gateway.ike.fragment_size, None);
     assert_eq!(client.start, Start::Manual);
     assert_eq!(gateway.ike.dns.len(), 1);
-    assert!(!gateway.return_routability);
+    assert_eq!(gateway.policy.return_routability, ReturnRoutability::Off);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use bewick_ike::{Action, ActionError, ChildSa, ConnectionId, Role, config::Selectors};
+use bewick_ike::{Action, ActionError, ChildId, ChildSa, ConnectionId, Role, config::Selectors};
 use bewick_mobike::{Event, Input, Output};
 use ipnet::IpNet;
 use tokio::time::timeout;
@@ -43,6 +43,10 @@ impl Daemon {
                     self.host.handle(self.clock.now(), Input::Answer { id, result });
                 }
                 Output::Resolve(connection) => self.resolve(connection),
+                Output::Count { sa, children } => {
+                    let (sent, received) = self.count(&children).await;
+                    self.host.handle(self.clock.now(), Input::Counted { sa, sent, received });
+                }
                 Output::Event(event) => self.on_event(&event).await,
             }
         }
@@ -74,6 +78,19 @@ impl Daemon {
                 Ok(())
             }
         }
+    }
+
+    /// Packets that these CHILD_SAs have sent and have received on their path.
+    async fn count(&mut self, children: &[ChildId]) -> (u64, u64) {
+        let (mut sent, mut received) = (0_u64, 0_u64);
+        for child in children {
+            // One that has just gone has no counters any more.
+            let Ok(counters) = self.plane.counters(*child).await else { continue };
+            sent = sent.saturating_add(counters.packets_out);
+            let there = counters.packets_in.saturating_sub(counters.wrong_path);
+            received = received.saturating_add(there);
+        }
+        (sent, received)
     }
 
     async fn route(&mut self, sa: &ChildSa) -> Result<(), ActionError> {

@@ -19,7 +19,7 @@ use bewick_ike::{
     Established, Random, Role, SaId, Time,
     auth::{UnixSeconds, WallClock},
 };
-use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig, Input, ReturnRoutability};
+use bewick_mobike::{Command, Host, HostConfig, Input};
 use bewick_xfrm::{
     DataPlane, PlaneError, PlaneEvent,
     udp::{IkeDatagram, UdpError, UdpSockets},
@@ -31,7 +31,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::{Config, Connection, Start},
+    config::{Config, Connection, Start, Uplink, uplink},
     control::{Call, EventRecord, Server, ServerError},
     net::{LocalAddress, Monitor, NetError, Routes, sysctl},
 };
@@ -124,6 +124,7 @@ pub fn run(config: Config, control: PathBuf) -> Result<(), RunError> {
 struct Daemon {
     host: Host,
     connections: Vec<Connection>,
+    uplinks: Vec<Uplink>,
     clock: Clock,
     udp: Arc<UdpSockets>,
     plane: Box<dyn DataPlane>,
@@ -226,7 +227,7 @@ impl Daemon {
             connections: config
                 .connections
                 .iter()
-                .map(|connection| (connection.ike.clone(), policy(connection)))
+                .map(|connection| (connection.ike.clone(), connection.policy.clone()))
                 .collect(),
             force_encap,
         };
@@ -245,6 +246,7 @@ impl Daemon {
         let daemon = Daemon {
             host,
             connections: config.connections,
+            uplinks: config.uplinks,
             clock,
             udp,
             plane,
@@ -394,10 +396,14 @@ impl Daemon {
         self.udp.set_interfaces(self.interfaces.clone());
         let locals = found
             .iter()
-            .map(|local| bewick_mobike::LocalAddress {
+            .map(|local| (local, uplink::of(&self.uplinks, &local.interface)))
+            .filter(|(_, uplink)| uplink.used)
+            .map(|(local, uplink)| bewick_mobike::LocalAddress {
+                cost: uplink.cost,
                 metric: local.metric.unwrap_or(u32::MAX),
                 address: local.address,
                 interface: local.interface.clone(),
+                metered: uplink.metered,
             })
             .collect();
         self.recorder.addresses(&self.addresses, &found);
@@ -415,16 +421,6 @@ impl Daemon {
         if let PlaneEvent::Expire { id, .. } = event {
             self.host.handle(self.clock.now(), Input::Expiring(*id));
         }
-    }
-}
-
-fn policy(connection: &Connection) -> ConnectionPolicy {
-    ConnectionPolicy {
-        return_routability: match connection.return_routability {
-            true => ReturnRoutability::Before,
-            false => ReturnRoutability::Off,
-        },
-        keep_up: connection.start == Start::Auto,
     }
 }
 

@@ -133,13 +133,29 @@ fn fields(event: &Event) -> Map<String, Value> {
             "remote_to": to.remote,
             "cause": cause.to_string(),
         }),
-        Event::Moved { from, to, cause, took, .. } => json!({
+        Event::Moved { from, to, cause, took, tried, .. } => json!({
             "from": from.local,
             "to": to.local,
             "remote_from": from.remote,
             "remote_to": to.remote,
             "cause": cause.to_string(),
             "took_ms": ms(took),
+            "tried": tried.iter().map(|tried| json!({
+                "local": tried.path.local,
+                "remote": tried.path.remote,
+                "after_ms": ms(&tried.after),
+                "answered_ms": tried.answered.as_ref().map(ms),
+            })).collect::<Vec<_>>(),
+        }),
+        Event::Suspected { path, hint, .. } => json!({
+            "local": path.local,
+            "remote": path.remote,
+            "hint": hint.to_string(),
+        }),
+        Event::Alive { path, after, .. } => json!({
+            "local": path.local,
+            "remote": path.remote,
+            "after_ms": ms(after),
         }),
         Event::MoveFailed { to, error, .. } => json!({
             "to": to.local,

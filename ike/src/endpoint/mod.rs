@@ -403,6 +403,11 @@ impl Endpoint {
         })
     }
 
+    /// Whether a request of an established IKE_SA waits for its answer.
+    pub fn is_asking(&self, id: SaId) -> bool {
+        self.sas.get(&id).is_some_and(|sa| !sa.channel.outgoing.is_idle())
+    }
+
     /// Sends an INFORMATIONAL request on the current path; false if the window is closed.
     pub fn request(
         &mut self,

@@ -19,6 +19,8 @@ impl Host {
             return;
         }
         self.movers.locals = locals;
+        let locals = &self.movers.locals;
+        self.uplinks.retain(|address| locals.iter().any(|local| local.address == address));
         let waiting: Vec<ConnectionId> = self
             .wanted
             .iter()
@@ -50,11 +52,12 @@ impl Host {
         let (current, established) = (sa.path, sa.state == "established");
         let gone = current.local.ip();
         if self.is_ours(gone) {
-            if let Some(mobility) = self.movers.sas.get_mut(&id)
-                && std::mem::take(&mut mobility.stranded)
-            {
+            let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+            if std::mem::take(&mut mobility.stranded) {
                 // A NAT may have forgotten us meanwhile: no need to find out first (RFC 4555 §3.8).
                 self.move_to(now, id, current, Cause::AddressBack(gone));
+            } else {
+                self.renew_race(now, id);
             }
             return;
         }
@@ -64,10 +67,16 @@ impl Host {
             self.ike.abandon(now, id, CloseReason::AddressGone(gone), &mut self.movers);
             return;
         }
+        let candidates = self.candidates(now, id, current);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let connection = mobility.connection;
-        match initiator::choose(mobility, &self.movers.locals, current, None) {
-            Some(path) => self.move_to(now, id, path, Cause::AddressGone(gone)),
+        mobility.race = None;
+        match initiator::choose(mobility, candidates, current, None) {
+            Some(path) => {
+                self.move_to(now, id, path, Cause::AddressGone(gone));
+                // The update is on its way there at once; the others are asked if no answer comes.
+                self.start_race(now, id, Cause::AddressGone(gone), false);
+            }
             None if !std::mem::replace(&mut mobility.stranded, true) => {
                 self.event(Event::Stranded { connection, sa: id });
             }

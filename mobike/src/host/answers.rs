@@ -2,9 +2,9 @@
 
 use bewick_ike::{ActionError, ActionId, CloseReason, Path, Role, SaId, Tag, Time};
 
-use super::{CHECKS, Host, TRIES_BEFORE_NEXT_PAIR, TRIES_OF_CHECK};
+use super::{CHECKS, Host, TRIES_BEFORE_DOUBT, TRIES_OF_CHECK};
 use crate::{
-    event::{Cause, Event},
+    event::{Cause, Event, Hint},
     initiator::{self, Verdict},
     mobility::{Awaiting, Intent, ReturnRoutability, Underway},
     notify,
@@ -37,13 +37,15 @@ impl Host {
                 }
             }
             Intent::Seen { path } => self.follow_nat(now, id, path),
+            Intent::Heard { path } => self.on_heard(now, id, path),
             Intent::PeerList => {
                 let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
                 let Some(mobility) = self.movers.sas.get(&id) else { return };
                 let (connection, role) = (mobility.connection, mobility.role);
                 let addresses = mobility.peer_addresses.clone();
                 let missing = !addresses.contains(&current.remote.ip());
-                let next = initiator::choose(mobility, &self.movers.locals, current, None);
+                let candidates = self.candidates(now, id, current);
+                let next = initiator::choose(mobility, candidates, current, None);
                 self.event(Event::PeerAddresses { connection, sa: id, addresses });
                 // RFC 4555 §3.5: the address in use is missing from the peer's list.
                 if let (Role::Initiator, true, Some(path)) = (role, missing, next) {
@@ -71,10 +73,12 @@ impl Host {
     /// Responder: the peer says that it is at `path` now (RFC 4555 §3.5, §3.7).
     pub(super) fn follow(&mut self, now: Time, id: SaId, path: Path) {
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let policy = self.policies.get(mobility.connection.0).copied().unwrap_or_default();
+        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
         let from = mobility.children_at.remote.ip();
         // Another port of an address that was shown reachable is the same victim, if any.
-        if policy.return_routability == ReturnRoutability::Off || from == path.remote.ip() {
+        let valid = mobility.pairs.get(path).is_some_and(|record| record.is_valid(now));
+        let off = policy.return_routability == ReturnRoutability::Off;
+        if off || valid || from == path.remote.ip() {
             self.confirm(now, id);
             self.move_children(now, id, path);
         } else {
@@ -100,7 +104,8 @@ impl Host {
         mobility.underway = None;
         let (connection, Underway { from, cause, since, .. }) = (mobility.connection, underway);
         let took = now.since(since);
-        self.event(Event::Moved { connection, sa: id, from, to, cause, took });
+        let tried = std::mem::take(&mut mobility.tried);
+        self.event(Event::Moved { connection, sa: id, from, to, cause, took, tried });
     }
 
     pub(super) fn on_plane(
@@ -140,16 +145,11 @@ impl Host {
         let Some(view) = self.ike.view(id) else { return };
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let of_today = spis == (view.spi_i, view.spi_r);
+        // A hash with SPIs that a rekey has replaced can't be compared, nor one of another pair.
+        let comparable = of_today && path == view.path;
         if tag == Tag::Liveness {
-            // A hash with SPIs that a rekey has replaced can't be compared.
-            if !of_today {
-                return;
-            }
-            let seen = initiator::seen_as(payloads);
-            let changed = seen.is_some() && mobility.seen_as.is_some() && seen != mobility.seen_as;
-            mobility.seen_as = seen.or_else(|| mobility.seen_as.take());
-            if changed && mobility.role == Role::Initiator {
-                self.move_to(now, id, view.path, Cause::NatMapping);
+            if comparable {
+                self.compare_mapping(now, id, path, payloads);
             }
             return;
         }
@@ -158,8 +158,19 @@ impl Host {
             mobility.awaiting = Some((expected, awaiting));
             return;
         }
+        // RFC 4555 §3.6: which of the sources the peer took the request for is not known.
+        let scattered = std::mem::take(&mut mobility.scattered);
+        if scattered && matches!(awaiting, Awaiting::Update { .. } | Awaiting::List) {
+            mobility.pending_update |= mobility.role == Role::Initiator;
+        }
         match awaiting {
             Awaiting::List => {}
+            Awaiting::Probe if comparable => self.compare_mapping(now, id, path, payloads),
+            Awaiting::Probe => {}
+            Awaiting::Standby { cookie, path: asked } => {
+                let nat = bewick_ike::nat::detect(spis, path, payloads);
+                self.on_standby_answered(now, id, (asked, path), &cookie, (payloads, nat));
+            }
             Awaiting::Mapping if !of_today => mobility.pending_mapping = true,
             Awaiting::Mapping => {
                 mobility.seen_as = mobility.seen_as.take().or(initiator::seen_as(payloads));
@@ -185,10 +196,28 @@ impl Host {
                         }
                     }
                 } else {
+                    mobility.pairs.of(checked).validated = Some(now);
                     self.confirm(now, id);
                     self.move_children(now, id, checked);
                 }
             }
+        }
+    }
+
+    /// RFC 4555 §3.8: the initiator finds out whether a NAT has given it another mapping.
+    fn compare_mapping(
+        &mut self,
+        now: Time,
+        id: SaId,
+        current: Path,
+        payloads: &[bewick_ike::wire::Payload],
+    ) {
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let seen = initiator::seen_as(payloads);
+        let changed = seen.is_some() && mobility.seen_as.is_some() && seen != mobility.seen_as;
+        mobility.seen_as = seen.or_else(|| mobility.seen_as.take());
+        if changed && mobility.role == Role::Initiator {
+            self.move_to(now, id, current, Cause::NatMapping);
         }
     }
 
@@ -203,6 +232,40 @@ impl Host {
             Awaiting::Routability { .. } => mobility.pending_check = true,
             Awaiting::List => mobility.announced.clear(),
             Awaiting::Mapping => mobility.pending_mapping = true,
+            Awaiting::Probe => mobility.pending_probe = mobility.role == Role::Responder,
+            Awaiting::Standby { path, .. } => mobility.pairs.of(path).pending = None,
+        }
+    }
+
+    /// The answer to a COOKIE2 on a pair that was not the one in use.
+    fn on_standby_answered(
+        &mut self,
+        now: Time,
+        id: SaId,
+        (asked, answered): (Path, Path),
+        cookie: &[u8],
+        (payloads, nat): (&[bewick_ike::wire::Payload], Option<bewick_ike::nat::Nat>),
+    ) {
+        let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        match notify::read_cookie2(payloads) {
+            Some(echo) if echo != cookie => {
+                self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
+            }
+            Some(_) if answered == asked => {
+                let record = mobility.pairs.of(asked);
+                record.validated = Some(now);
+                record.nat = nat.map(|nat| nat.any()).or(record.nat);
+                // It has moved there meanwhile: this is what the check would ask.
+                if mobility.role == Role::Responder && current == asked && mobility.pending_check {
+                    mobility.pending_check = false;
+                    self.confirm(now, id);
+                    self.move_children(now, id, asked);
+                }
+            }
+            // Not from there: it went on on the pair in use.
+            _ if asked != current => mobility.pairs.silent(now, asked),
+            _ => {}
         }
     }
 
@@ -215,17 +278,20 @@ impl Host {
     ) {
         match verdict {
             Verdict::Updated(nat) => {
-                if let Some(nat) = nat {
+                if let Some(nat) = nat.filter(|_| answered == current) {
                     self.ike.set_nat(id, nat);
                 }
                 let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
                 mobility.refused.clear();
+                if answered != current {
+                    // RFC 4555 §3.7: not from the pair that was to be proven. Which one it will be is not
+                    // known as long as others are being asked.
+                    mobility.pending_update |= mobility.race.is_none();
+                    return;
+                }
+                // The update had a COOKIE2 of its own.
+                mobility.pairs.of(current).validated = Some(now);
                 if mobility.children_at != current {
-                    if answered != current {
-                        // RFC 4555 §3.7: not from the address that was to be proven.
-                        mobility.pending_update = true;
-                        return;
-                    }
                     self.move_children(now, id, current);
                 }
                 self.confirm(now, id);
@@ -235,10 +301,10 @@ impl Host {
                 self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
             }
             Verdict::Unacceptable | Verdict::NotMoved => {
+                let candidates = self.candidates(now, id, current);
                 let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
                 mobility.refused.push(current);
-                let locals = &self.movers.locals;
-                let next = initiator::choose(mobility, locals, current, Some(current));
+                let next = initiator::choose(mobility, candidates, current, Some(current));
                 match next.filter(|next| !mobility.refused.contains(next)) {
                     Some(next) => self.move_to(now, id, next, Cause::Refused),
                     // RFC 4555 §3.5 leaves it to us: an IKE_SA that the peer will not have anywhere is
@@ -282,25 +348,18 @@ impl Host {
         self.ike.hasten(now, id, true, &mut self.movers);
     }
 
-    /// The peer does not answer: the initiator tries the next pair (RFC 4555 §3.5).
+    /// The peer does not answer yet: the initiator asks on other pairs too (RFC 4555 §3.5).
     pub(super) fn on_unanswered(&mut self, now: Time, id: SaId, tries: u32) {
-        if tries < TRIES_BEFORE_NEXT_PAIR {
-            return;
-        }
         let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
-        let current = sa.path;
+        let (current, role) = (sa.path, sa.role);
         let Some(mobility) = self.movers.sas.get(&id) else { return };
         let checking = matches!(&mobility.awaiting, Some((_, Awaiting::Routability { .. })));
         if checking && tries >= TRIES_OF_CHECK && mobility.children_at != current {
             self.give_back(now, id);
             return;
         }
-        if !mobility.supported || !mobility.established || mobility.role != Role::Initiator {
-            return;
-        }
-        let next = initiator::choose(mobility, &self.movers.locals, current, Some(current));
-        if let Some(path) = next.filter(|path| *path != current) {
-            self.move_to(now, id, path, Cause::NoAnswer);
+        if tries >= TRIES_BEFORE_DOUBT && role == Role::Initiator {
+            self.suspect(now, id, Hint::Unanswered);
         }
     }
 }

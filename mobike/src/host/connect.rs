@@ -7,7 +7,7 @@ use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::Sa
 use super::{
     BETWEEN_HINTS, CommandError, Host, KEEPALIVE, MOST_MISLED, Output, RETRY, TRIES_OF_UNKNOWN,
 };
-use crate::{address, event::Event};
+use crate::{address, event::Event, timers::Timer};
 
 impl Host {
     pub(super) fn up(&mut self, connection: ConnectionId) -> Result<(), CommandError> {
@@ -165,15 +165,23 @@ impl Host {
             }
             self.outputs.push_back(Output::Resolve(connection));
         }
-        while let Some((at, id)) = self.keepalives.first().copied().filter(|(at, _)| *at <= now) {
-            self.keepalives.remove(&(at, id));
-            let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { continue };
-            // RFC 4555 §3.12: on the current pair and no other.
-            if sa.nat.local {
-                self.outputs.push_back(Output::Keepalive(sa.path));
+        while let Some((id, timer)) = self.timers.pop(now) {
+            match timer {
+                Timer::Keepalive => self.on_keepalive(now, id),
+                Timer::Race => self.on_race(now, id),
+                Timer::Count => self.on_count(now, id),
+                Timer::Standby => self.on_standby(now, id),
             }
-            self.keepalives.insert((now + KEEPALIVE, id));
         }
+    }
+
+    fn on_keepalive(&mut self, now: Time, id: SaId) {
+        let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
+        // RFC 4555 §3.12: on the current pair and no other.
+        if sa.nat.local {
+            self.outputs.push_back(Output::Keepalive(sa.path));
+        }
+        self.timers.set(id, Timer::Keepalive, now + KEEPALIVE);
     }
 
     /// An IKE_SA is gone: whoever gave way to one tries again.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use bewick_ike::{
-    Action, ActionError, ActionId, ChildId, ConnectionConfig, ConnectionId, Path, Transmit,
+    Action, ActionError, ActionId, ChildId, ConnectionConfig, ConnectionId, Path, SaId, Transmit,
 };
 
 use crate::{address::LocalAddress, event::Event, mobility::ConnectionPolicy};
@@ -89,6 +89,19 @@ pub enum Input<'a> {
     },
     /// the data plane reports that a CHILD_SA's sequence numbers or lifetime will soon be used up
     Expiring(ChildId),
+    /// what the data plane has counted, for [`Output::Count`]
+    Counted {
+        /// the IKE_SA
+        sa: SaId,
+        /// packets sent, of all its CHILD_SAs
+        sent: u64,
+        /// packets received that were genuine and came on the path of their CHILD_SA
+        received: u64,
+    },
+    /// an ICMP error, which anyone may have forged, says that nothing gets through on this path
+    Unreachable(Path),
+    /// the machine has slept: NATs may have forgotten us, and networks may have gone
+    Resumed,
     /// the data plane's answer
     Answer {
         /// the action
@@ -111,6 +124,13 @@ pub enum Output {
         id: ActionId,
         /// what is to be done
         action: Action,
+    },
+    /// tell what these CHILD_SAs have sent and received; answer with [`Input::Counted`]
+    Count {
+        /// the IKE_SA
+        sa: SaId,
+        /// its CHILD_SAs
+        children: Vec<ChildId>,
     },
     /// look up the gateway's addresses; answer with [`Input::Resolved`]
     Resolve(ConnectionId),

@@ -5,9 +5,10 @@ mod answers;
 mod connect;
 mod interface;
 mod moving;
+mod probing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::IpAddr,
     time::Duration,
 };
@@ -20,18 +21,24 @@ use bewick_ike::{
 };
 
 use crate::{
-    event::Event,
+    event::{Event, Hint},
     initiator,
     mobility::{ConnectionPolicy, Movers},
+    path::Uplinks,
+    timers::{Timer, Timers},
 };
+
+use probing::Bucket;
+pub(crate) use probing::Counts;
+pub use probing::PairStatus;
 
 pub use interface::{Command, CommandError, HostConfig, Input, MoveTarget, Output};
 
 /// NAT keepalives on the current path (RFC 3948 §4).
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// Unanswered transmissions after which the initiator tries another pair (RFC 4555 §3.5).
-const TRIES_BEFORE_NEXT_PAIR: u32 = 3;
+/// Transmissions without an answer that make the initiator's path suspect (RFC 4555 §3.5).
+const TRIES_BEFORE_DOUBT: u32 = 2;
 
 /// Unanswered transmissions after which a responder no longer believes that the peer is where it said.
 const TRIES_OF_CHECK: u32 = 5;
@@ -83,7 +90,9 @@ pub struct Host {
     policies: Vec<ConnectionPolicy>,
     wanted: BTreeMap<ConnectionId, Wanted>,
     outputs: VecDeque<Output>,
-    keepalives: BTreeSet<(Time, SaId)>,
+    timers: Timers,
+    uplinks: Uplinks,
+    bucket: Bucket,
     next_tag: u64,
 }
 
@@ -108,7 +117,9 @@ impl Host {
             policies,
             wanted: BTreeMap::new(),
             outputs: VecDeque::new(),
-            keepalives: BTreeSet::new(),
+            timers: Timers::default(),
+            uplinks: Uplinks::default(),
+            bucket: Bucket::default(),
             next_tag: 0,
         }
     }
@@ -157,9 +168,9 @@ impl Host {
     /// When [`Input::Timeout`] is due.
     pub fn next_timeout(&self) -> Option<Time> {
         let retries = self.wanted.values().filter_map(|w| w.retry_at).min();
-        let keepalive = self.keepalives.first().map(|(at, _)| *at);
+        let own = self.timers.next();
         let ike = self.ike.next_timeout().map(|(at, _)| at);
-        [retries, keepalive, ike].into_iter().flatten().min()
+        [retries, own, ike].into_iter().flatten().min()
     }
 
     /// Takes one input; what it leads to waits in [`Self::poll_output`].
@@ -177,6 +188,17 @@ impl Host {
                 let carries = |sa: &SaStatus<'_>| sa.children.iter().any(|c| c.id == child);
                 for id in self.ids(carries) {
                     self.ike.rekey_children(now, id, Some(child), &mut self.movers);
+                }
+            }
+            Input::Counted { sa, sent, received } => self.on_counted(now, sa, sent, received),
+            Input::Unreachable(path) => {
+                for id in self.ids(|sa| sa.path == path && sa.state == "established") {
+                    self.suspect(now, id, Hint::Unreachable);
+                }
+            }
+            Input::Resumed => {
+                for id in self.ids(|sa| sa.role == Role::Initiator && sa.state == "established") {
+                    self.suspect(now, id, Hint::Resumed);
                 }
             }
             Input::Answer { id, result } => self.ike.answer(now, id, result, &mut self.movers),
@@ -257,7 +279,8 @@ impl Host {
                     wanted.attempt = 0;
                     wanted.misled = 0;
                 }
-                self.keepalives.insert((now + KEEPALIVE, id));
+                self.timers.set(id, Timer::Keepalive, now + KEEPALIVE);
+                self.watch(now, id);
                 self.succeed(now, connection, id);
                 let place = self.ike.sa(id).and_then(|sa| sa.place);
                 let encap = place.is_some_and(|(_, encap)| encap);
@@ -297,12 +320,12 @@ impl Host {
                 }
             }
             event::Event::Unanswered { sa, tries } => self.on_unanswered(now, sa, tries),
-            event::Event::Answered { .. } => {}
+            event::Event::Answered { sa, path, sent } => self.on_answered(now, sa, path, sent),
             event::Event::Unknown { sa, tries } => self.on_unknown(now, sa, tries),
             event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
             event::Event::Closed { sa, connection, path, reason } => {
                 let established = self.movers.sas.remove(&sa).is_some_and(|m| m.established);
-                self.keepalives.retain(|(_, id)| *id != sa);
+                self.timers.clear_all(sa);
                 self.event(Event::Closed { connection, sa, path, reason: reason.clone() });
                 if established {
                     self.come_back();

@@ -1,6 +1,6 @@
 //! Moves: what the initiator does, and what waits for the window (RFC 4555 §3.5).
 
-use bewick_ike::{ConnectionId, Path, Role, SaId, Tag, Time, endpoint::SaStatus};
+use bewick_ike::{ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
 
 use super::{CommandError, Host, MOVES_BEFORE_REKEY, MoveTarget};
 use crate::{
@@ -33,7 +33,8 @@ impl Host {
             MoveTarget::Interface(name) => local.interface == *name,
         };
         let chosen: Vec<LocalAddress> = self.movers.locals.iter().filter(fits).cloned().collect();
-        let Some(path) = initiator::choose(mobility, &chosen, current, None) else {
+        let candidates = initiator::candidates(mobility, &chosen, current);
+        let Some(path) = initiator::choose(mobility, candidates, current, None) else {
             let wanted = match target {
                 MoveTarget::Address(address) => address.to_string(),
                 MoveTarget::Interface(name) => name.clone(),
@@ -60,6 +61,8 @@ impl Host {
         let connection = mobility.connection;
         mobility.generation += 1;
         mobility.stranded = false;
+        mobility.race = None;
+        mobility.counts.restart();
         // It was of the old pair; the answer to the update tells the new one.
         mobility.seen_as = None;
         if cause != Cause::Refused {
@@ -82,7 +85,10 @@ impl Host {
         }
         // RFC 4555 §3.5, step 2, and §3.7: to an address of the peer's that only a list names, traffic
         // goes when the answer to the update has come from there.
-        let proven = |m: &Mobility| m.children_at.remote.ip() == to.remote.ip();
+        let proven = |m: &Mobility| {
+            m.children_at.remote.ip() == to.remote.ip()
+                || m.pairs.get(to).is_some_and(|record| record.is_valid(now))
+        };
         if self.movers.sas.get(&id).is_some_and(proven) {
             self.move_children(now, id, to);
         }
@@ -136,6 +142,7 @@ impl Host {
             return;
         }
         mobility.pending_check &= mobility.children_at != view.path;
+        mobility.scattered = false;
         let generation = mobility.generation;
         let spis = (view.spi_i, view.spi_r);
         let (awaiting, payloads) = if mobility.pending_update {
@@ -160,16 +167,18 @@ impl Host {
             let random = self.ike.random();
             let payloads = bewick_ike::nat::payloads(spis, view.path, force, random);
             (Awaiting::Mapping, payloads.to_vec())
+        } else if std::mem::take(&mut mobility.pending_probe) {
+            let cookie = notify::new_cookie2(self.ike.random());
+            let payloads = vec![notify::cookie2(&cookie)];
+            (Awaiting::Standby { cookie, path: view.path }, payloads)
+        } else if let Some(path) = mobility.pending_standby.take() {
+            if path != view.path {
+                self.validate(now, id, path);
+            }
+            return;
         } else {
             return;
         };
-        self.next_tag += 1;
-        mobility.awaiting = Some((self.next_tag, awaiting));
-        let tag = Tag::Upper(self.next_tag);
-        if !self.ike.request(now, id, &payloads, tag, &mut self.movers)
-            && let Some(mobility) = self.movers.sas.get_mut(&id)
-        {
-            mobility.awaiting = None;
-        }
+        self.request(now, id, &payloads, awaiting, None);
     }
 }

@@ -1,0 +1,471 @@
+//! Whether the pair in use works and which other one would: hints, races, alternatives that are kept
+//! warm (RFC 4555 §3.5, §3.10; draft-ietf-multi6-failure-detection-00).
+
+use std::time::Duration;
+
+use bewick_ike::{ChildId, Path, Role, SaId, Tag, Time, nat, wire::Payload};
+
+use super::{Host, Output};
+use crate::{
+    event::{Cause, Event, Hint},
+    initiator,
+    mobility::{Awaiting, ReturnRoutability},
+    notify,
+    path::PairState,
+    race::{Race, STAGGER, Step},
+    timers::Timer,
+};
+
+/// Between two looks at the counters of the data plane while there is traffic, and while there is none.
+const COUNT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+
+/// After a pair has answered although no traffic comes in, the wait before it is asked again for that:
+/// the first, and the longest.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// Alternatives that are kept warm.
+const WARM: usize = 2;
+
+/// The least time between two hints of strangers that are heeded (RFC 4555 §3.5).
+const BETWEEN_STRANGERS: Duration = Duration::from_secs(1);
+
+/// Copies a second for all IKE_SAs together, and at once.
+const COPIES: (u64, u64) = (500, 500);
+
+/// A bucket of tokens: what is sent on a mere hint is bounded for the whole host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bucket {
+    left: u64,
+    at: Time,
+}
+
+impl Default for Bucket {
+    fn default() -> Self {
+        Bucket { left: COPIES.1, at: Time::ZERO }
+    }
+}
+
+impl Bucket {
+    fn take(&mut self, now: Time) -> bool {
+        let micros = u64::try_from(now.since(self.at).as_micros()).unwrap_or(u64::MAX);
+        let gained = micros.saturating_mul(COPIES.0) / 1_000_000;
+        if gained > 0 {
+            *self = Bucket { left: (self.left + gained).min(COPIES.1), at: now };
+        }
+        let any = self.left > 0;
+        self.left -= u64::from(any);
+        any
+    }
+}
+
+/// What the data plane has counted, and since when nothing has come in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    sent: u64,
+    received: u64,
+    silent_since: Option<Time>,
+    ask_again: Option<(Time, Duration)>,
+    idle: u32,
+}
+
+impl Counts {
+    /// Another pair is in use: what was not heard on the old one says nothing of it.
+    pub(super) fn restart(&mut self) {
+        (self.silent_since, self.ask_again) = (None, None);
+    }
+}
+
+/// One pair of addresses as the operator sees it.
+#[derive(Clone, Debug)]
+pub struct PairStatus {
+    /// the pair
+    pub path: Path,
+    /// it is the one in use
+    pub current: bool,
+    /// how it stands
+    pub state: PairState,
+    /// smoothed round-trip time
+    pub rtt: Option<Duration>,
+    /// lost probes of a hundred
+    pub loss: Option<u32>,
+    /// since the last answer
+    pub age: Option<Duration>,
+    /// whether a NAT is on it
+    pub nat: Option<bool>,
+    /// the peer has shown lately that it receives there (RFC 4555 §3.7)
+    pub validated: bool,
+}
+
+impl Host {
+    /// Every pair that an IKE_SA of ours as initiator could use, best first; as responder those that the
+    /// peer has used.
+    pub fn pairs(&self, now: Time, id: SaId) -> Vec<PairStatus> {
+        let (Some(sa), Some(mobility)) = (self.ike.sa(id), self.movers.sas.get(&id)) else {
+            return Vec::new();
+        };
+        let mut paths = vec![sa.path];
+        if sa.role == Role::Initiator && mobility.supported {
+            let others = initiator::candidates(mobility, &self.movers.locals, sa.path);
+            paths.extend(others.into_iter().filter(|path| *path != sa.path));
+        }
+        let status = |path: Path| {
+            let record = mobility.pairs.get(path).cloned().unwrap_or_default();
+            let current = path == sa.path;
+            let nat = if current { Some(sa.nat.any()) } else { record.nat };
+            let state = match record.state(now) {
+                PairState::Untried if current => PairState::Operational,
+                state => state,
+            };
+            PairStatus {
+                path,
+                current,
+                state,
+                rtt: record.rtt(),
+                loss: record.loss(),
+                age: record.answered.map(|at| now.since(at)),
+                nat,
+                validated: record.is_valid(now) || mobility.children_at.remote == path.remote,
+            }
+        };
+        paths.into_iter().map(status).collect()
+    }
+
+    /// The pairs of an IKE_SA, best first: those that failed lately last.
+    pub(super) fn candidates(&self, now: Time, id: SaId, current: Path) -> Vec<Path> {
+        let Some(mobility) = self.movers.sas.get(&id) else { return Vec::new() };
+        let mut paths = initiator::candidates(mobility, &self.movers.locals, current);
+        let failed = |path: &Path| match mobility.pairs.get(*path) {
+            Some(record) => record.has_failed(now),
+            None => self.uplinks.has_failed(now, path.local.ip()),
+        };
+        paths.sort_by_key(failed);
+        paths
+    }
+
+    /// Something suggests that the pair in use is dead: it is asked, and the others soon after.
+    pub(super) fn suspect(&mut self, now: Time, id: SaId, hint: Hint) {
+        let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
+        let (current, role) = (sa.path, sa.role);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        if !mobility.supported || !mobility.established || mobility.stranded {
+            return;
+        }
+        if hint == Hint::Unreachable || role == Role::Responder {
+            let lately = |at: Time| now.since(at) < BETWEEN_STRANGERS;
+            if mobility.race.is_some() || mobility.hinted.is_some_and(lately) {
+                return;
+            }
+            mobility.hinted = Some(now);
+        }
+        if role == Role::Responder {
+            // The initiator decides; all that we can do is ask where it is (RFC 4555 §5.3).
+            if !self.ike.is_asking(id) {
+                mobility.pending_probe = true;
+            }
+            return;
+        }
+        if mobility.race.is_some() {
+            return;
+        }
+        let (connection, cause) = (mobility.connection, hint.cause());
+        mobility.hint = Some(hint);
+        self.event(Event::Suspected { connection, sa: id, path: current, hint });
+        self.start_race(now, id, cause, true);
+        // What is outstanding already is the question (RFC 4555 §3.10); its repetition has just gone.
+        if hint != Hint::Unanswered {
+            self.ask(now, id, current);
+        }
+    }
+
+    /// Begins a race for the pair in use. If that can't be alive, `patient` is false.
+    pub(super) fn start_race(&mut self, now: Time, id: SaId, cause: Cause, patient: bool) {
+        let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        let mut candidates = self.candidates(now, id, current);
+        candidates.retain(|path| *path != current);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let policy = self.policies.get(mobility.connection.0);
+        let strict = policy.is_some_and(|policy| policy.strict);
+        mobility.pairs.sent(now, current);
+        // One that is asked first for the new pair is given the time that an answer takes.
+        let timeout = mobility.pairs.of(current).rtt().map_or(STAGGER, |rtt| rtt * 3 / 2);
+        let first = if patient { STAGGER } else { timeout.clamp(STAGGER, 5 * STAGGER) };
+        mobility.race = Some(Race::new(now, cause, (patient, strict), candidates));
+        self.timers.set(id, Timer::Race, now + first);
+    }
+
+    /// Sends the outstanding request, or a new one if there is none, on the current pair.
+    fn ask(&mut self, now: Time, id: SaId, current: Path) {
+        if self.ike.copy_to(now, id, current, &mut self.movers) {
+            return;
+        }
+        let Some(view) = self.ike.view(id) else { return };
+        let force = self.force_encap(id);
+        let spis = (view.spi_i, view.spi_r);
+        // RFC 4555 §3.10: without UPDATE_SA_ADDRESSES, so that it moves nothing.
+        let payloads = nat::payloads(spis, current, force, self.ike.random()).to_vec();
+        self.request(now, id, &payloads, Awaiting::Probe, None);
+    }
+
+    /// Sends an INFORMATIONAL request of ours, on another path than the current one if that is said.
+    pub(super) fn request(
+        &mut self,
+        now: Time,
+        id: SaId,
+        payloads: &[Payload],
+        awaiting: Awaiting,
+        at: Option<Path>,
+    ) -> bool {
+        self.next_tag += 1;
+        let number = self.next_tag;
+        let Some(mobility) = self.movers.sas.get_mut(&id).filter(|m| m.awaiting.is_none()) else {
+            return false;
+        };
+        mobility.awaiting = Some((number, awaiting));
+        let tag = Tag::Upper(number);
+        let sent = match at {
+            Some(path) => self.ike.request_at(now, id, path, payloads, tag, &mut self.movers),
+            None => self.ike.request(now, id, payloads, tag, &mut self.movers),
+        };
+        if !sent && let Some(mobility) = self.movers.sas.get_mut(&id) {
+            mobility.awaiting = None;
+        }
+        sent
+    }
+
+    /// The next copy of a race.
+    pub(super) fn on_race(&mut self, now: Time, id: SaId) {
+        let Some(sa) = self.ike.sa(id) else { return };
+        let (current, established) = (sa.path, sa.state == "established");
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let Some(race) = mobility.race.as_mut().filter(|_| established) else {
+            mobility.race = None;
+            return;
+        };
+        let timeout = mobility.pairs.of(current).timeout();
+        if race.verdict(now, timeout).is_some() {
+            self.settle_race(now, id);
+            return;
+        }
+        if !self.bucket.take(now) {
+            self.timers.set(id, Timer::Race, now + STAGGER);
+            return;
+        }
+        let (step, next) = race.step(now, current, timeout);
+        self.timers.set(id, Timer::Race, next);
+        match step {
+            Step::Send(paths) => {
+                for path in paths {
+                    if !self.is_ours(path.local.ip()) {
+                        continue;
+                    }
+                    if let Some(mobility) = self.movers.sas.get_mut(&id) {
+                        mobility.pairs.sent(now, path);
+                        mobility.scattered |= path.local.ip() != current.local.ip();
+                    }
+                    if !self.ike.copy_to(now, id, path, &mut self.movers) {
+                        // It was answered, or a rekey overtook it: the question is put anew.
+                        self.ask(now, id, current);
+                        self.ike.copy_to(now, id, path, &mut self.movers);
+                    }
+                }
+            }
+            Step::Pause(_) => {
+                let mut candidates = self.candidates(now, id, current);
+                candidates.retain(|path| *path != current);
+                let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+                if let Some(race) = &mut mobility.race {
+                    for tried in race.tried().iter().filter(|tried| tried.answered.is_none()) {
+                        self.uplinks.note(now, tried.path.local.ip(), false);
+                    }
+                    race.refill(candidates);
+                }
+                mobility.pairs.conclude(now);
+            }
+        }
+    }
+
+    /// A request of ours was answered on `path`.
+    pub(super) fn on_answered(&mut self, now: Time, id: SaId, path: Path, sent: Option<Time>) {
+        let Some(sa) = self.ike.sa(id) else { return };
+        let (current, role) = (sa.path, sa.role);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        mobility.pairs.answered(now, path, sent);
+        self.uplinks.note(now, path.local.ip(), true);
+        let Some(race) = &mut mobility.race else { return };
+        if path != current {
+            if role == Role::Initiator {
+                race.answered(now, path);
+                self.settle_race(now, id);
+            }
+            return;
+        }
+        let (connection, after) = (mobility.connection, now.since(race.since));
+        let patient = race.patient;
+        mobility.tried = race.tried().to_vec();
+        mobility.race = None;
+        // An update that was answered elsewhere first is still to be proven here.
+        let asking = matches!(&mobility.awaiting, Some((_, Awaiting::Update { .. })));
+        mobility.pending_update |= !asking && mobility.underway.is_some_and(|u| !u.confirmed);
+        self.timers.clear(id, Timer::Race);
+        if patient {
+            self.event(Event::Alive { connection, sa: id, path, after });
+        }
+    }
+
+    /// Takes the winner of a race, if it has one.
+    fn settle_race(&mut self, now: Time, id: SaId) {
+        let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let timeout = mobility.pairs.of(current).timeout();
+        let Some(race) = &mobility.race else { return };
+        let Some(winner) = race.verdict(now, timeout) else { return };
+        let cause = race.cause;
+        mobility.tried = race.tried().to_vec();
+        mobility.race = None;
+        mobility.pairs.silent(now, current);
+        self.uplinks.note(now, current.local.ip(), false);
+        self.timers.clear(id, Timer::Race);
+        // RFC 4555 §3.7: that it answered there shows nothing about one address alone: a fresh
+        // UPDATE_SA_ADDRESSES with COOKIE2 does.
+        self.move_to(now, id, winner, cause);
+    }
+
+    /// Our addresses have changed while a race was under way.
+    pub(super) fn renew_race(&mut self, now: Time, id: SaId) {
+        let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        let mut candidates = self.candidates(now, id, current);
+        candidates.retain(|path| *path != current);
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        if let Some(race) = &mut mobility.race {
+            race.restart(candidates);
+            self.timers.set(id, Timer::Race, now);
+        }
+    }
+
+    /// Begins to look after an IKE_SA that has just come up.
+    pub(super) fn watch(&mut self, now: Time, id: SaId) {
+        let Some(mobility) = self.movers.sas.get(&id).filter(|m| m.supported) else { return };
+        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
+        self.ike.set_patience(id, policy.hold);
+        if mobility.role == Role::Responder {
+            return;
+        }
+        if !policy.dead_after.is_zero() {
+            self.timers.set(id, Timer::Count, now + COUNT.1);
+        }
+        if !policy.standby.is_zero() {
+            self.timers.set(id, Timer::Standby, now + policy.standby / 8);
+        }
+    }
+
+    /// Asks the data plane what it has counted.
+    pub(super) fn on_count(&mut self, now: Time, id: SaId) {
+        let Some(sa) = self.ike.sa(id) else { return };
+        let children: Vec<ChildId> = sa.children.iter().map(|child| child.id).collect();
+        let Some(mobility) = self.movers.sas.get(&id) else { return };
+        // While nothing is sent there is nothing to be found.
+        let wait = if mobility.counts.idle > 8 { COUNT.1 } else { COUNT.0 };
+        self.timers.set(id, Timer::Count, now + wait);
+        if !children.is_empty() && !mobility.stranded {
+            self.outputs.push_back(Output::Count { sa: id, children });
+        }
+    }
+
+    /// What the data plane has counted: packets of all CHILD_SAs of the IKE_SA.
+    pub(super) fn on_counted(&mut self, now: Time, id: SaId, sent: u64, received: u64) {
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
+        let counts = &mut mobility.counts;
+        let (heard, spoke) = (received != counts.received, sent != counts.sent);
+        (counts.sent, counts.received) = (sent, received);
+        counts.idle = if spoke || heard { 0 } else { counts.idle.saturating_add(1) };
+        if heard {
+            (counts.silent_since, counts.ask_again) = (None, None);
+        } else if spoke {
+            counts.silent_since.get_or_insert(now);
+        }
+        let silent = counts.silent_since.is_some_and(|at| now.since(at) >= policy.dead_after);
+        // One who sends without ever being answered is no reason to ask all the time.
+        let due = counts.ask_again.is_none_or(|(at, _)| now >= at);
+        if silent && due && spoke && mobility.race.is_none() {
+            let wait =
+                counts.ask_again.map_or(ASK_AGAIN.0, |(_, wait)| (wait * 2).min(ASK_AGAIN.1));
+            counts.ask_again = Some((now + wait, wait));
+            self.suspect(now, id, Hint::Silence);
+        }
+    }
+
+    /// Keeps the best alternatives warm: one probe with a COOKIE2 of its own on each, now and then.
+    pub(super) fn on_standby(&mut self, now: Time, id: SaId) {
+        let Some(sa) = self.ike.sa(id) else { return };
+        let (current, established) = (sa.path, sa.state == "established");
+        let Some(mobility) = self.movers.sas.get(&id) else { return };
+        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
+        self.timers.set(id, Timer::Standby, now + policy.standby / 8);
+        let idle = mobility.race.is_none() && mobility.awaiting.is_none() && !mobility.stranded;
+        if !established || !idle || !self.ike.is_open(id) || self.ike.is_asking(id) {
+            return;
+        }
+        let metered = |path: &Path| {
+            let local = self.movers.locals.iter().find(|l| l.address == path.local.ip());
+            local.is_none_or(|local| local.metered) && !policy.standby_metered
+        };
+        let fresh = |path: &Path| {
+            mobility.pairs.get(*path).is_some_and(|record| {
+                let last = record.answered.max(record.asked);
+                last.is_some_and(|at| now.since(at) < policy.standby)
+            })
+        };
+        let others = self.candidates(now, id, current).into_iter().filter(|path| *path != current);
+        let mut best = others.filter(|path| !metered(path)).take(WARM);
+        let Some(path) = best.find(|path| !fresh(path)) else { return };
+        if self.bucket.take(now) {
+            self.validate(now, id, path);
+        }
+    }
+
+    /// Asks for a COOKIE2 on another pair than the one in use: whether it works, whether a NAT is on it,
+    /// and that the peer receives there (RFC 4555 §3.7, §3.10).
+    pub(super) fn validate(&mut self, now: Time, id: SaId, path: Path) {
+        let Some(view) = self.ike.view(id) else { return };
+        let force = self.force_encap(id);
+        let cookie = notify::new_cookie2(self.ike.random());
+        let mut payloads = vec![notify::cookie2(&cookie)];
+        let spis = (view.spi_i, view.spi_r);
+        payloads.extend(nat::payloads(spis, path, force, self.ike.random()));
+        if self.request(now, id, &payloads, Awaiting::Standby { cookie, path }, Some(path))
+            && let Some(mobility) = self.movers.sas.get_mut(&id)
+        {
+            mobility.pairs.sent(now, path);
+            mobility.pairs.of(path).asked = Some(now);
+        }
+    }
+
+    /// Responder: a genuine request came from elsewhere than where the IKE_SA is. It moves nothing
+    /// (RFC 4555 §3.5); but if the peer shows now that it receives there, its update needs no second
+    /// round trip.
+    pub(super) fn on_heard(&mut self, now: Time, id: SaId, path: Path) {
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
+        let record = mobility.pairs.of(path);
+        let lately = |at: Time| now.since(at) < BETWEEN_STRANGERS;
+        if policy.return_routability != ReturnRoutability::Before
+            || mobility.children_at.remote.ip() == path.remote.ip()
+            || record.is_valid(now)
+                && record.validated.is_some_and(|at| now.since(at) < crate::path::VALID / 4)
+            || record.asked.is_some_and(lately)
+        {
+            return;
+        }
+        mobility.pending_standby = Some(path);
+    }
+}
+
+impl Hint {
+    fn cause(self) -> Cause {
+        match self {
+            Hint::Silence => Cause::Silence,
+            Hint::Unanswered | Hint::Unreachable | Hint::Resumed => Cause::NoAnswer,
+        }
+    }
+}
