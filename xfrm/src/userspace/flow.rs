@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     ecn::{self, Fate},
     esp::{self, HEADROOM, NEXT_IPV4, NEXT_IPV6, NEXT_NONE, TAILROOM},
+    events::Events,
     selector::Inner,
     table::{Sa, Sequence, Shared},
     tun::Device,
@@ -66,7 +67,7 @@ struct AtomicDrops {
 pub(super) struct Flow {
     pub(super) table: Shared,
     pub(super) device: Arc<dyn Device>,
-    events: mpsc::Sender<PlaneEvent>,
+    pub(super) events: Events,
     drops: AtomicDrops,
     started: Instant,
 }
@@ -76,7 +77,7 @@ impl Flow {
         Flow {
             table: Shared::default(),
             device,
-            events,
+            events: Events::new(events),
             drops: AtomicDrops::default(),
             started: Instant::now(),
         }
@@ -122,6 +123,7 @@ impl Flow {
 
     /// Sends the inner packet of `len` octets that stands after the head room of `buffer`.
     fn outbound(&self, udp: &UdpSockets, buffer: &mut [u8], len: usize) {
+        self.events.settle();
         let place = HEADROOM..HEADROOM + len;
         let Some(inner) = buffer.get(place.clone()).and_then(Inner::parse) else {
             return count(&self.drops.not_ip);
@@ -136,12 +138,12 @@ impl Flow {
         let sequence = match sa.next_sequence() {
             Sequence::Next(sequence) => sequence,
             Sequence::Soon(sequence) => {
-                self.event(PlaneEvent::Expire { id: sa.id, hard: false });
+                self.events.expire(sa.id, false);
                 sequence
             }
             Sequence::Exhausted(say) => {
                 if say {
-                    self.event(PlaneEvent::Expire { id: sa.id, hard: true });
+                    self.events.expire(sa.id, true);
                 }
                 return count(&self.drops.exhausted);
             }
@@ -153,7 +155,7 @@ impl Flow {
         match udp.send_esp(&slot.path, class, packet) {
             Ok(()) => {
                 if sa.note(true, len) {
-                    self.event(PlaneEvent::Expire { id: sa.id, hard: false });
+                    self.events.expire(sa.id, false);
                 }
             }
             Err(error) => {
@@ -165,6 +167,7 @@ impl Flow {
 
     /// Takes the ESP `packet` apart and delivers what is in it.
     fn inbound(&self, path: Path, class: u8, packet: &mut [u8]) {
+        self.events.settle();
         let Some((spi, low)) = esp::peek(packet) else {
             return count(&self.drops.unknown_spi);
         };
@@ -220,7 +223,7 @@ impl Flow {
         match self.device.write(payload) {
             Ok(()) => {
                 if sa.note(false, inner.len) {
-                    self.event(PlaneEvent::Expire { id: sa.id, hard: false });
+                    self.events.expire(sa.id, false);
                 }
             }
             Err(error) => {
@@ -240,13 +243,8 @@ impl Flow {
         let last = sa.last_mapping.load(Relaxed);
         let due = last == 0 || now.saturating_sub(last) >= MAPPING_INTERVAL;
         if due && sa.last_mapping.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
-            self.event(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
+            self.events.mapping(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
         }
-    }
-
-    /// Events are hints: one that finds no room is lost rather than waited for.
-    fn event(&self, event: PlaneEvent) {
-        let _ = self.events.try_send(event);
     }
 }
 

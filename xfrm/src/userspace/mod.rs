@@ -9,6 +9,7 @@
 mod cipher;
 mod ecn;
 mod esp;
+mod events;
 mod flow;
 mod plane;
 mod replay;

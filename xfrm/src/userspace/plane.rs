@@ -163,6 +163,7 @@ impl DataPlane for UserspacePlane {
 
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
         self.flow.table.store(self.flow.table.load().without(id));
+        self.flow.events.forget(id);
         Box::pin(ready(Ok(())))
     }
 

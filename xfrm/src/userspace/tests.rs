@@ -11,7 +11,7 @@ use std::{
 };
 
 use bewick_ike::{
-    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path, Random, Secret,
+    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits, Path, Random, Secret,
     TrafficSelector,
 };
 
@@ -418,6 +418,38 @@ fn an_sa_at_its_end_says_so_and_stops() {
     wait_for(|| (client.plane.drops().exhausted == 1).then_some(()));
     assert_eq!(events.try_recv(), Ok(PlaneEvent::Expire { id: sa.id, hard: true }));
     assert!(gateway.delivered.try_recv().is_err());
+}
+
+#[test]
+fn a_full_queue_delays_the_word_that_a_limit_is_reached() {
+    const COUNT: u64 = 300;
+    let (mut client, gateway) = (End::new(), End::new());
+    let mut events = client.plane.take_events().unwrap();
+    let device = client.device.clone();
+    let host = |id: u64| format!("10.1.{}.{}", id / 256, id % 256);
+    let push = |id: u64| device.push(udp_packet("10.9.0.1", &host(id), (1000, 7), b"ask"));
+    for id in 1..=COUNT {
+        let sa = ChildSa {
+            ts_remote: vec![TrafficSelector::from_addr(host(id).parse().unwrap())],
+            path: Path::new(client.at(1), gateway.at(10)),
+            limits: Limits { packets: Some(1), octets: None },
+            ..child(id)
+        };
+        now(client.plane.install(&sa)).unwrap();
+        push(id);
+    }
+    // The queue is full now. Any packet brings the rest once there is room, even one that nobody carries.
+    wait_for(|| (client.counters(COUNT).packets_out == 1).then_some(()));
+    let mut told = std::collections::BTreeSet::new();
+    while told.len() < COUNT as usize {
+        let PlaneEvent::Expire { id, hard: false } = wait_for(|| {
+            push(COUNT + 1);
+            events.try_recv().ok()
+        }) else {
+            panic!("nothing else happened")
+        };
+        assert!(told.insert(id), "{id:?} is told twice");
+    }
 }
 
 #[test]
