@@ -17,9 +17,9 @@
 //! moves that is 2^-33; an SA that moves more often or carries more should be rekeyed. Where only
 //! ports change, the state is updated in place and keeps its salt.
 //!
-//! Limits: new states count what they carry from zero, so that each gets what those before it have left
-//! of the limits, and a CHILD_SA that moves often has its successor in time all the same (RFC 4301
-//! §4.4.2.1, RFC 4303 §3.3.3).
+//! Limits: new states count what they carry from zero, so that each gets what those before it have
+//! left of the limits, and a CHILD_SA that moves often has its successor in time all the same
+//! (RFC 4301 §4.4.2.1, RFC 4303 §3.3.3).
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

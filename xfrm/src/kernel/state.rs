@@ -164,8 +164,8 @@ impl Usage {
     }
 }
 
-/// What a CHILD_SA had used up in one direction before its state there was made: the kernel counts what
-/// each state carries from zero, and a move makes new ones.
+/// What a CHILD_SA had used up in one direction before its state there was made: the kernel counts
+/// what each state carries from zero, and a move makes new ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Spent {
     pub(super) octets: u64,

@@ -318,8 +318,8 @@ fn skipped_sequence_numbers_never_wrap() {
     assert_eq!(late.skip(11, true).unwrap().last(Side::Out), 1 << 32);
 }
 
-/// Soft limits of octets and packets as NEWSA and UPDSA say them; the hard ones are infinite, as only the
-/// kernel's own end of the sequence space may end a CHILD_SA unasked.
+/// Soft limits of octets and packets as NEWSA and UPDSA say them; the hard ones are infinite, as only
+/// the kernel's own end of the sequence space may end a CHILD_SA unasked.
 fn soft(sa: &ChildSa, side: Side, spent: Spent) -> (u64, u64) {
     let mut read = Vec::new();
     for kind in [XFRM_MSG_NEWSA, XFRM_MSG_UPDSA] {

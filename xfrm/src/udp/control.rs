@@ -1,5 +1,5 @@
-//! Control messages: the local address, the interface and the traffic class of a datagram (RFC 3542 §6,
-//! ip(7)).
+//! Control messages: the local address, the interface and the traffic class of a datagram (RFC 3542
+//! §6, ip(7)).
 
 use std::{
     mem::{self, MaybeUninit},

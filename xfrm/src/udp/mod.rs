@@ -255,8 +255,8 @@ impl UdpSockets {
         self.send(path, 0, [marker, bytes])
     }
 
-    /// Sends an ESP packet in UDP along `path` (RFC 3948 §2.1), without allocating or waiting; `class`
-    /// is the traffic class of its IP header, DSCP and ECN.
+    /// Sends an ESP packet in UDP along `path` (RFC 3948 §2.1), without allocating or waiting;
+    /// `class` is the traffic class of its IP header, DSCP and ECN.
     pub fn send_esp(&self, path: &Path, class: u8, packet: &[u8]) -> io::Result<()> {
         self.send(path, class, [packet, &[]])
     }

@@ -107,8 +107,8 @@ impl Socket {
         let _ = self.inner.shutdown(std::net::Shutdown::Read);
     }
 
-    /// Sends `parts` as one datagram from `path.local`'s address, out of `ifindex` if it isn't 0, with
-    /// the traffic class `class`.
+    /// Sends `parts` as one datagram from `path.local`'s address, out of `ifindex` if it isn't 0,
+    /// with the traffic class `class`.
     ///
     /// Never waits: an uplink that has stopped taking packets must not stop its users, who may be
     /// about to leave it.

@@ -1,8 +1,9 @@
 //! The traffic class across the tunnel: ECN by RFC 6040, DSCP by RFC 4301 §5.1.2.
 //!
-//! Going in, the outer header gets the whole inner octet: ECN in normal mode (RFC 6040 §4.1), as both
-//! ends of an IKEv2 tunnel know it (§4.3), and the DSCP, as Linux does unless it is told not to, so that
-//! both planes treat a packet alike. Coming out, the inner DSCP stays and ECN is combined (§4.2).
+//! Going in, the outer header gets the whole inner octet: ECN in normal mode (RFC 6040 §4.1), as
+//! both ends of an IKEv2 tunnel know it (§4.3), and the DSCP, as Linux does unless it is told not to,
+//! so that both planes treat a packet alike. Coming out, the inner DSCP stays and ECN is combined
+//! (§4.2).
 
 /// The ECN field within the traffic class (RFC 3168 §5); the rest is the DSCP.
 const ECN: u8 = 0b11;

@@ -1,4 +1,5 @@
-//! What the plane tells the daemon, whose queue may be full: a mapping can be lost, an expiry is owed.
+//! What the plane tells the daemon, whose queue may be full: a mapping can be lost, an expiry is
+//! owed.
 
 use std::{
     collections::BTreeSet,
@@ -42,8 +43,8 @@ impl Events {
         }
     }
 
-    /// Sends what is owed as far as there is room now. Called with every packet, and costs a load then:
-    /// a plane without packets has nothing whose end is near.
+    /// Sends what is owed as far as there is room now. Called with every packet, where it costs a
+    /// load: a plane without packets has nothing whose end is near.
     pub(super) fn settle(&self) {
         if !self.owes.load(Relaxed) {
             return;

@@ -438,7 +438,8 @@ fn a_full_queue_delays_the_word_that_a_limit_is_reached() {
         now(client.plane.install(&sa)).unwrap();
         push(id);
     }
-    // The queue is full now. Any packet brings the rest once there is room, even one that nobody carries.
+    // The queue is full now. Any packet brings the rest once there is room, even one that nobody
+    // carries.
     wait_for(|| (client.counters(COUNT).packets_out == 1).then_some(()));
     let mut told = std::collections::BTreeSet::new();
     while told.len() < COUNT as usize {
