@@ -14,7 +14,8 @@ use std::{
 };
 
 use bewick_ike::{
-    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path, Secret, TrafficSelector,
+    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits, Path, Secret,
+    TrafficSelector,
 };
 use bewick_xfrm::{
     DataPlane, PlaneError, PlaneEvent,
@@ -44,6 +45,7 @@ fn main() -> Result<()> {
     set_up()?;
     for avoid_migrate in [false, true] {
         moving(&runtime, avoid_migrate)?;
+        limits(&runtime, avoid_migrate)?;
     }
     rollback(&runtime)?;
     leftovers(&runtime)?;
@@ -107,6 +109,40 @@ fn moving(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> 
     }
     let later = count(runtime, &mut pair.a)?;
     check(later.packets_in.abs_diff(a.packets_in) < 100, "counters survive the old states")?;
+    pair.close(runtime)
+}
+
+/// A successor is due after as many packets as was said, however often the CHILD_SA moves meanwhile.
+fn limits(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
+    let mut pair = Pair::open(runtime, avoid_migrate)?;
+    println!("-- limits over moves by {}", pair.a.describe().move_method);
+    pair.limits = Limits { octets: None, packets: Some(200) };
+    let start = (path(A0, 4500, B0, 4500), false);
+    pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, start)?;
+    let mut events = pair.a.take_events().ok_or("no events")?;
+    for (round, next) in (1..).zip([
+        (path(A1, 4500, B0, 4500), false),
+        (path(A1, 4500, B1, 4500), false),
+        (path(A1, 4500, B1, 4500), true),
+        (path(A1, 40000, B1, 4500), true),
+        (path(A0, 4500, B0, 40000), true),
+        (path(A0, 4500, B0, 4500), false),
+    ]) {
+        check(ping(20)? == 0, "pings between moves")?;
+        pair.go(runtime, next)?;
+        for side in [Host::A, Host::B] {
+            let left = left(side, next.0)?;
+            println!("after {} packets and a move: {left} left", round * 20);
+            check(left == 200 - round * 20, "a move keeps what is left of a limit")?;
+        }
+    }
+    check(ping(80)? == 0 && events.try_recv().is_err(), "200 packets are within the limit")?;
+    check(ping(1)? == 0, "a soft limit stops nothing")?;
+    let patience = Duration::from_secs(10);
+    let event = runtime.block_on(async { tokio::time::timeout(patience, events.recv()).await });
+    println!("event: {event:?}");
+    let expected = PlaneEvent::Expire { id: CHILD, hard: false };
+    check(event == Ok(Some(expected)), "one more asks for a successor")?;
     pair.close(runtime)
 }
 
@@ -268,6 +304,7 @@ struct Pair {
     a: KernelPlane,
     b: KernelPlane,
     esn: bool,
+    limits: Limits,
     /// sockets that take ESP out of UDP
     _encap: Vec<UdpSocket>,
 }
@@ -292,7 +329,7 @@ impl Pair {
                 sockets.push(in_host(host, move || encap_socket(port))?);
             }
         }
-        Ok(Pair { a, b, esn: false, _encap: sockets })
+        Ok(Pair { a, b, esn: false, limits: Limits::default(), _encap: sockets })
     }
 
     fn install(
@@ -302,7 +339,8 @@ impl Pair {
         place: (Path, bool),
     ) -> Result<()> {
         for (plane, host) in [(&mut self.a, Host::A), (&mut self.b, Host::B)] {
-            let sa = ChildSa { esn: self.esn, ..child(suite, place, host) };
+            let (esn, limits) = (self.esn, self.limits);
+            let sa = ChildSa { esn, limits, ..child(suite, place, host) };
             runtime.block_on(plane.install(&sa))?;
         }
         Ok(())
@@ -498,6 +536,25 @@ fn sequence(host: &str, destination: IpAddr) -> Result<u64> {
     let after = text.split("oseq 0x").nth(1).ok_or("no oseq")?;
     let digits: String = after.chars().take_while(char::is_ascii_hexdigit).collect();
     Ok(u64::from_str_radix(&digits, 16)?)
+}
+
+/// How many packets more a's state for packets out (`Host::A`) or in (`Host::B`) at `place` may
+/// carry.
+fn left(side: Host, place: Path) -> Result<u64> {
+    let (to, spi) = match side {
+        Host::A => (place.remote.ip(), "0xc0000002"),
+        Host::B => (place.local.ip(), "0xc0000001"),
+    };
+    let to = to.to_string();
+    let get = ["-n", "a", "-s", "xfrm", "state", "get", "dst", &to, "proto", "esp", "spi", spi];
+    let text = ip(&get)?;
+    let (config, current) = text.split_once("lifetime current").ok_or("no counts")?;
+    let number = |text: &str, before: &str, after: &str| -> Option<u64> {
+        text.split(after).next()?.rsplit(before).next()?.trim().parse().ok()
+    };
+    let soft = number(config, "soft ", "(packets), hard").ok_or("no limit of packets")?;
+    let used = number(current, ",", "(packets)").ok_or("no count of packets")?;
+    Ok(soft.saturating_sub(used))
 }
 
 /// How many states `host` has. A packet that finds none leaves one without SPI behind for half a

@@ -9,7 +9,7 @@ use std::{
 
 use bewick_ike::ChildId;
 
-use super::state::{Key, Side, Usage};
+use super::state::{Key, Side, Spent, Usage};
 use crate::plane::Counters;
 
 /// A state of ours.
@@ -20,6 +20,8 @@ pub(super) struct Entry {
     pub(super) reqid: u32,
     /// where the peer is on this state's path
     pub(super) remote: SocketAddr,
+    /// what was used up in this direction before the state was made
+    pub(super) began: Spent,
     /// replaced by a move, and kept for packets in flight until the kernel lets it expire
     pub(super) lingering: bool,
 }

@@ -33,7 +33,7 @@ use self::{
     message::Request,
     policy::{DIRECTIONS, Direction, Flow, Owners},
     socket::Socket,
-    state::{Key, Place, Replay, Side, Usage},
+    state::{Key, Place, Replay, Side, Spent, Usage},
 };
 use crate::plane::{
     Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
@@ -143,7 +143,8 @@ impl KernelPlane {
         // Policies name a reqid, so that what sends is whichever outbound state of it is there.
         let sides: &[Side] = if waits { &[Side::In] } else { &[Side::In, Side::Out] };
         for &side in sides {
-            if let Err(error) = self.put_state(sa, side, place, &Replay::fresh()) {
+            let new = Spent::default();
+            if let Err(error) = self.put_state(sa, side, place, &Replay::fresh(), new) {
                 if side == Side::Out {
                     let _ = self.delete_state(place.key(sa, Side::In));
                 }
@@ -152,7 +153,7 @@ impl KernelPlane {
                     _ => error,
                 });
             }
-            self.enter(sa, side, place);
+            self.enter(sa, side, place, new);
         }
         let flows = child.flows.clone();
         self.children.insert(sa.id, child);
@@ -218,8 +219,8 @@ impl KernelPlane {
         };
         let sa = child.sa.clone();
         let place = Place::of(&sa);
-        self.put_state(&sa, Side::Out, place, &Replay::fresh())?;
-        self.enter(&sa, Side::Out, place);
+        self.put_state(&sa, Side::Out, place, &Replay::fresh(), Spent::default())?;
+        self.enter(&sa, Side::Out, place, Spent::default());
         if let Some(child) = self.children.get_mut(&id) {
             child.waits = false;
         }
@@ -258,30 +259,34 @@ impl KernelPlane {
         result.and(device::delete(&mut self.route, &self.config.device))
     }
 
-    /// Adds the state of `sa` in one direction at `place`.
+    /// Adds the state of `sa` in one direction at `place`; its limits are what `spent` has left.
     fn put_state(
         &mut self,
         sa: &ChildSa,
         side: Side,
         place: Place,
         replay: &Replay,
+        spent: Spent,
     ) -> Result<(), PlaneError> {
-        let request = state::put(XFRM_MSG_NEWSA, sa, side, place, replay, self.config.mark, 0)?;
+        let (mark, limits) = (self.config.mark, state::limits(sa, spent, 0));
+        let request = state::put(XFRM_MSG_NEWSA, sa, side, place, replay, mark, limits)?;
         self.xfrm
             .request(words(side, "adding the inbound state", "adding the outbound state"), request)
     }
 
-    /// Changes ports, and the seconds after its making at which the state ends (0: never).
+    /// Changes ports and limits, the latter to those of a state that `began` after so much, and the
+    /// seconds after its making at which the state ends (0: never).
     fn update_state(
         &mut self,
         sa: &ChildSa,
         side: Side,
         place: Place,
+        began: Spent,
         lifetime: u64,
     ) -> Result<(), PlaneError> {
         let replay = Replay::fresh(); // has to be well-formed, and is not applied
-        let mark = self.config.mark;
-        let request = state::put(XFRM_MSG_UPDSA, sa, side, place, &replay, mark, lifetime)?;
+        let (mark, limits) = (self.config.mark, state::limits(sa, began, lifetime));
+        let request = state::put(XFRM_MSG_UPDSA, sa, side, place, &replay, mark, limits)?;
         self.xfrm.request(
             words(side, "updating the inbound state", "updating the outbound state"),
             request,
@@ -297,10 +302,10 @@ impl KernelPlane {
         self.xfrm.ask("reading a state's sequence numbers", state::query(key), state::snapshot)
     }
 
-    /// Notes that `sa` has a state at `place`.
-    fn enter(&mut self, sa: &ChildSa, side: Side, place: Place) {
-        let entry =
-            Entry { id: sa.id, side, reqid: sa.reqid, remote: place.path.remote, lingering: false };
+    /// Notes that `sa` has a state at `place`, which `began` after so much.
+    fn enter(&mut self, sa: &ChildSa, side: Side, place: Place, began: Spent) {
+        let remote = place.path.remote;
+        let entry = Entry { id: sa.id, side, reqid: sa.reqid, remote, began, lingering: false };
         self.ledger.lock().insert(place.key(sa, side), entry);
     }
 }
@@ -421,8 +426,9 @@ fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
         limits: Default::default(),
     };
     let place = Place::of(&sa);
+    let limits = state::limits(&sa, Spent::default(), 0);
     let request: Request =
-        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, place, &Replay::fresh(), 0, 0)?;
+        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, place, &Replay::fresh(), 0, limits)?;
     match xfrm.request("adding a state", request) {
         // Another probe at the same moment.
         Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),

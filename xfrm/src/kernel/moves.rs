@@ -16,6 +16,10 @@
 //! probability 2^(k-64), whether or not their sequence numbers overlap. With 2^20 packets and 64
 //! moves that is 2^-33; an SA that moves more often or carries more should be rekeyed. Where only
 //! ports change, the state is updated in place and keeps its salt.
+//!
+//! Limits: new states count what they carry from zero, so that each gets what those before it have
+//! left of the limits, and a CHILD_SA that moves often has its successor in time all the same
+//! (RFC 4301 §4.4.2.1, RFC 4303 §3.3.3).
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +29,7 @@ use super::{
     KernelPlane, Method,
     migrate::{self, Step},
     policy::{self, Direction, Flow},
-    state::{Place, Replay, Side, Usage},
+    state::{self, Key, Place, Replay, Side, Spent, Usage},
 };
 use crate::plane::{MoveReport, PlaneError};
 
@@ -83,16 +87,21 @@ impl KernelPlane {
         let (old_in, new_in) = (from.key(&sa, Side::In), to.key(&sa, Side::In));
         let (old_out, new_out) = (from.key(&sa, Side::Out), to.key(&sa, Side::Out));
         let (window, used_in) = self.snapshot(old_in)?;
-        let (_, used_out) = self.snapshot(old_out)?;
+        let (sent, used_out) = self.snapshot(old_out)?;
+        let began = Each { inbound: self.began(old_in), outbound: self.began(old_out) };
+        let spent = Each {
+            inbound: began.inbound.after(Side::In, used_in, &window),
+            outbound: began.outbound.after(Side::Out, used_out, &sent),
+        };
         let same_in = old_in == new_in;
 
         // What the peer sends to our new address is welcome before we send from it.
         if !same_in {
             self.end_lingering(&sa, to)?;
-            self.put_state(&sa, Side::In, to, &window)?;
-            self.enter(&sa, Side::In, to);
+            self.put_state(&sa, Side::In, to, &window, spent.inbound)?;
+            self.enter(&sa, Side::In, to, spent.inbound);
         }
-        let switched = self.switch(&sa, &flows, from, to);
+        let switched = self.switch(&sa, &flows, from, to, spent);
         let kept = match switched {
             Ok(kept) => kept,
             Err(error) => {
@@ -108,22 +117,53 @@ impl KernelPlane {
         if let Some(child) = self.children.get_mut(&id) {
             (child.sa.path, child.sa.encap) = (to.path, to.encap);
         }
-        if kept == Kept::No {
-            self.carry(&sa, Side::Out, to, used_out);
-            if same_in {
-                self.carry(&sa, Side::In, to, used_in);
-            }
-        }
+        let outbound = self.settle(&sa, Side::Out, to, kept, used_out, (began, spent));
         if old_out != new_out {
             self.ledger.lock().close(&old_out, Usage::default());
         }
-        self.enter(&sa, Side::Out, to);
+        self.enter(&sa, Side::Out, to, outbound);
         if same_in {
-            self.enter(&sa, Side::In, to);
+            let inbound = self.settle(&sa, Side::In, to, kept, used_in, (began, spent));
+            self.enter(&sa, Side::In, to, inbound);
             return Ok(());
         }
         self.linger(&sa, from, used_in);
         Ok(())
+    }
+
+    /// Puts counters and limits in one direction right after a move; what the state began after.
+    fn settle(
+        &mut self,
+        sa: &ChildSa,
+        side: Side,
+        at: Place,
+        kept: Kept,
+        used: Usage,
+        (began, spent): (Each, Each),
+    ) -> Spent {
+        let (began, spent) = (began.of(side), spent.of(side));
+        if kept == Kept::All {
+            return began;
+        }
+        let taken_along = self.carry(sa, side, at, used);
+        if kept == Kept::Nothing {
+            return spent;
+        }
+        if taken_along {
+            return began;
+        }
+        if state::limits(sa, began, 0) != state::limits(sa, spent, 0)
+            && let Err(error) = self.update_state(sa, side, at, spent, 0)
+        {
+            // No reason to undo the move: only the successor comes later.
+            tracing::warn!(%error, id = ?sa.id, "the limits of a CHILD_SA begin anew");
+        }
+        spent
+    }
+
+    /// What was used up before the state `key` was made.
+    fn began(&self, key: Key) -> Spent {
+        self.ledger.lock().get(&key).map(|entry| entry.began).unwrap_or_default()
     }
 
     /// Takes the outbound state, the policies, and the inbound state if its key stays, to `to`.
@@ -133,14 +173,17 @@ impl KernelPlane {
         flows: &[Flow],
         from: Place,
         to: Place,
+        spent: Each,
     ) -> Result<Kept, PlaneError> {
         let same_addresses = from.addresses(Side::Out) == to.addresses(Side::Out);
         if same_addresses && from.encap && to.encap {
-            self.update_state(sa, Side::In, to, 0)?;
+            let [inbound, outbound] =
+                [Side::In, Side::Out].map(|side| self.began(from.key(sa, side)));
+            self.update_state(sa, Side::In, to, inbound, 0)?;
             return self
-                .update_state(sa, Side::Out, to, 0)
-                .inspect_err(|_| drop(self.update_state(sa, Side::In, from, 0)))
-                .map(|()| Kept::Yes);
+                .update_state(sa, Side::Out, to, outbound, 0)
+                .inspect_err(|_| drop(self.update_state(sa, Side::In, from, inbound, 0)))
+                .map(|()| Kept::All);
         }
         let mine: Vec<Flow> =
             flows.iter().filter(|flow| self.owners.current(flow) == Some(sa.id)).copied().collect();
@@ -153,15 +196,15 @@ impl KernelPlane {
         {
             match self.migrate(sa, first, from, to) {
                 Ok(()) => {
-                    self.after_migrate(sa, rest, from, to)?;
-                    return Ok(Kept::No);
+                    self.after_migrate(sa, rest, from, to, spent)?;
+                    return Ok(Kept::Limits);
                 }
                 // Nothing has changed. ENODATA: a state without SPI, made by a packet that found no
                 // state, is in the way.
                 Err(error) => tracing::debug!(%error, "deleting and adding instead"),
             }
         }
-        self.replace(sa, &mine, from, to).map(|()| Kept::No)
+        self.replace(sa, &mine, from, to, spent).map(|()| Kept::Nothing)
     }
 
     fn migrate(
@@ -187,19 +230,21 @@ impl KernelPlane {
         rest: &[Flow],
         from: Place,
         to: Place,
+        spent: Each,
     ) -> Result<(), PlaneError> {
         let mut finish = || -> Result<(), PlaneError> {
             self.put_policies(sa, rest, to)?;
             // One encapsulation is all that a request holds, and it was written for packets out.
             let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
             if same_in && to.encap && to.path.local.port() != to.path.remote.port() {
-                self.update_state(sa, Side::In, to, 0)?;
+                let began = self.began(from.key(sa, Side::In));
+                self.update_state(sa, Side::In, to, began, 0)?;
             }
             Ok(())
         };
         finish().inspect_err(|_| {
             let mine: Vec<Flow> = self.flows_of(sa.id);
-            let undone = self.replace(sa, &mine, to, from);
+            let undone = self.replace(sa, &mine, to, from, spent);
             if let Err(error) = undone {
                 tracing::error!(%error, id = ?sa.id, "can't undo a migration");
             }
@@ -218,25 +263,26 @@ impl KernelPlane {
         mine: &[Flow],
         from: Place,
         to: Place,
+        spent: Each,
     ) -> Result<(), PlaneError> {
         let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
         if same_in {
-            self.swap(sa, Side::In, from, to, 0)?;
+            self.swap(sa, Side::In, from, to, spent)?;
         }
         let swapped = if from.key(sa, Side::Out) == to.key(sa, Side::Out) {
             // A second state with this key is refused, so there is a moment without any.
-            self.swap(sa, Side::Out, from, to, SKIP).and_then(|()| {
+            self.swap(sa, Side::Out, from, to, spent).and_then(|()| {
                 self.put_policies(sa, mine, to).inspect_err(|_| {
-                    let _ = self.swap(sa, Side::Out, to, from, SKIP);
+                    let _ = self.swap(sa, Side::Out, to, from, spent);
                     let _ = self.put_policies(sa, mine, from);
                 })
             })
         } else {
-            self.overlap(sa, mine, from, to)
+            self.overlap(sa, mine, from, to, spent)
         };
         swapped.inspect_err(|_| {
             if same_in {
-                let _ = self.swap(sa, Side::In, to, from, 0);
+                let _ = self.swap(sa, Side::In, to, from, spent);
             }
         })
     }
@@ -248,13 +294,14 @@ impl KernelPlane {
         side: Side,
         from: Place,
         to: Place,
-        skip: u32,
+        spent: Each,
     ) -> Result<(), PlaneError> {
-        let key = from.key(sa, side);
+        let (key, spent) = (from.key(sa, side), spent.of(side));
+        let skip = if side == Side::Out { SKIP } else { 0 };
         let replay = skipped(self.snapshot(key)?.0, skip, sa)?;
         self.delete_state(key)?;
-        self.put_state(sa, side, to, &replay).inspect_err(|_| {
-            let _ = self.put_state(sa, side, from, &replay);
+        self.put_state(sa, side, to, &replay, spent).inspect_err(|_| {
+            let _ = self.put_state(sa, side, from, &replay, spent);
         })
     }
 
@@ -265,10 +312,11 @@ impl KernelPlane {
         mine: &[Flow],
         from: Place,
         to: Place,
+        spent: Each,
     ) -> Result<(), PlaneError> {
         let (old, new) = (from.key(sa, Side::Out), to.key(sa, Side::Out));
         let replay = skipped(self.snapshot(old)?.0, SKIP, sa)?;
-        self.put_state(sa, Side::Out, to, &replay)?;
+        self.put_state(sa, Side::Out, to, &replay, spent.outbound)?;
         if let Err(error) = self.put_policies(sa, mine, to) {
             let _ = self.put_policies(sa, mine, from);
             let _ = self.delete_state(new);
@@ -313,28 +361,51 @@ impl KernelPlane {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let lifetime = now.saturating_sub(usage.added).saturating_add(LINGER);
         self.ledger.lock().linger(&key);
-        if let Err(error) = self.update_state(sa, Side::In, at, lifetime) {
+        let began = self.began(key);
+        if let Err(error) = self.update_state(sa, Side::In, at, began, lifetime) {
             tracing::debug!(%error, "the old inbound state goes at once");
             let _ = self.delete_state(key);
             self.ledger.lock().close(&key, usage);
         }
     }
 
-    /// Adds the traffic of a replaced state to the count, unless the kernel took the count along.
-    fn carry(&mut self, sa: &ChildSa, side: Side, at: Place, before: Usage) {
-        let Ok((_, after)) = self.snapshot(at.key(sa, side)) else { return };
+    /// Adds the traffic of a replaced state to the count, unless the kernel took the count along;
+    /// whether it did.
+    fn carry(&mut self, sa: &ChildSa, side: Side, at: Place, before: Usage) -> bool {
+        let Ok((_, after)) = self.snapshot(at.key(sa, side)) else { return false };
         let taken_along = after.packets >= before.packets && after.octets >= before.octets;
         if !taken_along {
             self.ledger.lock().carry(sa.id, side, before);
         }
+        taken_along
     }
 }
 
-/// Whether the kernel's states are the same as before, and so their counters.
+/// What the kernel's states have of those before a move.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kept {
-    Yes,
-    No,
+    /// they are the same, counters and limits included
+    All,
+    /// MIGRATE has given them the old limits, but not always the old counts
+    Limits,
+    /// they were added anew, with limits of their own
+    Nothing,
+}
+
+/// What was used up in each direction.
+#[derive(Clone, Copy)]
+struct Each {
+    inbound: Spent,
+    outbound: Spent,
+}
+
+impl Each {
+    fn of(self, side: Side) -> Spent {
+        match side {
+            Side::In => self.inbound,
+            Side::Out => self.outbound,
+        }
+    }
 }
 
 fn skipped(replay: Replay, count: u32, sa: &ChildSa) -> Result<Replay, PlaneError> {

@@ -16,6 +16,9 @@ use crate::plane::PlaneError;
 pub(super) const WINDOW: u32 = 2048;
 const WINDOW_WORDS: usize = (WINDOW / 32) as usize;
 
+/// The sequence number without ESN at which a successor is due.
+const SOON: u64 = 0xf000_0000;
+
 /// MAPPING events per inbound state: at most one in so many seconds.
 const MAPPING_SECONDS: u32 = 1;
 
@@ -105,9 +108,8 @@ impl Replay {
     ///
     /// `None` if that would pass the end of the sequence space (RFC 4303 §3.3.3).
     pub(super) fn skip(mut self, count: u32, esn: bool) -> Option<Self> {
+        let next = self.last(Side::Out).checked_add(u64::from(count))?;
         let replay = &mut self.0;
-        let last = u64::from(replay.oseq_hi) << 32 | u64::from(replay.oseq);
-        let next = last.checked_add(u64::from(count))?;
         if !esn && next > u64::from(u32::MAX) {
             return None;
         }
@@ -116,10 +118,14 @@ impl Replay {
         Some(self)
     }
 
-    /// The last sequence number that was sent.
-    #[cfg(test)]
-    pub(super) fn sent(&self) -> u64 {
-        u64::from(self.0.oseq_hi) << 32 | u64::from(self.0.oseq)
+    /// The last sequence number that was sent, or the highest one that came in.
+    pub(super) fn last(&self, side: Side) -> u64 {
+        let replay = &self.0;
+        let (high, low) = match side {
+            Side::In => (replay.seq_hi, replay.seq),
+            Side::Out => (replay.oseq_hi, replay.oseq),
+        };
+        u64::from(high) << 32 | u64::from(low)
     }
 
     fn parse(value: &[u8]) -> Option<Self> {
@@ -158,9 +164,28 @@ impl Usage {
     }
 }
 
+/// What a CHILD_SA had used up in one direction before its state there was made: the kernel counts
+/// what each state carries from zero, and a move makes new ones.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Spent {
+    pub(super) octets: u64,
+    pub(super) packets: u64,
+    /// the last sequence number before
+    pub(super) sequence: u64,
+}
+
+impl Spent {
+    /// What is used up when a state that began after this has carried `usage` and is at `replay`.
+    pub(super) fn after(self, side: Side, usage: Usage, replay: &Replay) -> Self {
+        Spent {
+            octets: self.octets.saturating_add(usage.octets),
+            packets: self.packets.saturating_add(usage.packets),
+            sequence: replay.last(side),
+        }
+    }
+}
+
 /// NEWSA (or UPDSA) for one direction of `sa` at `place`.
-///
-/// `lifetime` is how many seconds after it was made the kernel is to remove the state, 0 for never.
 pub(super) fn put(
     message: u16,
     sa: &ChildSa,
@@ -168,7 +193,7 @@ pub(super) fn put(
     place: Place,
     replay: &Replay,
     mark: u32,
-    lifetime: u64,
+    limits: LifetimeConfig,
 ) -> Result<Request, PlaneError> {
     let (source, destination) = place.addresses(side);
     if source.is_ipv4() != destination.is_ipv4() {
@@ -177,7 +202,7 @@ pub(super) fn put(
     let Key { spi, .. } = place.key(sa, side);
     let mut info = UserSaInfo {
         id: Id { daddr: Address::from_ip(&destination), spi, proto: IPPROTO_ESP },
-        lifetime_cfg: limits(sa, lifetime),
+        lifetime_cfg: limits,
         reqid: sa.reqid,
         mode: XFRM_MODE_TUNNEL,
         // The inner packets may be of either family, whatever the outer ones are.
@@ -208,14 +233,22 @@ pub(super) fn put(
 
 /// When the kernel reports that a successor is due, and when it removes the state. The sequence number
 /// of a sender without ESN never wraps: the kernel sends nothing more then, and a sixteenth before that
-/// it says so (RFC 4303 §3.3.3).
-fn limits(sa: &ChildSa, hard_add_expires_seconds: u64) -> LifetimeConfig {
+/// it says so (RFC 4303 §3.3.3). A state has what earlier ones have left.
+///
+/// `lifetime` is how many seconds after it was made the kernel is to remove the state, 0 for never.
+pub(super) fn limits(sa: &ChildSa, spent: Spent, lifetime: u64) -> LifetimeConfig {
     let none = LifetimeConfig::default();
-    let last = if sa.esn { none.soft_packet_limit } else { 0xf000_0000 };
+    let octets = sa.limits.octets.map(|limit| limit.saturating_sub(spent.octets));
+    let packets = sa.limits.packets.map(|limit| limit.saturating_sub(spent.packets));
+    let numbers = (!sa.esn).then(|| SOON.saturating_sub(spent.sequence));
     LifetimeConfig {
-        soft_byte_limit: sa.limits.octets.unwrap_or(none.soft_byte_limit),
-        soft_packet_limit: sa.limits.packets.map_or(last, |packets| packets.min(last)),
-        hard_add_expires_seconds,
+        soft_byte_limit: octets.unwrap_or(none.soft_byte_limit),
+        soft_packet_limit: packets
+            .into_iter()
+            .chain(numbers)
+            .min()
+            .unwrap_or(none.soft_packet_limit),
+        hard_add_expires_seconds: lifetime,
         ..none
     }
 }

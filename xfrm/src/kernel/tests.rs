@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bewick_ike::{
-    ChildId, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path, Secret, TrafficSelector,
+    ChildId, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits, Path, Secret, TrafficSelector,
 };
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm::{
-    Address, Id, UserExpire, UserMapping, UserPolicyInfo, UserSaId, UserSaInfo, UserTemplate,
-    constants::*,
+    Address, Id, LifetimeConfig, UserExpire, UserMapping, UserPolicyInfo, UserSaId, UserSaInfo,
+    UserTemplate, constants::*,
 };
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ use super::{
     message::{Message, Request, attribute, attributes, messages, refusal, u16_at, u32_at},
     migrate::{self, Step},
     policy::{self, Direction},
-    state::{self, Place, Replay, Side},
+    state::{self, Place, Replay, Side, Spent, Usage},
 };
 use crate::plane::{PlaneError, PlaneEvent};
 
@@ -63,6 +63,11 @@ fn path(local: &str, remote: &str) -> Path {
     Path::new(local.parse().unwrap(), remote.parse().unwrap())
 }
 
+/// The limits of a first state.
+fn limits(sa: &ChildSa, lifetime: u64) -> LifetimeConfig {
+    state::limits(sa, Spent::default(), lifetime)
+}
+
 /// Message type, flags and body of a request that is complete.
 fn sent(mut request: Request) -> (u16, u16, Vec<u8>) {
     let octets = request.finish(9).to_vec();
@@ -76,8 +81,15 @@ fn sent(mut request: Request) -> (u16, u16, Vec<u8>) {
 #[test]
 fn an_outbound_state_is_what_the_kernel_reads() {
     let sa = gcm();
-    let request =
-        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, Place::of(&sa), &Replay::fresh(), 0xbe1c, 0);
+    let request = state::put(
+        XFRM_MSG_NEWSA,
+        &sa,
+        Side::Out,
+        Place::of(&sa),
+        &Replay::fresh(),
+        0xbe1c,
+        limits(&sa, 0),
+    );
     let (kind, flags, body) = sent(request.unwrap());
     assert_eq!((kind, flags), (0x10, 0x5)); // NEWSA, REQUEST | ACK
 
@@ -119,8 +131,15 @@ fn an_outbound_state_is_what_the_kernel_reads() {
 #[test]
 fn an_inbound_state_has_the_ports_of_packets_to_us_and_marks_no_packet() {
     let sa = ChildSa { esn: true, ..gcm() };
-    let request =
-        state::put(XFRM_MSG_UPDSA, &sa, Side::In, Place::of(&sa), &Replay::fresh(), 0xbe1c, 7);
+    let request = state::put(
+        XFRM_MSG_UPDSA,
+        &sa,
+        Side::In,
+        Place::of(&sa),
+        &Replay::fresh(),
+        0xbe1c,
+        limits(&sa, 7),
+    );
     let (kind, _, body) = sent(request.unwrap());
     assert_eq!(kind, XFRM_MSG_UPDSA);
     assert_eq!(body[56..60], [192, 0, 2, 1]);
@@ -136,7 +155,15 @@ fn an_inbound_state_has_the_ports_of_packets_to_us_and_marks_no_packet() {
 #[test]
 fn cbc_names_the_truncation_of_its_hmac() {
     let sa = sa(EspSuite::AesCbc { key_bits: 256, integrity: HmacSha2::Sha256 });
-    let request = state::put(XFRM_MSG_NEWSA, &sa, Side::In, Place::of(&sa), &Replay::fresh(), 0, 0);
+    let request = state::put(
+        XFRM_MSG_NEWSA,
+        &sa,
+        Side::In,
+        Place::of(&sa),
+        &Replay::fresh(),
+        0,
+        limits(&sa, 0),
+    );
     let (_, _, body) = sent(request.unwrap());
     let auth = attribute(&body, 224, XFRMA_ALG_AUTH_TRUNC).unwrap();
     assert!(auth.starts_with(b"hmac(sha256)\0"));
@@ -152,8 +179,16 @@ fn cbc_names_the_truncation_of_its_hmac() {
 fn a_key_of_the_wrong_length_never_reaches_the_kernel() {
     let mut sa = gcm();
     sa.keys_in.encryption = Secret::new(vec![0; 19]);
-    let put =
-        state::put(XFRM_MSG_NEWSA, &sa, Side::In, Place::of(&sa), &Replay::fresh(), 0, 0).map(drop);
+    let put = state::put(
+        XFRM_MSG_NEWSA,
+        &sa,
+        Side::In,
+        Place::of(&sa),
+        &Replay::fresh(),
+        0,
+        limits(&sa, 0),
+    )
+    .map(drop);
     assert!(matches!(put, Err(PlaneError::Unsupported(_))));
 }
 
@@ -276,11 +311,77 @@ fn a_migration_names_old_and_new_addresses_and_the_encapsulation() {
 
 #[test]
 fn skipped_sequence_numbers_never_wrap() {
-    assert_eq!(Replay::fresh().skip(1024, false).unwrap().sent(), 1024);
+    assert_eq!(Replay::fresh().skip(1024, false).unwrap().last(Side::Out), 1024);
     let late = Replay::fresh().skip(u32::MAX - 10, false).unwrap();
     assert!(late.clone().skip(10, false).is_some());
     assert!(late.clone().skip(11, false).is_none(), "RFC 4303 §3.3.3");
-    assert_eq!(late.skip(11, true).unwrap().sent(), 1 << 32);
+    assert_eq!(late.skip(11, true).unwrap().last(Side::Out), 1 << 32);
+}
+
+/// Soft limits of octets and packets as NEWSA and UPDSA say them; the hard ones are infinite, as only
+/// the kernel's own end of the sequence space may end a CHILD_SA unasked.
+fn soft(sa: &ChildSa, side: Side, spent: Spent) -> (u64, u64) {
+    let mut read = Vec::new();
+    for kind in [XFRM_MSG_NEWSA, XFRM_MSG_UPDSA] {
+        let limits = state::limits(sa, spent, 0);
+        let request = state::put(kind, sa, side, Place::of(sa), &Replay::fresh(), 0, limits);
+        let (_, _, body) = sent(request.unwrap());
+        let limit = |at| u64::from_ne_bytes(body[at..at + 8].try_into().unwrap());
+        assert_eq!((limit(104), limit(120)), (u64::MAX, u64::MAX), "hard");
+        assert_eq!((limit(128), limit(136), limit(144), limit(152)), (0, 0, 0, 0), "times");
+        read.push((limit(96), limit(112)));
+    }
+    assert_eq!(read[0], read[1]);
+    read[0]
+}
+
+const NONE: u64 = u64::MAX;
+
+/// RFC 4301 §4.4.2.1.
+#[test]
+fn limits_of_octets_and_packets_are_soft_ones_of_the_state() {
+    let with = |esn, octets, packets| ChildSa { esn, limits: Limits { octets, packets }, ..gcm() };
+    for side in [Side::In, Side::Out] {
+        let new = |esn, octets, packets| soft(&with(esn, octets, packets), side, Spent::default());
+        assert_eq!(new(true, None, None), (NONE, NONE));
+        assert_eq!(new(true, Some(1 << 40), Some(1 << 33)), (1 << 40, 1 << 33));
+        assert_eq!(new(false, Some(1 << 40), Some(5000)), (1 << 40, 5000));
+    }
+}
+
+#[test]
+fn rfc_4303_3_3_3_the_kernel_asks_for_a_successor_before_the_sequence_numbers_end() {
+    let with = |esn, packets| ChildSa { esn, limits: Limits { octets: None, packets }, ..gcm() };
+    let new = |esn, packets| soft(&with(esn, packets), Side::Out, Spent::default());
+    assert_eq!(new(false, None), (NONE, 0xf000_0000));
+    assert_eq!(new(false, Some(1 << 33)), (NONE, 0xf000_0000));
+    // However many packets it had itself: a state that a move has made counts from zero.
+    for (sequence, left) in [(0x1000, 0xefff_f000), (0xf000_0000, 0), (0xffff_ffff, 0)] {
+        let spent = Spent { sequence, ..Spent::default() };
+        assert_eq!(soft(&with(false, None), Side::Out, spent), (NONE, left));
+        assert_eq!(soft(&with(true, None), Side::Out, spent), (NONE, NONE));
+    }
+}
+
+#[test]
+fn states_that_moves_make_have_what_those_before_have_left() {
+    let limits = Limits { octets: Some(1_000_000), packets: Some(1000) };
+    let sa = ChildSa { limits, ..gcm() };
+    let used = Usage { octets: 250_000, packets: 300, ..Usage::default() };
+    let mut spent = Spent::default();
+    for (round, left) in
+        [(750_000, 700), (500_000, 400), (250_000, 100), (0, 0), (0, 0)].into_iter().enumerate()
+    {
+        let replay = Replay::fresh().skip(1 + round as u32 * 300, false).unwrap();
+        spent = spent.after(Side::Out, used, &replay);
+        assert_eq!(spent.sequence, 1 + round as u64 * 300);
+        assert_eq!(soft(&sa, Side::Out, spent), left);
+    }
+    // The end of the numbers comes first where the jumps of many moves have used them.
+    let late = Replay::fresh().skip(0xf000_0000 - 10, false).unwrap();
+    let spent = Spent::default().after(Side::Out, used, &late);
+    assert_eq!(soft(&sa, Side::Out, spent), (750_000, 10));
+    assert_eq!(Spent::default().after(Side::In, used, &late).sequence, 0, "the other direction");
 }
 
 /// An acknowledgement or error as the kernel writes it with cap_ack and ext_ack.
@@ -309,7 +410,14 @@ fn known() -> Shared {
     let place = Place::of(&sa);
     for side in [Side::In, Side::Out] {
         let remote = sa.path.remote;
-        let entry = Entry { id: sa.id, side, reqid: sa.reqid, remote, lingering: false };
+        let entry = Entry {
+            id: sa.id,
+            side,
+            reqid: sa.reqid,
+            remote,
+            began: Spent::default(),
+            lingering: false,
+        };
         ledger.lock().insert(place.key(&sa, side), entry);
     }
     ledger
@@ -402,7 +510,8 @@ fn truncated_answers_and_datagrams_are_survived() {
     let sa = gcm();
     let place = Place::of(&sa);
     let mut request =
-        state::put(XFRM_MSG_NEWSA, &sa, Side::In, place, &Replay::fresh(), 1, 0).unwrap();
+        state::put(XFRM_MSG_NEWSA, &sa, Side::In, place, &Replay::fresh(), 1, limits(&sa, 0))
+            .unwrap();
     let octets = request.finish(1).to_vec();
     for length in 0..=octets.len() {
         for message in messages(&octets[..length]) {
@@ -426,7 +535,8 @@ fn what_an_earlier_run_has_left_is_known_by_its_mark() {
     let sa = gcm();
     let place = Place::of(&sa);
     for side in [Side::In, Side::Out] {
-        let request = state::put(XFRM_MSG_NEWSA, &sa, side, place, &Replay::fresh(), 0xbe1c, 0);
+        let request =
+            state::put(XFRM_MSG_NEWSA, &sa, side, place, &Replay::fresh(), 0xbe1c, limits(&sa, 0));
         let (kind, _, body) = sent(request.unwrap());
         let found = state::found(kind, &body).unwrap();
         assert_eq!((found.key, found.reqid, found.mark), (place.key(&sa, side), 0x77, 0xbe1c));

@@ -1,4 +1,5 @@
-//! Control messages: the local address and the interface of a datagram (RFC 3542 §6, ip(7)).
+//! Control messages: the local address, the interface and the traffic class of a datagram (RFC 3542
+//! §6, ip(7)).
 
 use std::{
     mem::{self, MaybeUninit},
@@ -6,29 +7,28 @@ use std::{
     ptr,
 };
 
-/// Room for one control message with either packet info, aligned as `cmsghdr` wants it.
+/// Room for either packet info and a traffic class, aligned as `cmsghdr` wants it.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
-pub(super) struct Control([u8; 64]);
+pub(super) struct Control([u8; Control::CAPACITY]);
 
 impl Control {
+    pub(super) const CAPACITY: usize = 96;
+
     pub(super) const fn new() -> Self {
-        Control([0; 64])
+        Control([0; Control::CAPACITY])
     }
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut libc::c_void {
         self.0.as_mut_ptr().cast()
     }
-
-    pub(super) const fn capacity() -> usize {
-        64
-    }
 }
 
-/// Writes the source `local` and the interface (0 for any) into the control buffer of `header`.
+/// Appends the source `local` and the interface (0 for any) to the control messages of `header`.
 ///
 /// # Safety
-/// `header.msg_control` points to a [`Control`] that nothing else uses during the call.
+/// `header.msg_control` points to a [`Control`] that nothing else uses during the call, and
+/// `header.msg_controllen` says how much of it is used.
 pub(super) unsafe fn set_source(header: &mut libc::msghdr, local: IpAddr, ifindex: u32) {
     match local {
         IpAddr::V4(local) => {
@@ -51,27 +51,57 @@ pub(super) unsafe fn set_source(header: &mut libc::msghdr, local: IpAddr, ifinde
     }
 }
 
+/// Appends the traffic class to the control messages of `header`.
+///
 /// # Safety
-/// `header.msg_control` points to a [`Control`] that nothing else uses during the call.
-unsafe fn put<T: Copy>(header: &mut libc::msghdr, level: i32, kind: i32, value: T) {
-    let size = mem::size_of::<T>() as libc::c_uint;
-    // SAFETY: both packet infos are 12 or 20 octets, so header and value fit into the 64 of
-    // `Control`, and CMSG_FIRSTHDR is not null as msg_controllen is at least a header's size.
-    unsafe {
-        header.msg_controllen = libc::CMSG_SPACE(size) as _;
-        let message = libc::CMSG_FIRSTHDR(header);
-        (*message).cmsg_level = level;
-        (*message).cmsg_type = kind;
-        (*message).cmsg_len = libc::CMSG_LEN(size) as _;
-        ptr::write_unaligned(libc::CMSG_DATA(message).cast::<T>(), value);
-    }
+/// As for [`set_source`].
+pub(super) unsafe fn set_class(header: &mut libc::msghdr, ipv4: bool, class: u8) {
+    let (level, kind) = match ipv4 {
+        true => (libc::IPPROTO_IP, libc::IP_TOS),
+        false => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { put(header, level, kind, libc::c_int::from(class)) };
 }
 
-/// The destination address and the interface of a received datagram.
+/// # Safety
+/// As for [`set_source`].
+unsafe fn put<T: Copy>(header: &mut libc::msghdr, level: i32, kind: i32, value: T) {
+    let size = mem::size_of::<T>() as libc::c_uint;
+    let used: usize = header.msg_controllen as _;
+    // SAFETY: sizes are counted, nothing is read.
+    let (space, len) = unsafe { (libc::CMSG_SPACE(size), libc::CMSG_LEN(size)) };
+    let end = used.saturating_add(space as usize);
+    assert!(end <= Control::CAPACITY, "a packet info and a traffic class fit");
+    // SAFETY: header and value end within `Control`, as was just checked. Each message begins where
+    // CMSG_SPACE of the one before ends, aligned for a header; CMSG_DATA looks at nothing.
+    unsafe {
+        let message = header.msg_control.cast::<u8>().add(used).cast::<libc::cmsghdr>();
+        (*message).cmsg_level = level;
+        (*message).cmsg_type = kind;
+        (*message).cmsg_len = len as _;
+        ptr::write_unaligned(libc::CMSG_DATA(message).cast::<T>(), value);
+    }
+    header.msg_controllen = end as _;
+}
+
+/// What the control messages of a received datagram say.
+#[derive(Clone, Copy)]
+pub(super) struct Arrival {
+    /// the address that it was sent to
+    pub(super) local: IpAddr,
+    /// the interface that it came in on, 0 if not known
+    pub(super) ifindex: u32,
+    /// the traffic class, 0 if it was not asked for
+    pub(super) class: u8,
+}
+
+/// How a received datagram arrived; `None` without its destination address.
 ///
 /// # Safety
 /// `header` was filled by a successful receive and its control buffer still lives.
-pub(super) unsafe fn destination(header: &libc::msghdr) -> Option<(IpAddr, u32)> {
+pub(super) unsafe fn arrival(header: &libc::msghdr) -> Option<Arrival> {
+    let (mut destination, mut class) = (None, 0);
     // SAFETY: the kernel wrote whole control messages within msg_controllen, and the CMSG
     // functions stay within it; a value is only read if its message is long enough.
     unsafe {
@@ -81,18 +111,25 @@ pub(super) unsafe fn destination(header: &libc::msghdr) -> Option<(IpAddr, u32)>
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info: libc::in_pktinfo = value(message)?;
                     let address = Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr));
-                    return Some((address.into(), u32::try_from(info.ipi_ifindex).unwrap_or(0)));
+                    let ifindex = u32::try_from(info.ipi_ifindex).unwrap_or(0);
+                    destination = Some((address.into(), ifindex));
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info: libc::in6_pktinfo = value(message)?;
                     let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                    return Some((address.into(), info.ipi6_ifindex));
+                    destination = Some((address.into(), info.ipi6_ifindex));
                 }
-                _ => message = libc::CMSG_NXTHDR(header, message),
+                // One octet here and an integer there.
+                (libc::IPPROTO_IP, libc::IP_TOS) => class = value(message)?,
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    class = value::<libc::c_int>(message)? as u8;
+                }
+                _ => {}
             }
+            message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    None
+    destination.map(|(local, ifindex)| Arrival { local, ifindex, class })
 }
 
 /// # Safety

@@ -114,8 +114,9 @@ pub struct IkeDatagram {
 
 /// Takes the ESP packets that come in on the NAT port.
 pub trait EspSink: Send + Sync {
-    /// One packet, from its SPI on. Called in a receiving thread: must not wait for long.
-    fn esp(&self, path: Path, packet: &mut [u8]);
+    /// One packet, from its SPI on, that came with the traffic class `class` (DSCP and ECN) in its
+    /// IP header. Called in a receiving thread: must not wait for long.
+    fn esp(&self, path: Path, class: u8, packet: &mut [u8]);
 }
 
 /// What the sockets did since they were opened.
@@ -251,17 +252,18 @@ impl UdpSockets {
     /// port. Never waits; errors are the system's (address gone: EINVAL, no route: ENETUNREACH …).
     pub fn send_ike(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let marker: &[u8] = if self.is_nat(path) { &NON_ESP_MARKER } else { &[] };
-        self.send(path, [marker, bytes])
+        self.send(path, 0, [marker, bytes])
     }
 
-    /// Sends an ESP packet in UDP along `path` (RFC 3948 §2.1), without allocating or waiting.
-    pub fn send_esp(&self, path: &Path, packet: &[u8]) -> io::Result<()> {
-        self.send(path, [packet, &[]])
+    /// Sends an ESP packet in UDP along `path` (RFC 3948 §2.1), without allocating or waiting;
+    /// `class` is the traffic class of its IP header, DSCP and ECN.
+    pub fn send_esp(&self, path: &Path, class: u8, packet: &[u8]) -> io::Result<()> {
+        self.send(path, class, [packet, &[]])
     }
 
     /// Sends a NAT keepalive along `path` (RFC 3948 §2.3).
     pub fn send_keepalive(&self, path: &Path) -> io::Result<()> {
-        self.send(path, [&KEEPALIVE, &[]])
+        self.send(path, 0, [&KEEPALIVE, &[]])
     }
 
     /// What the sockets did so far.
@@ -299,7 +301,7 @@ impl UdpSockets {
         path.local.port() == self.nat_port
     }
 
-    fn send(&self, path: &Path, parts: [&[u8]; 2]) -> io::Result<()> {
+    fn send(&self, path: &Path, class: u8, parts: [&[u8]; 2]) -> io::Result<()> {
         let nat = self.is_nat(path);
         let ipv4 = path.local.is_ipv4();
         let result = if !nat && path.local.port() != self.ike_port {
@@ -307,7 +309,7 @@ impl UdpSockets {
         } else if path.remote.is_ipv4() != ipv4 {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "the path's ends differ in family"))
         } else if let Some(socket) = self.sockets.iter().find(|s| s.nat == nat && s.ipv4 == ipv4) {
-            socket.send(path, self.interface(path.local.ip()), parts)
+            socket.send(path, self.interface(path.local.ip()), class, parts)
         } else {
             Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "this machine has no IPv6"))
         };

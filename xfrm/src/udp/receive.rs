@@ -12,7 +12,11 @@ use bewick_ike::Path;
 use socket2::{SockAddr, SockAddrStorage};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::{EspSink, IkeDatagram, KEEPALIVE, NON_ESP_MARKER, Shared, control, socket::Socket};
+use super::{
+    EspSink, IkeDatagram, KEEPALIVE, NON_ESP_MARKER, Shared,
+    control::{self, Arrival},
+    socket::Socket,
+};
 
 /// Datagrams per system call at most.
 const BATCH: usize = 32;
@@ -67,28 +71,34 @@ impl Receiver<'_> {
         let sink = self.shared.sink.read().unwrap_or_else(PoisonError::into_inner).clone();
         for index in 0..count {
             match batch.datagram(index, self.socket.port) {
-                Some((path, ifindex, octets)) => {
-                    self.datagram(path, ifindex, octets, sink.as_deref());
+                Some((path, arrival, octets)) => {
+                    self.datagram(path, arrival, octets, sink.as_deref());
                 }
                 None => self.malformed(),
             }
         }
     }
 
-    fn datagram(&self, path: Path, ifindex: u32, octets: &mut [u8], sink: Option<&dyn EspSink>) {
+    fn datagram(
+        &self,
+        path: Path,
+        arrival: Arrival,
+        octets: &mut [u8],
+        sink: Option<&dyn EspSink>,
+    ) {
         if !self.socket.nat {
-            return self.ike(path, ifindex, octets);
+            return self.ike(path, arrival.ifindex, octets);
         }
         if *octets == KEEPALIVE {
             // RFC 3948 §4: a keepalive proves nothing about the peer; it ends here.
             self.shared.counters.keepalives_in.fetch_add(1, Relaxed);
         } else if let Some(message) = octets.strip_prefix(&NON_ESP_MARKER) {
-            self.ike(path, ifindex, message);
+            self.ike(path, arrival.ifindex, message);
         } else if octets.len() < MIN_ESP {
             self.malformed();
         } else if let Some(sink) = sink {
             self.shared.counters.esp_in.fetch_add(1, Relaxed);
-            sink.esp(path, octets);
+            sink.esp(path, arrival.class, octets);
         } else {
             self.shared.counters.esp_dropped.fetch_add(1, Relaxed);
         }
@@ -153,7 +163,7 @@ impl Batch {
             header.msg_hdr.msg_namelen = name.size_of();
             header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
             header.msg_hdr.msg_control = control.as_mut_ptr();
-            header.msg_hdr.msg_controllen = control::Control::capacity() as _;
+            header.msg_hdr.msg_controllen = control::Control::CAPACITY as _;
             header.msg_hdr.msg_flags = 0;
         }
         // SAFETY: every header points into buffers of this batch, which stay in place and unused
@@ -171,21 +181,21 @@ impl Batch {
     }
 
     /// Datagram `index` of the last receive; `None` if it is cut or lacks an address.
-    fn datagram(&mut self, index: usize, port: u16) -> Option<(Path, u32, &mut [u8])> {
+    fn datagram(&mut self, index: usize, port: u16) -> Option<(Path, Arrival, &mut [u8])> {
         let header = self.headers.get(index)?;
         let len = usize::try_from(header.msg_len).ok()?;
         if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
             return None;
         }
         // SAFETY: the header was filled by `receive` and its control buffer is ours.
-        let (local, ifindex) = unsafe { control::destination(&header.msg_hdr)? };
+        let arrival = unsafe { control::arrival(&header.msg_hdr)? };
         let name = self.names.get(index)?;
         // SAFETY: recvmmsg wrote an address of msg_namelen octets into the storage.
         let remote =
             unsafe { SockAddr::new(copy(name), header.msg_hdr.msg_namelen) }.as_socket()?;
         let start = index.checked_mul(ROOM)?;
         let octets = self.octets.get_mut(start..start.checked_add(len)?)?;
-        Some((Path::new(SocketAddr::new(local, port), remote), ifindex, octets))
+        Some((Path::new(SocketAddr::new(arrival.local, port), remote), arrival, octets))
     }
 }
 

@@ -47,11 +47,17 @@ impl Socket {
             set(fd, level, libc::IP_PKTINFO, 1).map_err(failed("IP_PKTINFO"))?;
             // RFC 7296 §2: IKE messages that exceed the path's MTU rely on IP fragmentation.
             set(fd, level, libc::IP_MTU_DISCOVER, off).map_err(failed("IP_MTU_DISCOVER"))?;
+            if nat {
+                set(fd, level, libc::IP_RECVTOS, 1).map_err(failed("IP_RECVTOS"))?;
+            }
         } else {
             let (level, off) = (libc::IPPROTO_IPV6, libc::IPV6_PMTUDISC_DONT);
             inner.set_only_v6(true).map_err(failed("IPV6_V6ONLY"))?;
             set(fd, level, libc::IPV6_RECVPKTINFO, 1).map_err(failed("IPV6_RECVPKTINFO"))?;
             set(fd, level, libc::IPV6_MTU_DISCOVER, off).map_err(failed("IPV6_MTU_DISCOVER"))?;
+            if nat {
+                set(fd, level, libc::IPV6_RECVTCLASS, 1).map_err(failed("IPV6_RECVTCLASS"))?;
+            }
         }
         let size = libc::c_int::try_from(config.buffer).unwrap_or(libc::c_int::MAX);
         for (force, plain) in
@@ -101,11 +107,18 @@ impl Socket {
         let _ = self.inner.shutdown(std::net::Shutdown::Read);
     }
 
-    /// Sends `parts` as one datagram from `path.local`'s address, out of `ifindex` if it isn't 0.
+    /// Sends `parts` as one datagram from `path.local`'s address, out of `ifindex` if it isn't 0,
+    /// with the traffic class `class`.
     ///
     /// Never waits: an uplink that has stopped taking packets must not stop its users, who may be
     /// about to leave it.
-    pub(super) fn send(&self, path: &Path, ifindex: u32, parts: [&[u8]; 2]) -> io::Result<()> {
+    pub(super) fn send(
+        &self,
+        path: &Path,
+        ifindex: u32,
+        class: u8,
+        parts: [&[u8]; 2],
+    ) -> io::Result<()> {
         let remote = SockAddr::from(path.remote);
         let mut iov = parts.map(|part| libc::iovec {
             iov_base: part.as_ptr().cast_mut().cast(),
@@ -118,10 +131,15 @@ impl Socket {
         header.msg_namelen = remote.len();
         header.msg_iov = iov.as_mut_ptr();
         header.msg_iovlen = if parts[1].is_empty() { 1 } else { 2 };
+        header.msg_control = buffer.as_mut_ptr();
         if !path.local.ip().is_unspecified() {
-            header.msg_control = buffer.as_mut_ptr();
             // SAFETY: msg_control is `buffer`, which nothing else uses.
             unsafe { control::set_source(&mut header, path.local.ip(), ifindex) };
+        }
+        // Most packets have none, and it costs them nothing.
+        if class != 0 {
+            // SAFETY: as above.
+            unsafe { control::set_class(&mut header, self.ipv4, class) };
         }
         loop {
             // SAFETY: name, vectors and control live until after the call; sendmsg only reads them.

@@ -30,11 +30,11 @@ fn wait_for<T>(mut ready: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-struct Collect(Mutex<Vec<(Path, Vec<u8>)>>);
+struct Collect(Mutex<Vec<(Path, u8, Vec<u8>)>>);
 
 impl EspSink for Collect {
-    fn esp(&self, path: Path, packet: &mut [u8]) {
-        self.0.lock().unwrap().push((path, packet.to_vec()));
+    fn esp(&self, path: Path, class: u8, packet: &mut [u8]) {
+        self.0.lock().unwrap().push((path, class, packet.to_vec()));
     }
 }
 
@@ -67,18 +67,18 @@ fn u_2_esp_keepalives_and_rubbish_are_told_apart() {
     let (b, mut ike) = UdpSockets::open(&local_config()).unwrap();
     let path = Path::new(on(a.nat_port()), on(b.nat_port()));
 
-    a.send_esp(&path, &[7; 60]).unwrap();
+    a.send_esp(&path, 0, &[7; 60]).unwrap();
     wait_for(|| (b.counters().esp_dropped == 1).then_some(()));
 
     let sink = Arc::new(Collect(Mutex::default()));
     b.set_esp_sink(Some(sink.clone()));
-    a.send_esp(&path, &[8; 60]).unwrap();
+    a.send_esp(&path, 0, &[8; 60]).unwrap();
     let got = wait_for(|| sink.0.lock().unwrap().pop());
-    assert_eq!(got, (Path::new(path.remote, path.local), vec![8; 60]));
+    assert_eq!(got, (Path::new(path.remote, path.local), 0, vec![8; 60]));
 
     a.send_keepalive(&path).unwrap();
-    a.send_esp(&path, &[]).unwrap();
-    a.send_esp(&path, &[9; 19]).unwrap();
+    a.send_esp(&path, 0, &[]).unwrap();
+    a.send_esp(&path, 0, &[9; 19]).unwrap();
     a.send_ike(&path, &[1; 27]).unwrap();
     wait_for(|| (b.counters().malformed == 3).then_some(()));
     assert_eq!(b.counters().keepalives_in, 1);
@@ -161,4 +161,33 @@ fn ipv6_uses_the_same_port() {
     a.send_ike(&Path::new(end, end), &[5; 28]).unwrap();
     let got = wait_for(|| ike.try_recv().ok());
     assert_eq!((got.path, got.bytes), (Path::new(end, end), vec![5; 28]));
+}
+
+#[test]
+fn a_traffic_class_goes_with_esp_and_no_further() {
+    let config = UdpConfig { bind_v6: Some(Ipv6Addr::LOCALHOST), ..local_config() };
+    let (a, mut ike) = UdpSockets::open(&config).unwrap();
+    let sink = Arc::new(Collect(Mutex::default()));
+    a.set_esp_sink(Some(sink.clone()));
+    let mut ends = vec![on(a.nat_port())];
+    if a.has_ipv6() {
+        ends.push(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), a.nat_port()));
+    }
+    for end in ends {
+        let path = Path::new(end, end);
+        // The system chooses the source address of the second.
+        let unspecified = match end.ip() {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        };
+        for path in [path, Path::new(SocketAddr::new(unspecified, end.port()), end)] {
+            for class in [0, 1, 2, 3, 0xb8, 0xff, 0] {
+                a.send_esp(&path, class, &[8; 60]).unwrap();
+                let got = wait_for(|| sink.0.lock().unwrap().pop());
+                assert_eq!(got, (Path::new(end, end), class, vec![8; 60]));
+            }
+        }
+        a.send_ike(&path, &[5; 28]).unwrap();
+        assert_eq!(wait_for(|| ike.try_recv().ok()).path, path);
+    }
 }

@@ -13,7 +13,9 @@ use bewick_ike::Path;
 use tokio::sync::mpsc;
 
 use super::{
+    ecn::{self, Fate},
     esp::{self, HEADROOM, NEXT_IPV4, NEXT_IPV6, NEXT_NONE, TAILROOM},
+    events::Events,
     selector::Inner,
     table::{Sa, Sequence, Shared},
     tun::Device,
@@ -43,6 +45,8 @@ pub struct Drops {
     pub unknown_spi: u64,
     /// dummy packets (RFC 4303 §2.6), which are dropped as they should be
     pub dummies: u64,
+    /// inner packets without ECN that came marked "congestion experienced" (RFC 6040 §4.2)
+    pub ecn: u64,
     /// inner packets that the device refused
     pub device_failed: u64,
 }
@@ -55,6 +59,7 @@ struct AtomicDrops {
     send_failed: AtomicU64,
     unknown_spi: AtomicU64,
     dummies: AtomicU64,
+    ecn: AtomicU64,
     device_failed: AtomicU64,
 }
 
@@ -62,7 +67,7 @@ struct AtomicDrops {
 pub(super) struct Flow {
     pub(super) table: Shared,
     pub(super) device: Arc<dyn Device>,
-    events: mpsc::Sender<PlaneEvent>,
+    pub(super) events: Events,
     drops: AtomicDrops,
     started: Instant,
 }
@@ -72,7 +77,7 @@ impl Flow {
         Flow {
             table: Shared::default(),
             device,
-            events,
+            events: Events::new(events),
             drops: AtomicDrops::default(),
             started: Instant::now(),
         }
@@ -87,6 +92,7 @@ impl Flow {
             send_failed: d.send_failed.load(Relaxed),
             unknown_spi: d.unknown_spi.load(Relaxed),
             dummies: d.dummies.load(Relaxed),
+            ecn: d.ecn.load(Relaxed),
             device_failed: d.device_failed.load(Relaxed),
         }
     }
@@ -117,6 +123,7 @@ impl Flow {
 
     /// Sends the inner packet of `len` octets that stands after the head room of `buffer`.
     fn outbound(&self, udp: &UdpSockets, buffer: &mut [u8], len: usize) {
+        self.events.settle();
         let place = HEADROOM..HEADROOM + len;
         let Some(inner) = buffer.get(place.clone()).and_then(Inner::parse) else {
             return count(&self.drops.not_ip);
@@ -125,29 +132,30 @@ impl Flow {
         let Some(slot) = table.outbound(&inner) else {
             return count(&self.drops.no_sa);
         };
+        // RFC 6040 §4.1: read now, as sealing hides it.
+        let class = buffer.get(place.clone()).map_or(0, ecn::traffic_class);
         let sa = &slot.sa;
         let sequence = match sa.next_sequence() {
             Sequence::Next(sequence) => sequence,
             Sequence::Soon(sequence) => {
-                self.event(PlaneEvent::Expire { id: sa.id, hard: false });
+                self.events.expire(sa.id, false);
                 sequence
             }
             Sequence::Exhausted(say) => {
                 if say {
-                    self.event(PlaneEvent::Expire { id: sa.id, hard: true });
+                    self.events.expire(sa.id, true);
                 }
                 return count(&self.drops.exhausted);
             }
         };
-        // RFC 6040 §4.1: here the inner ECN field is to be copied to the outer header.
         let sealed = sa.outbound.seal(sequence, buffer, place, inner.next_header());
         let Some(packet) = sealed.ok().and_then(|range| buffer.get(range)) else {
             return count(&self.drops.send_failed);
         };
-        match udp.send_esp(&slot.path, packet) {
+        match udp.send_esp(&slot.path, class, packet) {
             Ok(()) => {
                 if sa.note(true, len) {
-                    self.event(PlaneEvent::Expire { id: sa.id, hard: false });
+                    self.events.expire(sa.id, false);
                 }
             }
             Err(error) => {
@@ -158,7 +166,8 @@ impl Flow {
     }
 
     /// Takes the ESP `packet` apart and delivers what is in it.
-    fn inbound(&self, path: Path, packet: &mut [u8]) {
+    fn inbound(&self, path: Path, class: u8, packet: &mut [u8]) {
+        self.events.settle();
         let Some((spi, low)) = esp::peek(packet) else {
             return count(&self.drops.unknown_spi);
         };
@@ -188,7 +197,7 @@ impl Flow {
         if opened.next_header == NEXT_NONE {
             return count(&self.drops.dummies);
         }
-        let payload = packet.get(opened.payload);
+        let payload = packet.get_mut(opened.payload);
         let Some((inner, payload)) = payload.and_then(|p| Some((Inner::parse(p)?, p))) else {
             return count(&sa.traffic.rejected);
         };
@@ -199,14 +208,22 @@ impl Flow {
         {
             return count(&sa.traffic.rejected);
         }
-        // RFC 6040 §4.2: here the outer ECN field is to be combined with the inner one.
-        let Some(payload) = payload.get(..inner.len) else {
+        let Some(payload) = payload.get_mut(..inner.len) else {
             return count(&sa.traffic.rejected);
         };
+        match ecn::leave(payload, class) {
+            Fate::Deliver => {}
+            // RFC 6040 §4.2: to be logged, and to be silenced as any trace.
+            Fate::Odd => tracing::trace!(class, id = ?sa.id, "an ECN mark that no tunnel makes"),
+            Fate::Drop => {
+                tracing::trace!(class, id = ?sa.id, "congestion marked for one without ECN");
+                return count(&self.drops.ecn);
+            }
+        }
         match self.device.write(payload) {
             Ok(()) => {
                 if sa.note(false, inner.len) {
-                    self.event(PlaneEvent::Expire { id: sa.id, hard: false });
+                    self.events.expire(sa.id, false);
                 }
             }
             Err(error) => {
@@ -226,19 +243,14 @@ impl Flow {
         let last = sa.last_mapping.load(Relaxed);
         let due = last == 0 || now.saturating_sub(last) >= MAPPING_INTERVAL;
         if due && sa.last_mapping.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
-            self.event(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
+            self.events.mapping(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
         }
-    }
-
-    /// Events are hints: one that finds no room is lost rather than waited for.
-    fn event(&self, event: PlaneEvent) {
-        let _ = self.events.try_send(event);
     }
 }
 
 impl EspSink for Flow {
-    fn esp(&self, path: Path, packet: &mut [u8]) {
-        self.inbound(path, packet);
+    fn esp(&self, path: Path, class: u8, packet: &mut [u8]) {
+        self.inbound(path, class, packet);
     }
 }
 

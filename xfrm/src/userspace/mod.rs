@@ -2,11 +2,14 @@
 //!
 //! For kernels and containers without ESP. Outbound, one thread reads inner packets from the device,
 //! chooses the SA by its selectors, seals in place and sends; inbound, the UDP receiving threads find
-//! the SA by SPI alone, check, open in place and write to the device. A move changes a path and
-//! nothing else, so it loses nothing (RFC 4555 §3.5, §3.12).
+//! the SA by SPI alone, check, open in place and write to the device. Congestion marks cross the
+//! tunnel (RFC 6040). A move changes a path and nothing else, so it loses nothing (RFC 4555 §3.5,
+//! §3.12).
 
 mod cipher;
+mod ecn;
 mod esp;
+mod events;
 mod flow;
 mod plane;
 mod replay;

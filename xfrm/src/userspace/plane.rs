@@ -38,7 +38,9 @@ pub struct UserspaceConfig {
 
 /// ESP in UDP in this process, over a TUN device.
 ///
-/// It knows nothing of ESP without UDP: CHILD_SAs need `encap` and the NAT port on our side.
+/// It knows nothing of ESP without UDP: CHILD_SAs need `encap` and the NAT port on our side. The
+/// outer packet has the DSCP and the ECN field of the inner one (RFC 4301 §5.1.2, RFC 6040 §4.1), as
+/// in the kernel's plane.
 /// Addresses and routes on the device are the daemon's to set.
 pub struct UserspacePlane {
     config: UserspaceConfig,
@@ -162,6 +164,7 @@ impl DataPlane for UserspacePlane {
 
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
         self.flow.table.store(self.flow.table.load().without(id));
+        self.flow.events.forget(id);
         Box::pin(ready(Ok(())))
     }
 

@@ -96,7 +96,7 @@ impl Sa {
     pub(super) fn next_sequence(&self) -> Sequence {
         let next = self.sequence.fetch_add(1, SeqCst).wrapping_add(1);
         if next > self.last_sequence {
-            // Again and again, as an event may have been lost.
+            // Again and again, as the first word may have led to no successor.
             return Sequence::Exhausted((next - self.last_sequence) % 1024 == 1);
         }
         // A sixteenth of the shorter space: at 10 Gbit/s with full packets, five minutes.
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn sequence_numbers_end_before_they_wrap() {
+    fn rfc_4303_3_3_3_sequence_numbers_end_before_they_wrap() {
         let table = Table::default().with(&child(1)).unwrap();
         let sa = &table.child(ChildId(1)).unwrap().sa;
         assert_eq!(sa.next_sequence(), Sequence::Next(1));
@@ -392,6 +392,50 @@ mod tests {
         assert_eq!(sa.next_sequence(), Sequence::Next(0xffff_ffff));
         assert_eq!(sa.next_sequence(), Sequence::Exhausted(true));
         assert_eq!(sa.next_sequence(), Sequence::Exhausted(false));
+    }
+
+    #[test]
+    fn rfc_4303_3_3_3_extended_sequence_numbers_end_before_they_wrap() {
+        let table = Table::default().with(&ChildSa { esn: true, ..child(1) }).unwrap();
+        let sa = &table.child(ChildId(1)).unwrap().sa;
+        sa.set_sequence(0xefff_ffff);
+        assert_eq!(sa.next_sequence(), Sequence::Next(0xf000_0000));
+        sa.set_sequence(u32::MAX.into());
+        assert_eq!(sa.next_sequence(), Sequence::Next(1 << 32));
+        sa.set_sequence(0xffff_fffe_efff_ffff);
+        assert_eq!(sa.next_sequence(), Sequence::Next(0xffff_fffe_f000_0000));
+        assert_eq!(sa.next_sequence(), Sequence::Soon(0xffff_fffe_f000_0001));
+        let last = 0xffff_ffff_0000_0000;
+        sa.set_sequence(last - 1);
+        assert_eq!(sa.next_sequence(), Sequence::Next(last));
+        assert_eq!(sa.next_sequence(), Sequence::Exhausted(true));
+    }
+
+    /// RFC 4301 §4.4.2.1.
+    #[test]
+    fn a_limit_is_said_once_by_the_packet_that_reaches_it() {
+        let with = |octets, packets| {
+            let table =
+                Table::default().with(&ChildSa { limits: Limits { octets, packets }, ..child(1) });
+            table.unwrap().child(ChildId(1)).unwrap().sa.clone()
+        };
+        // Which of ten packets of 100 octets says so, where only one direction counts.
+        let said =
+            |sa: &Sa, out| -> Vec<usize> { (1..=10).filter(|_| sa.note(out, 100)).collect() };
+        for out in [false, true] {
+            assert_eq!(said(&with(None, None), out), []);
+            assert_eq!(said(&with(None, Some(3)), out), [3]);
+            assert_eq!(said(&with(Some(500), None), out), [5]);
+            assert_eq!(said(&with(Some(501), None), out), [6]);
+            assert_eq!(said(&with(Some(500), Some(3)), out), [3]);
+            assert_eq!(said(&with(Some(200), Some(3)), out), [2]);
+            assert_eq!(said(&with(Some(0), None), out), [1]);
+            assert_eq!(said(&with(Some(1001), Some(11)), out), []);
+        }
+        let sa = with(None, Some(3));
+        assert!(![true, true, false, false].into_iter().any(|out| sa.note(out, 100)));
+        assert!(sa.note(false, 100), "each direction has its own count");
+        assert!(!sa.note(true, 100), "one successor is enough");
     }
 
     #[test]

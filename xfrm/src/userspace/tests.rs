@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
     sync::{Arc, Condvar, Mutex, mpsc},
     task::{Context, Poll, Waker},
@@ -11,11 +11,12 @@ use std::{
 };
 
 use bewick_ike::{
-    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path, Random, Secret,
+    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits, Path, Random, Secret,
     TrafficSelector,
 };
 
 use super::{
+    ecn::{self, tests::marked},
     esp::{HEADROOM, NEXT_NONE, TAILROOM, Transform},
     plane::{UserspaceConfig, UserspacePlane},
     selector::tests::udp as udp_packet,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     Counters, DataPlane, PlaneError, PlaneEvent,
-    udp::{UdpConfig, UdpSockets},
+    udp::{EspSink, UdpConfig, UdpSockets},
 };
 
 const SUITE: EspSuite = EspSuite::AesGcm16 { key_bits: 128 };
@@ -130,7 +131,11 @@ struct End {
 
 impl End {
     fn new() -> End {
-        let config = UdpConfig { ike_port: 0, nat_port: 0, bind_v6: None, ..UdpConfig::default() };
+        End::with_ipv6(None)
+    }
+
+    fn with_ipv6(bind_v6: Option<Ipv6Addr>) -> End {
+        let config = UdpConfig { ike_port: 0, nat_port: 0, bind_v6, ..UdpConfig::default() };
         let (udp, _) = UdpSockets::open(&config).unwrap();
         let (sender, delivered) = mpsc::channel();
         let device =
@@ -138,6 +143,13 @@ impl End {
         let config = UserspaceConfig { device: "test0".into(), mtu: 1400, reason: "test".into() };
         let plane = UserspacePlane::with_device(config, udp.clone(), device.clone()).ok().unwrap();
         End { plane, udp, device, delivered }
+    }
+
+    /// `127.0.0.1` and, if the machine has it, `::1` on our NAT port.
+    fn loopbacks(&self) -> Vec<SocketAddr> {
+        let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), self.udp.nat_port());
+        let v6 = self.udp.has_ipv6().then_some(v6);
+        [Some(self.at(1)), v6].into_iter().flatten().collect()
     }
 
     /// `127.0.0.host` on our NAT port; the whole of 127/8 is local.
@@ -282,7 +294,7 @@ fn m_3_12_a_packet_from_another_path_is_accepted_and_reported() {
     for sequence in 1..=3 {
         let packet = seal_for(&view, sequence, &ask(sequence as u32), 4);
         let path = Path::new(client.at(9), gateway.at(10));
-        client.udp.send_esp(&path, &packet).unwrap();
+        client.udp.send_esp(&path, 0, &packet).unwrap();
         assert_eq!(gateway.receive(), ask(sequence as u32));
     }
     assert_eq!(gateway.counters(1).wrong_path, 3);
@@ -297,7 +309,7 @@ fn replays_forgeries_and_foreign_selectors_are_rejected() {
     let (client, mut gateway, sa) = pair(SUITE, false);
     let view = mirror(&sa);
     let path = sa.path;
-    let inject = |packet: &[u8]| client.udp.send_esp(&path, packet).unwrap();
+    let inject = |packet: &[u8]| client.udp.send_esp(&path, 0, packet).unwrap();
 
     let good = seal_for(&view, 1, &ask(1), 4);
     inject(&good);
@@ -383,7 +395,7 @@ fn random_octets_do_nothing() {
                 packet.truncate(random.u32() as usize % (packet.len() + 1));
             }
         }
-        gateway.plane.sink().esp(path, &mut packet);
+        gateway.plane.sink().esp(path, 0, &mut packet);
     }
     let counters = gateway.counters(1);
     assert_eq!((counters.packets_in, counters.wrong_path), (0, 0));
@@ -409,6 +421,39 @@ fn an_sa_at_its_end_says_so_and_stops() {
 }
 
 #[test]
+fn a_full_queue_delays_the_word_that_a_limit_is_reached() {
+    const COUNT: u64 = 300;
+    let (mut client, gateway) = (End::new(), End::new());
+    let mut events = client.plane.take_events().unwrap();
+    let device = client.device.clone();
+    let host = |id: u64| format!("10.1.{}.{}", id / 256, id % 256);
+    let push = |id: u64| device.push(udp_packet("10.9.0.1", &host(id), (1000, 7), b"ask"));
+    for id in 1..=COUNT {
+        let sa = ChildSa {
+            ts_remote: vec![TrafficSelector::from_addr(host(id).parse().unwrap())],
+            path: Path::new(client.at(1), gateway.at(10)),
+            limits: Limits { packets: Some(1), octets: None },
+            ..child(id)
+        };
+        now(client.plane.install(&sa)).unwrap();
+        push(id);
+    }
+    // The queue is full now. Any packet brings the rest once there is room, even one that nobody
+    // carries.
+    wait_for(|| (client.counters(COUNT).packets_out == 1).then_some(()));
+    let mut told = std::collections::BTreeSet::new();
+    while told.len() < COUNT as usize {
+        let PlaneEvent::Expire { id, hard: false } = wait_for(|| {
+            push(COUNT + 1);
+            events.try_recv().ok()
+        }) else {
+            panic!("nothing else happened")
+        };
+        assert!(told.insert(id), "{id:?} is told twice");
+    }
+}
+
+#[test]
 fn shutdown_ends_everything_at_once() {
     let (mut client, gateway, sa) = pair(SUITE, false);
     let start = Instant::now();
@@ -416,9 +461,99 @@ fn shutdown_ends_everything_at_once() {
     assert!(start.elapsed() < Duration::from_secs(1));
     assert_eq!(client.plane.path(sa.id), None);
     let path = Path::new(sa.path.remote, sa.path.local);
-    gateway.udp.send_esp(&path, &seal_for(&sa, 1, &answer(1), 4)).unwrap();
+    gateway.udp.send_esp(&path, 0, &seal_for(&sa, 1, &answer(1), 4)).unwrap();
     wait_for(|| (client.udp.counters().esp_dropped == 1).then_some(()));
     let device = Arc::downgrade(&client.device);
     drop(client);
     assert!(device.upgrade().is_none(), "nothing holds the device");
+}
+
+/// Client and gateway with a CHILD_SA for both families between each of their loopback addresses.
+fn pairs_of_both_families() -> (End, End, Vec<ChildSa>) {
+    let loopback = Some(Ipv6Addr::LOCALHOST);
+    let (mut client, mut gateway) = (End::with_ipv6(loopback), End::with_ipv6(loopback));
+    let mut all = Vec::new();
+    for (id, (local, remote)) in (1..).zip(client.loopbacks().into_iter().zip(gateway.loopbacks()))
+    {
+        let sa = child(id);
+        let nets = |v4: &TrafficSelector, v6: &str| {
+            vec![*v4, TrafficSelector::from_net(v6.parse().unwrap())]
+        };
+        let sa = ChildSa {
+            ts_local: nets(&sa.ts_local[0], "2001:db8:9::/64"),
+            ts_remote: nets(&sa.ts_remote[0], "2001:db8:1::/64"),
+            path: Path::new(local, remote),
+            ..sa
+        };
+        now(gateway.plane.install(&mirror(&sa))).unwrap();
+        all.push(sa);
+    }
+    now(client.plane.install(&all[0])).unwrap();
+    (client, gateway, all)
+}
+
+/// An inner packet of each family from the client's side.
+fn asks() -> [Vec<u8>; 2] {
+    [ask(1), udp_packet("2001:db8:9::1", "2001:db8:1::1", (1000, 7), b"ask")]
+}
+
+/// RFC 6040 §4.1.
+#[test]
+fn k_2_24_ecn_and_dscp_of_the_inner_packet_are_seen_on_the_outer_one() {
+    struct Classes(Mutex<mpsc::Sender<u8>>);
+    impl EspSink for Classes {
+        fn esp(&self, _: Path, class: u8, _: &mut [u8]) {
+            self.0.lock().unwrap().send(class).unwrap();
+        }
+    }
+    let (mut client, gateway, all) = pairs_of_both_families();
+    let (sender, classes) = mpsc::channel();
+    gateway.udp.set_esp_sink(Some(Arc::new(Classes(Mutex::new(sender)))));
+    for sa in all {
+        let step = ChildMove { id: ChildId(1), path: sa.path, encap: true };
+        now(client.plane.move_children(&[step])).unwrap();
+        for inner in asks() {
+            for class in [0, 1, 2, 3, 0xb8, 0xbb, 0xff, 0] {
+                client.device.push(marked(inner.clone(), class));
+                assert_eq!(classes.recv_timeout(Duration::from_secs(20)), Ok(class));
+            }
+        }
+    }
+}
+
+/// RFC 6040 §4.2: every mark that a router on the way may set, over each outer family.
+#[test]
+fn k_2_24_a_mark_set_on_the_way_arrives_inside() {
+    let (client, mut gateway, all) = pairs_of_both_families();
+    let mut dropped = 0;
+    for sa in all {
+        for (round, inner) in asks().into_iter().enumerate() {
+            for mark in 0..16u8 {
+                // Another DSCP outside than inside.
+                let (inside, outside) = (0x28 | mark >> 2, 0xb8 | mark & 3);
+                let packet = marked(inner.clone(), inside);
+                let sequence = 1 + round as u64 * 16 + u64::from(mark);
+                let sealed = seal_for(&mirror(&sa), sequence, &packet, [4, 41][round]);
+                client.udp.send_esp(&sa.path, outside, &sealed).unwrap();
+                let expected = match (inside & 3, outside & 3) {
+                    (0, 3) => {
+                        dropped += 1;
+                        continue;
+                    }
+                    (0, _) => 0,
+                    (inner, 0) => inner,
+                    (3, _) | (_, 3) => 3,
+                    (2, 2) => 2,
+                    _ => 1,
+                };
+                let got = gateway.receive();
+                assert_eq!(ecn::traffic_class(&got), 0x28 | expected, "{mark:04b}");
+                assert_eq!(got, marked(inner.clone(), 0x28 | expected));
+            }
+        }
+        wait_for(|| (gateway.plane.drops().ecn == dropped).then_some(()));
+        wait_for(|| (gateway.counters(sa.id.0).packets_in == 30).then_some(()));
+        assert_eq!(gateway.counters(sa.id.0).rejected, 0);
+    }
+    assert!(gateway.delivered.try_recv().is_err());
 }
