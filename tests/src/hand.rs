@@ -43,6 +43,8 @@ pub struct Said {
     pub outputs: usize,
     /// the payloads of its response
     pub answer: Option<Vec<Payload>>,
+    /// its requests, and the payloads of each
+    pub requests: Vec<(Header, Vec<Payload>)>,
     /// why it closed the IKE_SA, if it did
     pub closed: Option<CloseReason>,
 }
@@ -268,8 +270,13 @@ impl Hand {
             match output {
                 Output::Transmit(transmit) => {
                     let (head, _) = parse(&transmit.bytes);
-                    if head.flags.response && (head.spi_i, head.spi_r) == self.spis {
-                        said.answer = Some(self.open(&transmit.bytes));
+                    // What is for another peer of the endpoint is sealed with keys that are not ours.
+                    if (head.spi_i, head.spi_r) == self.spis {
+                        let payloads = self.open(&transmit.bytes);
+                        match head.flags.response {
+                            true => said.answer = Some(payloads),
+                            false => said.requests.push((head, payloads)),
+                        }
                     }
                 }
                 Output::Action { id, .. } => endpoint.answer(NOW, id, Ok(()), &mut Plain),
@@ -321,6 +328,33 @@ pub fn full_auth(hand: &Hand) -> Vec<Payload> {
     ]
 }
 
+/// IDr, AUTH, CP, SA, TSi and TSr: all that the lab's client wants to hear in IKE_AUTH.
+///
+/// # Panics
+/// Never.
+pub fn full_auth_response(hand: &Hand) -> Vec<Payload> {
+    let identity: Identity = "vpn.example.com".parse().expect("an identity");
+    let data = psk_auth(X25519_GCM.prf, &psk(), &hand.signed(&identity));
+    let address = std::net::Ipv4Addr::new(10, 9, 0, 1);
+    let reply = Configuration::new(CfgType::REPLY, [AttributeValue::Ip4Address(Some(address))]);
+    vec![
+        Payload::IdResponder(identity.to_wire()),
+        Payload::Authentication { method: AuthMethod::SHARED_KEY, data },
+        Payload::Configuration(reply),
+        esp_proposal(0x1234_5678),
+        Payload::TsInitiator(vec![TrafficSelector::from_addr(address.into())]),
+        Payload::TsResponder(vec![selector("10.1.0.0/16")]),
+    ]
+}
+
+/// A selector as an operator writes it.
+///
+/// # Panics
+/// If it is none.
+pub fn selector(text: &str) -> TrafficSelector {
+    text.parse().expect("a selector")
+}
+
 /// An SA payload that offers ESP with AES-GCM, with this SPI.
 pub fn esp_proposal(spi: u32) -> Payload {
     let transforms = vec![
@@ -345,5 +379,5 @@ pub fn ike_proposal(spi: u64) -> Payload {
 /// # Panics
 /// Never.
 pub fn everything() -> TrafficSelector {
-    TrafficSelector::from_net("0.0.0.0/0".parse().expect("a network"))
+    selector("0.0.0.0/0")
 }
