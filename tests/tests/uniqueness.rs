@@ -5,15 +5,14 @@ use std::time::Duration;
 use bewick_ike::{
     CloseReason, ConnectionConfig, ConnectionId, Endpoint, Random, Tag, Time,
     config::{Role, Uniqueness},
-    crypto::psk_auth,
     extension::Plain,
-    wire::{AuthMethod, ExchangeType, Identity, NotifyType, Payload, emit_chain},
+    wire::{ExchangeType, NotifyType, Payload, emit_chain},
 };
 use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig, ReturnRoutability};
 use bewick_tests::{
     Lab, Plan,
-    hand::{Hand, Said, esp_proposal, everything, full_auth},
-    lab::{X25519_GCM, gateway_config, ip, psk, selectors},
+    hand::{Hand, Said, esp_proposal, everything, full_auth_of},
+    lab::{gateway_config, ip, selectors},
     node::Node,
     puppet::{kinds, notify},
     seed::stream,
@@ -108,15 +107,13 @@ fn initial_contact() -> Payload {
     notify(NotifyType::INITIAL_CONTACT, [])
 }
 
-/// A peer of this identity comes, and says INITIAL_CONTACT or not.
-fn come(endpoint: &mut Endpoint, who: &str, first: bool, proof: &[u8]) -> (Hand, Said) {
+/// A peer of this identity comes, and says INITIAL_CONTACT or not; `spoilt` spoils its AUTH.
+fn come(endpoint: &mut Endpoint, who: &str, first: bool, spoilt: &[u8]) -> (Hand, Said) {
     let mut hand = Hand::initiate(endpoint, &[]);
-    let identity: Identity = who.parse().expect("an identity");
-    let mut auth = full_auth(&hand);
-    let mut data = psk_auth(X25519_GCM.prf, &psk(), &hand.signed(&identity));
-    data.extend_from_slice(proof);
-    auth[0] = Payload::IdInitiator(identity.to_wire());
-    auth[1] = Payload::Authentication { method: AuthMethod::SHARED_KEY, data };
+    let mut auth = full_auth_of(&hand, who);
+    if let Payload::Authentication { data, .. } = &mut auth[1] {
+        data.extend_from_slice(spoilt);
+    }
     auth.extend(first.then(initial_contact));
     let said = say(endpoint, &mut hand, (ExchangeType::IKE_AUTH, false, 1), &auth);
     (hand, said)
