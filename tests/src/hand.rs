@@ -2,7 +2,8 @@
 //! what a test wants to be said, true or not. X25519 and AES-GCM, no fragments, no network.
 
 use bewick_ike::{
-    CloseReason, ConnectionId, Endpoint, Event, Output, Path, Random, Role, Time, TrafficSelector,
+    ActionError, CloseReason, ConnectionId, Endpoint, Event, Output, Path, Random, Role, Time,
+    TrafficSelector,
     crypto::{KeyExchange, Opener, Sealer, SkKeys, derive_ike, psk_auth, signed_octets},
     extension::Plain,
     wire::{
@@ -34,6 +35,8 @@ pub struct Hand {
     pub request: Vec<Payload>,
     /// as responder: why the endpoint sent no such request
     pub reasons: Vec<CloseReason>,
+    /// the endpoint's data plane says no to everything, and not yes
+    pub plane_refuses: bool,
 }
 
 /// What an endpoint did upon a message.
@@ -43,6 +46,8 @@ pub struct Said {
     pub outputs: usize,
     /// the payloads of its response
     pub answer: Option<Vec<Payload>>,
+    /// its requests, and the payloads of each
+    pub requests: Vec<(Header, Vec<Payload>)>,
     /// why it closed the IKE_SA, if it did
     pub closed: Option<CloseReason>,
 }
@@ -151,7 +156,20 @@ impl Ours {
         let opener = Opener::new(X25519_GCM.encryption, peer_e, peer_a).expect("keys");
         let random = self.random;
         let (request, reasons) = (Vec::new(), Vec::new());
-        Hand { role, spis, keys, sealer, opener, random, messages, nonces, init, request, reasons }
+        Hand {
+            role,
+            spis,
+            keys,
+            sealer,
+            opener,
+            random,
+            messages,
+            nonces,
+            init,
+            request,
+            reasons,
+            plane_refuses: false,
+        }
     }
 }
 
@@ -242,7 +260,7 @@ impl Hand {
     }
 
     /// Sends a message of this exchange with `chain` in it, whose first payload is of kind `first`, and
-    /// lets the data plane say yes to everything; gives what comes out of the endpoint thereupon.
+    /// lets the data plane say yes to everything, or no; gives what comes out of the endpoint thereupon.
     ///
     /// # Panics
     /// If the message is too long for one.
@@ -260,7 +278,7 @@ impl Hand {
         self.hear(endpoint)
     }
 
-    /// What comes out of the endpoint by now, while the data plane says yes to everything.
+    /// What comes out of the endpoint by now, while the data plane answers at once.
     pub fn hear(&mut self, endpoint: &mut Endpoint) -> Said {
         let mut said = Said::default();
         while let Some(output) = endpoint.poll_output() {
@@ -268,11 +286,22 @@ impl Hand {
             match output {
                 Output::Transmit(transmit) => {
                     let (head, _) = parse(&transmit.bytes);
-                    if head.flags.response && (head.spi_i, head.spi_r) == self.spis {
-                        said.answer = Some(self.open(&transmit.bytes));
+                    // What is for another peer of the endpoint is sealed with keys that are not ours.
+                    if (head.spi_i, head.spi_r) == self.spis {
+                        let payloads = self.open(&transmit.bytes);
+                        match head.flags.response {
+                            true => said.answer = Some(payloads),
+                            false => said.requests.push((head, payloads)),
+                        }
                     }
                 }
-                Output::Action { id, .. } => endpoint.answer(NOW, id, Ok(()), &mut Plain),
+                Output::Action { id, .. } => {
+                    let result = match self.plane_refuses {
+                        true => Err(ActionError("the plane was told to refuse".into())),
+                        false => Ok(()),
+                    };
+                    endpoint.answer(NOW, id, result, &mut Plain);
+                }
                 Output::Event(Event::Closed { reason, .. }) => said.closed = Some(reason),
                 Output::Event(_) => {}
             }
@@ -308,7 +337,15 @@ impl Hand {
 /// # Panics
 /// Never.
 pub fn full_auth(hand: &Hand) -> Vec<Payload> {
-    let identity: Identity = "laptop@example.com".parse().expect("an identity");
+    full_auth_of(hand, "laptop@example.com")
+}
+
+/// The same from a peer of another name.
+///
+/// # Panics
+/// If it is none.
+pub fn full_auth_of(hand: &Hand, who: &str) -> Vec<Payload> {
+    let identity: Identity = who.parse().expect("an identity");
     let data = psk_auth(X25519_GCM.prf, &psk(), &hand.signed(&identity));
     let wanted = [AttributeValue::Ip4Address(None)];
     vec![
@@ -319,6 +356,33 @@ pub fn full_auth(hand: &Hand) -> Vec<Payload> {
         Payload::TsInitiator(vec![everything()]),
         Payload::TsResponder(vec![everything()]),
     ]
+}
+
+/// IDr, AUTH, CP, SA, TSi and TSr: all that the lab's client wants to hear in IKE_AUTH.
+///
+/// # Panics
+/// Never.
+pub fn full_auth_response(hand: &Hand) -> Vec<Payload> {
+    let identity: Identity = "vpn.example.com".parse().expect("an identity");
+    let data = psk_auth(X25519_GCM.prf, &psk(), &hand.signed(&identity));
+    let address = std::net::Ipv4Addr::new(10, 9, 0, 1);
+    let reply = Configuration::new(CfgType::REPLY, [AttributeValue::Ip4Address(Some(address))]);
+    vec![
+        Payload::IdResponder(identity.to_wire()),
+        Payload::Authentication { method: AuthMethod::SHARED_KEY, data },
+        Payload::Configuration(reply),
+        esp_proposal(0x1234_5678),
+        Payload::TsInitiator(vec![TrafficSelector::from_addr(address.into())]),
+        Payload::TsResponder(vec![selector("10.1.0.0/16")]),
+    ]
+}
+
+/// A selector as an operator writes it.
+///
+/// # Panics
+/// If it is none.
+pub fn selector(text: &str) -> TrafficSelector {
+    text.parse().expect("a selector")
 }
 
 /// An SA payload that offers ESP with AES-GCM, with this SPI.
@@ -345,5 +409,5 @@ pub fn ike_proposal(spi: u64) -> Payload {
 /// # Panics
 /// Never.
 pub fn everything() -> TrafficSelector {
-    TrafficSelector::from_net("0.0.0.0/0".parse().expect("a network"))
+    selector("0.0.0.0/0")
 }

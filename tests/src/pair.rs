@@ -136,13 +136,36 @@ pub struct End<M: Machine> {
     pub plane: Plane,
     /// its events with their times
     pub events: Vec<(Time, M::Event)>,
-    /// how long the data plane takes to answer
+    /// how long the data plane takes to answer when it has done what it was asked
     pub answer_delay: Duration,
+    /// how long it takes to do that; the daemon waits for it, and sends nothing meanwhile
+    pub work_delay: Duration,
     /// what ESP has reached it
     pub esp: EspTally,
     /// IKE messages sent so far
     pub transmitted: u64,
     answers: Timeline<(u64, Result<(), String>)>,
+    /// what the data plane is at work on, and when it is done
+    work: Option<(Time, u64, Action)>,
+}
+
+impl<M: Machine> End<M> {
+    /// The data plane does what it is asked, and answers.
+    fn act(&mut self, now: Time, id: u64, action: Action) {
+        let result = match action {
+            Action::Install(sa) => self.plane.install(now, *sa),
+            Action::Move(moves) => self.plane.move_children(now, &moves),
+            Action::Remove(child) => {
+                self.plane.remove(now, child);
+                Ok(())
+            }
+        };
+        if self.answer_delay.is_zero() {
+            self.machine.handle(now, Input::Answer { id, result });
+        } else {
+            self.answers.put(now + self.answer_delay, (id, result));
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -188,9 +211,11 @@ impl<M: Machine> World<M> {
             plane: Plane::new(),
             events: Vec::new(),
             answer_delay: Duration::ZERO,
+            work_delay: Duration::ZERO,
             esp: EspTally::default(),
             transmitted: 0,
             answers: Timeline::new(),
+            work: None,
         });
         self.tell_addresses(id);
         id
@@ -224,6 +249,7 @@ impl<M: Machine> World<M> {
         end.machine = machine;
         end.plane = Plane::new();
         end.answers = Timeline::new();
+        end.work = None;
         self.tell_addresses(id);
     }
 
@@ -254,6 +280,9 @@ impl<M: Machine> World<M> {
     pub fn pump(&mut self, id: EndId) {
         let now = self.now();
         let end = &mut self.ends[id.0];
+        if end.work.is_some() {
+            return;
+        }
         while let Some(output) = end.machine.poll_output() {
             match output {
                 Output::Transmit { path, mut bytes } => {
@@ -266,18 +295,11 @@ impl<M: Machine> World<M> {
                     let _ = self.net.send(end.host, path, bytes);
                 }
                 Output::Action { id, action } => {
-                    let result = match action {
-                        Action::Install(sa) => end.plane.install(now, *sa),
-                        Action::Move(moves) => end.plane.move_children(now, &moves),
-                        Action::Remove(child) => {
-                            end.plane.remove(now, child);
-                            Ok(())
-                        }
-                    };
-                    if end.answer_delay.is_zero() {
-                        end.machine.handle(now, Input::Answer { id, result });
+                    if end.work_delay.is_zero() {
+                        end.act(now, id, action);
                     } else {
-                        end.answers.put(now + end.answer_delay, (id, result));
+                        end.work = Some((now + end.work_delay, id, action));
+                        return;
                     }
                 }
                 Output::Count { id } => {
@@ -345,16 +367,23 @@ impl<M: Machine> World<M> {
         let answers = self.ends.iter().filter_map(|end| end.answers.next_time());
         let timeouts = self.ends.iter().filter_map(|end| end.machine.next_timeout());
         let streams = self.streams.iter().filter(|s| s.next < s.until).map(|s| s.next);
-        let next = net.into_iter().chain(answers).chain(timeouts).chain(streams).min()?;
+        let work = self.ends.iter().filter_map(|end| Some(end.work.as_ref()?.0));
+        let next =
+            net.into_iter().chain(answers).chain(work).chain(timeouts).chain(streams).min()?;
         Some(next.max(self.now()))
     }
 
-    /// All that is due at `time`: datagrams, then answers, then timeouts, then new packets.
+    /// All that is due at `time`: datagrams, then the data plane's work and answers, then timeouts, then new packets.
     fn step(&mut self, time: Time) {
         while let Some(delivery) = self.net.poll(time) {
             self.deliver(delivery);
         }
         for id in (0..self.ends.len()).map(EndId) {
+            let end = &mut self.ends[id.0];
+            if let Some((_, action, work)) = end.work.take_if(|(due, ..)| *due <= time) {
+                end.act(time, action, work);
+                self.pump(id);
+            }
             while let Some((action, result)) = self.ends[id.0].answers.pop(time) {
                 self.input(id, Input::Answer { id: action, result });
             }

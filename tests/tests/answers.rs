@@ -3,24 +3,16 @@
 
 use bewick_ike::{
     CloseReason, Endpoint, Random, Time, TrafficSelector,
-    crypto::psk_auth,
     extension::Plain,
-    wire::{
-        AttributeValue, AuthMethod, CfgType, Configuration, Eap, EapCode, ExchangeType, Identity,
-        Payload, emit_chain,
-    },
+    wire::{Eap, EapCode, ExchangeType, Payload, emit_chain},
 };
 use bewick_tests::{
-    hand::{Hand, Said, esp_proposal, full_auth, ike_proposal},
-    lab::{X25519_GCM, client_config, gateway_config, ip, psk},
+    hand::{Hand, Said, esp_proposal, full_auth, full_auth_response, ike_proposal, selector},
+    lab::{client_config, gateway_config, ip},
 };
 
 fn endpoint(config: bewick_ike::ConnectionConfig) -> Endpoint {
     Endpoint::new(Random::from_seed([5; 32]), vec![config], false)
-}
-
-fn net(text: &str) -> TrafficSelector {
-    TrafficSelector::from_net(text.parse().expect("a network"))
 }
 
 fn respond(
@@ -33,29 +25,13 @@ fn respond(
     hand.say(endpoint, (exchange, true, message_id), (first, &chain))
 }
 
-/// IDr, AUTH, CP, SA, TSi and TSr: all that the client's gateway has to say in IKE_AUTH.
-fn auth_response(hand: &Hand) -> Vec<Payload> {
-    let identity: Identity = "vpn.example.com".parse().expect("an identity");
-    let data = psk_auth(X25519_GCM.prf, &psk(), &hand.signed(&identity));
-    let address = [10, 9, 0, 1].into();
-    let reply = Configuration::new(CfgType::REPLY, [AttributeValue::Ip4Address(Some(address))]);
-    vec![
-        Payload::IdResponder(identity.to_wire()),
-        Payload::Authentication { method: AuthMethod::SHARED_KEY, data },
-        Payload::Configuration(reply),
-        esp_proposal(0x1234_5678),
-        Payload::TsInitiator(vec![TrafficSelector::from_addr(ip("10.9.0.1"))]),
-        Payload::TsResponder(vec![net("10.1.0.0/16")]),
-    ]
-}
-
 #[test]
 fn k_1_2_3_an_ike_auth_response_with_a_payload_left_out_gives_no_tunnel() {
     let whole = 6;
     for left_out in 0..=whole {
         let mut client = endpoint(client_config());
         let mut hand = Hand::answer(&mut client, &[]);
-        let mut response = auth_response(&hand);
+        let mut response = full_auth_response(&hand);
         assert_eq!(response.len(), whole);
         if left_out < whole {
             response.remove(left_out);
@@ -78,7 +54,7 @@ fn k_2_16_1_an_eap_success_is_not_taken_for_a_proof() {
     for with_the_rest in [false, true] {
         let mut client = endpoint(client_config());
         let mut hand = Hand::answer(&mut client, &[]);
-        let mut response = auth_response(&hand);
+        let mut response = full_auth_response(&hand);
         response[1] = success();
         if !with_the_rest {
             response.truncate(2);
@@ -121,7 +97,7 @@ fn k_2_9_2_1_a_successor_is_made_only_of_a_whole_answer_that_is_not_narrower() {
         vec![
             esp_proposal(0x5555_6666),
             Payload::Nonce(vec![3; 32]),
-            Payload::TsInitiator(vec![net("10.1.0.0/16")]),
+            Payload::TsInitiator(vec![selector("10.1.0.0/16")]),
             Payload::TsResponder(vec![ts_r]),
         ]
     };
@@ -140,9 +116,9 @@ fn k_2_9_2_1_a_successor_is_made_only_of_a_whole_answer_that_is_not_narrower() {
         assert_eq!(answer(&payloads), ("established", vec![0x1234_5678]), "without {left_out}");
     }
     let mut narrower = whole(all);
-    narrower[2] = Payload::TsInitiator(vec![net("10.1.0.0/24")]);
+    narrower[2] = Payload::TsInitiator(vec![selector("10.1.0.0/24")]);
     assert_eq!(answer(&narrower), ("established", vec![0x1234_5678]), "narrower");
-    let mut wider = whole(net("10.9.0.0/24"));
+    let mut wider = whole(selector("10.9.0.0/24"));
     assert_eq!(answer(&wider), ("established", vec![0x1234_5678]), "wider");
     wider.truncate(1);
     assert_eq!(answer(&wider), ("established", vec![0x1234_5678]), "hardly anything");
@@ -160,7 +136,7 @@ fn k_2_9_2_1_a_peer_may_not_make_what_is_in_use_narrower() {
         esp_proposal(0x5555_6666),
         Payload::Nonce(vec![3; 32]),
         Payload::TsInitiator(vec![TrafficSelector::from_addr(ip("10.9.0.1"))]),
-        Payload::TsResponder(vec![net("10.1.7.0/24")]),
+        Payload::TsResponder(vec![selector("10.1.7.0/24")]),
     ];
     let (first, chain) = emit_chain(&request).expect("it fits");
     let said = hand.say(&mut gateway, (ExchangeType::CREATE_CHILD_SA, false, 2), (first, &chain));
@@ -207,7 +183,7 @@ fn k_2_9_1_another_child_sa_has_one_family_on_both_sides() {
         esp_proposal(0x5555_6666),
         Payload::Nonce(vec![3; 32]),
         Payload::TsInitiator(vec![TrafficSelector::from_addr(ip("10.9.0.1"))]),
-        Payload::TsResponder(vec![net("2001:db8:1::/48")]),
+        Payload::TsResponder(vec![selector("2001:db8:1::/48")]),
     ];
     let (first, chain) = emit_chain(&request).expect("it fits");
     let said = hand.say(&mut gateway, (ExchangeType::CREATE_CHILD_SA, false, 2), (first, &chain));

@@ -2,20 +2,24 @@
 //! answer each time (RFC 7296 §1.2, §1.3, §2.5, §2.19, §2.21, §3).
 
 use bewick_ike::{
-    Endpoint, EspSpi, Random, Time,
+    ConnectionId, Endpoint, EspSpi, Output, Random, Time,
     extension::Plain,
     wire::{
-        Delete, ExchangeType, Flags, Header, NotifyType, Payload, emit_chain, emit_message,
-        notify::Notify,
+        AttributeValue, CfgType, Configuration, Delete, ExchangeType, Flags, Header, NotifyType,
+        Payload, emit_chain, emit_message, notify::Notify,
     },
 };
 use bewick_tests::{
     hand::{Hand, Said, esp_proposal, everything, full_auth, ike_proposal},
-    lab::{gateway_config, path},
+    lab::{client_config, gateway_config, path},
     puppet::{kinds, notify},
 };
 
 const GENERIC: usize = 4;
+const HEADER: usize = 28;
+/// Where the header has the kind of the first payload, and the length of the message.
+const FIRST_PAYLOAD: usize = 16;
+const MESSAGE_LENGTH: usize = 24;
 
 fn gateway() -> Endpoint {
     Endpoint::new(Random::from_seed([9; 32]), vec![gateway_config()], false)
@@ -198,72 +202,168 @@ fn k_2_10_1_a_nonce_shorter_than_half_the_prf_key_is_refused() {
     }
 }
 
+/// A changed octet or more of a chain: in which payload, where, and what stands there.
+type Lie = (u8, usize, Vec<u8>);
+
+/// Each length and count of a chain with values that can't be true (RFC 7296 §3.2, §3.3, §3.10, §3.11,
+/// §3.13, §3.15.1).
+fn lies(first: u8, chain: &[u8]) -> Vec<Lie> {
+    let mut all = Vec::new();
+    let (mut kind, mut at) = (first, 0);
+    while at < chain.len() {
+        let length = u16::from_be_bytes([chain[at + 2], chain[at + 3]]);
+        let body = at + GENERIC;
+        let lengths = [0, 3, length - 1, length + 1, u16::MAX];
+        let mut lies: Vec<(usize, Vec<u8>)> =
+            lengths.iter().map(|length| (at + 2, length.to_be_bytes().to_vec())).collect();
+        match kind {
+            // SA: proposal length, SPI size, number of transforms, transform length, attribute length
+            33 => {
+                lies.extend([
+                    (body + 2, vec![0, 0]),
+                    (body + 2, vec![0, 7]),
+                    (body + 2, vec![0xff, 0xff]),
+                    (body + 6, vec![0xff]),
+                    (body + 7, vec![0]),
+                    (body + 7, vec![0xff]),
+                ]);
+                let transform = body + 8 + usize::from(chain[body + 6]);
+                lies.extend([
+                    (transform + 2, vec![0, 0]),
+                    (transform + 2, vec![0, 7]),
+                    (transform + 2, vec![0xff, 0xff]),
+                ]);
+            }
+            // notify: SPI size
+            41 => lies.push((body + 1, vec![0xff])),
+            // Delete: SPI size and number of SPIs
+            42 => lies.extend([
+                (body + 1, vec![0]),
+                (body + 1, vec![8]),
+                (body + 2, vec![0, 2]),
+                (body + 2, vec![0xff, 0xff]),
+            ]),
+            // TS: number of selectors, selector length
+            44 | 45 => lies.extend([
+                (body, vec![2]),
+                (body, vec![0xff]),
+                (body + 4 + 2, vec![0, 0]),
+                (body + 4 + 2, vec![0, 15]),
+                (body + 4 + 2, vec![0xff, 0xff]),
+            ]),
+            // CP: attribute length
+            47 => lies.extend([
+                (body + 4 + 2, vec![0, 1]),
+                (body + 4 + 2, vec![0, 4]),
+                (body + 4 + 2, vec![0xff, 0xff]),
+            ]),
+            _ => {}
+        }
+        all.extend(lies.into_iter().map(|(place, value)| (kind, place, value)));
+        kind = chain[at];
+        at += usize::from(length);
+    }
+    all
+}
+
+/// The chain with that in it.
+fn with(chain: &[u8], (_, place, value): &Lie) -> Vec<u8> {
+    let mut chain = chain.to_vec();
+    chain[*place..place + value.len()].copy_from_slice(value);
+    chain
+}
+
 /// Each length and count in each request is changed; whatever the value, the answer is INVALID_SYNTAX and
 /// the end of the IKE_SA.
 #[test]
 fn k_3_2_a_length_that_lies_is_invalid_syntax_and_the_end() {
     use ExchangeType as E;
     let delete = vec![Payload::Delete(Delete::Esp(vec![EspSpi(0x1234_5678)]))];
+    let asks = [AttributeValue::Ip4Address(None)];
+    let configuration = Payload::Configuration(Configuration::new(CfgType::REQUEST, asks));
     let requests = [
         (E::CREATE_CHILD_SA, new_child()),
         (E::CREATE_CHILD_SA, rekey_child()),
         (E::CREATE_CHILD_SA, rekey_ike()),
         (E::INFORMATIONAL, delete),
+        (E::INFORMATIONAL, vec![notify(NotifyType::COOKIE2, [1; 8]), configuration]),
     ];
     for (exchange, payloads) in requests {
         let (first, chain) = emit_chain(&payloads).expect("it fits");
-        let (mut kind, mut at) = (first, 0);
-        while at < chain.len() {
-            let length = usize::from(u16::from_be_bytes([chain[at + 2], chain[at + 3]]));
-            let body = at + GENERIC;
-            // Where the lengths are, and values that can't be true (RFC 7296 §3.3, §3.10, §3.11, §3.13).
-            let mut lies: Vec<(usize, Vec<u8>)> =
-                vec![(at + 2, vec![0, 0]), (at + 2, vec![0, 3]), (at + 2, vec![0xff, 0xff])];
-            match kind {
-                // SA: proposal length, SPI size, number of transforms, transform length
-                33 => {
-                    lies.extend([
-                        (body + 2, vec![0, 0]),
-                        (body + 2, vec![0, 7]),
-                        (body + 2, vec![0xff, 0xff]),
-                        (body + 6, vec![0xff]),
-                        (body + 7, vec![0]),
-                        (body + 7, vec![0xff]),
-                    ]);
-                    let transform = body + 8 + usize::from(chain[body + 6]);
-                    lies.extend([(transform + 2, vec![0, 0]), (transform + 2, vec![0xff, 0xff])]);
-                }
-                // notify: SPI size
-                41 => lies.push((body + 1, vec![0xff])),
-                // Delete: SPI size and number of SPIs
-                42 => lies.extend([
-                    (body + 1, vec![0]),
-                    (body + 1, vec![8]),
-                    (body + 2, vec![0, 2]),
-                    (body + 2, vec![0xff, 0xff]),
-                ]),
-                // TS: number of selectors, selector length
-                44 | 45 => lies.extend([
-                    (body, vec![2]),
-                    (body, vec![0xff]),
-                    (body + 4 + 2, vec![0, 0]),
-                    (body + 4 + 2, vec![0, 15]),
-                    (body + 4 + 2, vec![0xff, 0xff]),
-                ]),
-                _ => {}
-            }
-            for (place, value) in lies {
-                let mut chain = chain.clone();
-                chain[place..place + value.len()].copy_from_slice(&value);
-                let (mut endpoint, mut hand) = established();
-                let said = hand.say(&mut endpoint, (exchange, false, 2), (first, &chain));
-                let what = format!("{exchange:?}, payload {kind}, octet {place} is {value:?}");
-                let syntax = [notify(NotifyType::INVALID_SYNTAX, [])];
-                assert_eq!(said.answer.as_deref(), Some(&syntax[..]), "{what}");
-                assert!(said.closed.is_some(), "{what}");
-            }
-            kind = chain[at];
-            at += length;
+        for lie in lies(first, &chain) {
+            let (mut endpoint, mut hand) = established();
+            let said = hand.say(&mut endpoint, (exchange, false, 2), (first, &with(&chain, &lie)));
+            let syntax = [notify(NotifyType::INVALID_SYNTAX, [])];
+            assert_eq!(said.answer.as_deref(), Some(&syntax[..]), "{exchange:?}, {lie:?}");
+            assert!(said.closed.is_some(), "{exchange:?}, {lie:?}");
         }
     }
+}
+
+/// RFC 7296 §2.21.2: what is malformed in IKE_AUTH leaves no IKE_SA, and says nothing of us.
+#[test]
+fn k_3_2_a_length_that_lies_in_ike_auth_is_invalid_syntax_and_no_ike_sa() {
+    let whole = |hand: &Hand| {
+        let mut auth = full_auth(hand);
+        auth.insert(2, notify(NotifyType::INITIAL_CONTACT, []));
+        emit_chain(&auth).expect("it fits")
+    };
+    let mut endpoint = gateway();
+    let hand = Hand::initiate(&mut endpoint, &[]);
+    let (first, chain) = whole(&hand);
+    // The lengths are the same in each of them, AUTH is not.
+    for lie in lies(first, &chain) {
+        let mut endpoint = gateway();
+        let mut hand = Hand::initiate(&mut endpoint, &[]);
+        let (first, chain) = whole(&hand);
+        let message = (first, &with(&chain, &lie)[..]);
+        let said = hand.say(&mut endpoint, (ExchangeType::IKE_AUTH, false, 1), message);
+        let syntax = [notify(NotifyType::INVALID_SYNTAX, [])];
+        assert_eq!(said.answer.as_deref(), Some(&syntax[..]), "{lie:?}");
+        assert!(said.closed.is_some() && endpoint.status().next().is_none(), "{lie:?}");
+    }
+}
+
+/// RFC 7296 §2.21.1: nothing protects IKE_SA_INIT, and what is malformed there gets no answer and leaves
+/// nothing; in a response it is as if none had come.
+#[test]
+fn k_3_2_a_length_that_lies_in_ike_sa_init_gets_no_answer_and_keeps_nothing() {
+    let mut client = Endpoint::new(Random::from_seed([2; 32]), vec![client_config()], false);
+    let way = path("198.51.100.2:500", "192.0.2.1:500");
+    client.connect(Time::ZERO, ConnectionId(0), way, &mut Plain).expect("a connection");
+    let back = path("192.0.2.1:500", "198.51.100.2:500");
+    let Some(Output::Transmit(request)) = client.poll_output() else { panic!("IKE_SA_INIT") };
+    let request = request.bytes;
+    let answers = |message: &[u8]| {
+        let mut endpoint = gateway();
+        endpoint.datagram(Time::ZERO, back, message, &mut Plain);
+        let answer = endpoint.poll_output();
+        (answer, endpoint.len())
+    };
+    let (Some(Output::Transmit(response)), 1) = answers(&request) else { panic!("an answer") };
+    let response = response.bytes;
+    while client.poll_output().is_some() {}
+    let changed = |whole: &[u8]| -> Vec<(Lie, Vec<u8>)> {
+        let (head, chain) = whole.split_at(HEADER);
+        let inside = lies(head[FIRST_PAYLOAD], chain).into_iter();
+        let inside = inside.map(|lie| (lie.clone(), [head, &with(chain, &lie)].concat()));
+        // The length of the whole message (RFC 7296 §3.1).
+        let len = u32::try_from(whole.len()).expect("it is short");
+        let lengths = [0, 27, 28, len - 1, len + 1, u32::MAX].into_iter();
+        let outside = lengths.map(|length| {
+            let lie = (0, MESSAGE_LENGTH, length.to_be_bytes().to_vec());
+            (lie.clone(), with(whole, &lie))
+        });
+        inside.chain(outside).collect()
+    };
+    for (lie, message) in changed(&request) {
+        let (answer, kept) = answers(&message);
+        assert!(answer.is_none() && kept == 0, "{lie:?}: {answer:?}");
+    }
+    for (lie, message) in changed(&response) {
+        client.datagram(Time::ZERO, way, &message, &mut Plain);
+        assert!(client.poll_output().is_none(), "{lie:?}");
+    }
+    client.datagram(Time::ZERO, way, &response, &mut Plain);
+    assert!(client.poll_output().is_some(), "the true one is still waited for");
 }

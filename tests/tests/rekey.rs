@@ -62,6 +62,44 @@ fn k_2_8_1_either_side_rekeys_and_no_packet_is_lost() {
     }
 }
 
+/// A data plane may take longer than the messages do: nobody sends on an SA before the other end has it,
+/// nor takes one away that the other end may still send on.
+#[test]
+fn k_2_8_1_no_packet_is_lost_when_the_plane_is_slow() {
+    // How long each end's data plane is at work, and then says nothing, in milliseconds.
+    let quick = (0, 0);
+    let pace = [quick, (0, 150), (80, 0), (300, 40)];
+    for (client, gateway) in pace.iter().flat_map(|one| pace.map(|other| (*one, other))) {
+        for by_client in [true, false] {
+            let mut lab = Lab::established(Plan::default());
+            slow(&mut lab, 10);
+            for (end, (work, answer)) in [(lab.client, client), (lab.gateway, gateway)] {
+                let end = lab.world.end_mut(end);
+                (end.work_delay, end.answer_delay) = (work * MS, answer * MS);
+            }
+            let flows = flows(&mut lab, 8);
+            lab.ms(100);
+            for nth in 0..2 {
+                let old = before(&lab);
+                let end = if by_client == (nth == 0) { lab.client } else { lab.gateway };
+                rekey(&mut lab, end);
+                lab.seconds(3);
+                assert_renewed(&lab, &old);
+            }
+            lab.seconds(3);
+            let what = format!("{client:?} and {gateway:?}, by the client: {by_client}");
+            for flow in flows {
+                let flow = lab.world.flow(flow);
+                assert_eq!(flow.lost(), [0u64; 0], "{what}: {}", lab.story());
+                assert_eq!((flow.sent(), flow.twice()), (8000, 0), "{what}");
+            }
+            for end in [lab.client, lab.gateway] {
+                assert_eq!(lab.world.end(end).esp.unknown_spi, 0, "{what}: {}", lab.story());
+            }
+        }
+    }
+}
+
 #[test]
 fn k_2_8_1_a_child_sa_is_rekeyed_when_it_is_old_enough() {
     let mut plan = Plan::default();

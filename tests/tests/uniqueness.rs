@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use bewick_ike::{
-    ConnectionConfig, ConnectionId,
+    CloseReason, ConnectionConfig, ConnectionId, Endpoint, Random, Tag, Time,
     config::{Role, Uniqueness},
+    extension::Plain,
+    wire::{ExchangeType, NotifyType, Payload, emit_chain},
 };
 use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig};
 use bewick_tests::{
     Lab, Plan,
+    hand::{Hand, Said, esp_proposal, everything, full_auth_of},
     lab::{gateway_config, ip, selectors},
     node::Node,
+    puppet::{kinds, notify},
     seed::stream,
 };
 
@@ -80,4 +84,122 @@ fn k_2_4_2_uniqueness_decides_about_a_second_ike_sa() {
         assert_eq!(left.contains(&first), stays, "{uniqueness:?}: {}", lab.story());
         assert_eq!(lab.sas(client).len(), expected, "{uniqueness:?}: both ends agree");
     }
+}
+
+const LAPTOP: &str = "laptop@example.com";
+
+fn endpoint(uniqueness: Uniqueness) -> Endpoint {
+    let config = ConnectionConfig { uniqueness, ..gateway_config() };
+    Endpoint::new(Random::from_seed([3; 32]), vec![config], false)
+}
+
+fn say(
+    endpoint: &mut Endpoint,
+    hand: &mut Hand,
+    (exchange, response, message_id): (ExchangeType, bool, u32),
+    payloads: &[Payload],
+) -> Said {
+    let (first, chain) = emit_chain(payloads).expect("it fits");
+    hand.say(endpoint, (exchange, response, message_id), (first, &chain))
+}
+
+fn initial_contact() -> Payload {
+    notify(NotifyType::INITIAL_CONTACT, [])
+}
+
+/// A peer of this identity comes, and says INITIAL_CONTACT or not; `spoilt` spoils its AUTH.
+fn come(endpoint: &mut Endpoint, who: &str, first: bool, spoilt: &[u8]) -> (Hand, Said) {
+    let mut hand = Hand::initiate(endpoint, &[]);
+    let mut auth = full_auth_of(&hand, who);
+    if let Payload::Authentication { data, .. } = &mut auth[1] {
+        data.extend_from_slice(spoilt);
+    }
+    auth.extend(first.then(initial_contact));
+    let said = say(endpoint, &mut hand, (ExchangeType::IKE_AUTH, false, 1), &auth);
+    (hand, said)
+}
+
+/// The IKE_SAs that stand, the oldest first.
+fn standing(endpoint: &Endpoint) -> Vec<u64> {
+    let stands = endpoint.status().filter(|sa| sa.state == "established");
+    stands.map(|sa| sa.id.0).collect()
+}
+
+/// RFC 7296 §2.4: INITIAL_CONTACT is for the first IKE_AUTH. In a later message it would end what the
+/// peer has begun since, so that it is passed over there.
+#[test]
+fn k_2_4_2_initial_contact_outside_ike_auth_is_ignored() {
+    let mut gateway = endpoint(Uniqueness::Never);
+    let (_, said) = come(&mut gateway, LAPTOP, false, &[]);
+    assert!(said.closed.is_none(), "{said:?}");
+    let (mut hand, _) = come(&mut gateway, LAPTOP, false, &[]);
+    let both = standing(&gateway);
+    assert_eq!(both.len(), 2);
+    let contact = initial_contact();
+    let informational = (ExchangeType::INFORMATIONAL, false, 2);
+    let said = say(&mut gateway, &mut hand, informational, std::slice::from_ref(&contact));
+    assert_eq!(said.answer, Some(Vec::new()));
+    assert_eq!((said.outputs, standing(&gateway)), (1, both.clone()), "INFORMATIONAL");
+    let create = [
+        contact.clone(),
+        esp_proposal(0x5555_6666),
+        Payload::Nonce(vec![7; 32]),
+        Payload::TsInitiator(vec![everything()]),
+        Payload::TsResponder(vec![everything()]),
+    ];
+    let said = say(&mut gateway, &mut hand, (ExchangeType::CREATE_CHILD_SA, false, 3), &create);
+    assert!(said.closed.is_none() && said.answer.is_some(), "{said:?}");
+    assert_eq!(standing(&gateway), both, "CREATE_CHILD_SA");
+    let id = gateway.status().last().expect("the second").id;
+    assert!(gateway.request(Time::ZERO, id, &[], Tag::Liveness, &mut Plain));
+    hand.hear(&mut gateway);
+    say(&mut gateway, &mut hand, (ExchangeType::INFORMATIONAL, true, 0), &[contact]);
+    assert_eq!(standing(&gateway), both, "in a response");
+}
+
+/// "keep" is for a peer that is alive. INITIAL_CONTACT says that it knows of no IKE_SA, so that what is
+/// kept for it is dead (RFC 7296 §2.4); but only the peer itself can say so.
+#[test]
+fn k_2_4_2_keep_gives_way_to_a_proven_initial_contact_alone() {
+    let mut gateway = endpoint(Uniqueness::Keep);
+    come(&mut gateway, LAPTOP, false, &[]);
+    let first = standing(&gateway);
+    assert_eq!(first.len(), 1);
+    for (initial, proof) in [(false, &[][..]), (true, &[1]), (false, &[1])] {
+        let (_, said) = come(&mut gateway, LAPTOP, initial, proof);
+        let answer = said.answer.expect("an answer");
+        assert_eq!(kinds(&answer), [NotifyType::AUTHENTICATION_FAILED], "{initial}, {proof:?}");
+        assert_eq!(standing(&gateway), first, "{initial}, {proof:?}");
+    }
+    // Somebody else's first contact is no business of this one's.
+    come(&mut gateway, "other@example.com", true, &[]);
+    let two = standing(&gateway);
+    assert_eq!((two.len(), two[0]), (2, first[0]));
+    let (_, said) = come(&mut gateway, LAPTOP, true, &[]);
+    assert_eq!(said.closed, Some(CloseReason::Replaced), "without a DELETE: nobody is there");
+    let now = standing(&gateway);
+    assert!(now.len() == 2 && now[0] == two[1] && !now.contains(&first[0]), "{now:?}");
+}
+
+/// What one identity can take up has an end, also where its IKE_SAs stand side by side.
+#[test]
+fn k_2_4_2_never_keeps_sixteen_of_one_identity_and_the_oldest_goes() {
+    let mut gateway = endpoint(Uniqueness::Never);
+    come(&mut gateway, "other@example.com", false, &[]);
+    let mut hands: Vec<Hand> = (0..16).map(|_| come(&mut gateway, LAPTOP, false, &[]).0).collect();
+    let soon = |ms: u64| Time::from_micros(ms * 1000);
+    gateway.timeout(soon(2500), &mut Plain);
+    let full = standing(&gateway);
+    assert_eq!(full.len(), 17, "sixteen and the other one");
+    hands.push(come(&mut gateway, LAPTOP, false, &[]).0);
+    // The oldest stays until the new one carries traffic (RFC 7296 §2.8.3), and then gets a DELETE.
+    gateway.timeout(soon(1900), &mut Plain);
+    assert_eq!(standing(&gateway).len(), 18);
+    gateway.timeout(soon(2100), &mut Plain);
+    let said = hands[0].hear(&mut gateway);
+    assert!(matches!(&said.requests[..], [(_, p)] if matches!(p[..], [Payload::Delete(_)])));
+    let left = standing(&gateway);
+    assert_eq!(left.len(), 17, "{left:?}");
+    assert!(left.contains(&full[0]), "that of the other one, though older, is not counted");
+    assert!(!left.contains(&full[1]), "the oldest of its own goes");
 }

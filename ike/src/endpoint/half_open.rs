@@ -16,7 +16,7 @@ pub struct HalfOpenLimits {
     pub cookies_from: usize,
     /// more than this are not kept
     pub most: usize,
-    /// nor more than this from one IPv4 address or one IPv6 network of 64 bits (RFC 8019 §4.4)
+    /// nor more than this from one IPv4 address or one IPv6 network of 64 bits (RFC 8019 §4.2)
     pub most_of_one: usize,
 }
 
@@ -29,7 +29,7 @@ impl Default for HalfOpenLimits {
 /// How long a half-open IKE_SA waits for IKE_AUTH.
 const TIME: Duration = Duration::from_secs(30);
 
-/// The same when cookies are asked for (RFC 8019 §4.2).
+/// The same when cookies are asked for (RFC 8019 §4.1).
 const TIME_CROWDED: Duration = Duration::from_secs(5);
 
 /// The initiator's SPI and where its IKE_SA_INIT came from.
@@ -44,7 +44,7 @@ pub(super) struct HalfOpen {
     by_place: BTreeMap<IpAddr, usize>,
 }
 
-/// One who can send from an address can send from all of its network (RFC 8019 §4.4).
+/// One who can send from an address can send from all of its network (RFC 8019 §4.2).
 fn place(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc_8019_4_4_one_network_does_not_take_all_the_places() {
+    fn rfc_8019_4_2_one_network_does_not_take_all_the_places() {
         let mut half_open = HalfOpen {
             limits: HalfOpenLimits { cookies_from: 4, most: 5, most_of_one: 2 },
             ..HalfOpen::default()

@@ -1,5 +1,5 @@
 //! All IKE_SAs of one host: which one a datagram is for, and what happens to one that is for none
-//! (RFC 7296 §2.1, §2.5, §2.6; RFC 8019 §3).
+//! (RFC 7296 §2.1, §2.5, §2.6; RFC 8019 §4).
 
 mod cookie;
 mod half_open;

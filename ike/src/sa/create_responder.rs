@@ -4,7 +4,7 @@
 
 use crate::{
     child::{ChildId, ChildMove, ChildSa},
-    config::{ChildView, Role},
+    config::{ChildView, Role, Selectors},
     crypto,
     event::{Action, ActionError, ActionId},
     path::Path,
@@ -174,8 +174,13 @@ fn agree(
     let group = ke.map(|(group, _)| group);
     let mut fault = Fault::Selectors;
     let mut found = None;
+    // RFC 7296 §2.19: where virtual addresses are a must, who has none has nothing on its side.
+    let homeless = !settings.pools.is_empty() && live.assigned.is_empty();
     for (index, of_child) in settings.children().enumerate() {
         if old.is_some_and(|old| old.config != index) {
+            continue;
+        }
+        if old.is_none() && homeless && *of_child.ts_remote == Selectors::Dynamic {
             continue;
         }
         // Whoever starts the exchange is "i" in it.

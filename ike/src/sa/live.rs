@@ -464,8 +464,12 @@ const CHILDLESS: Duration = Duration::from_secs(30);
 
 /// The first CHILD_SA was refused: the peer's virtual addresses are free again, and an IKE_SA that gets
 /// no other CHILD_SA goes.
-pub(crate) fn await_child(sa: &Sa, cx: &mut Cx<'_>) {
+pub(crate) fn await_child(sa: &mut Sa, cx: &mut Cx<'_>) {
     cx.shared.release_addresses(sa.id);
+    // Another peer may have them soon, so that no later CHILD_SA of this one's may.
+    if let State::Live(live) = &mut sa.state {
+        live.assigned.clear();
+    }
     expect_child(sa, cx);
 }
 

@@ -103,7 +103,7 @@ impl Sa {
             Arrival::New => {}
         }
         let Some(keys) = channel.keys.as_ref().filter(|_| expected) else { return };
-        // RFC 7296 §3.14, RFC 8019 §3: what fails the integrity check changes nothing.
+        // RFC 7296 §3.14, RFC 8019 §4.6: what fails the integrity check changes nothing.
         let received = channel.fragments.request(now, keys, path, message, authenticated);
         if !authenticated && matches!(received, Received::Nothing) {
             self.on_unreadable(cx);
@@ -136,7 +136,7 @@ impl Sa {
     }
 
     /// An IKE_AUTH that fails its integrity check: anyone can have sent it, and the true one may come, but
-    /// not without end (RFC 8019 §3.1).
+    /// not without end (RFC 8019 §4.6).
     fn on_unreadable(&mut self, cx: &mut Cx<'_>) {
         self.unreadable += 1;
         if self.unreadable >= MOST_UNREADABLE {
