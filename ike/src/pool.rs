@@ -24,6 +24,8 @@ pub struct Pool {
     held: BTreeMap<IpAddr, SaId>,
     by_sa: BTreeMap<SaId, (IpAddr, Identity)>,
     remembered: Remembered,
+    /// what an IKE_SA has that is to be replaced, while its successor chooses
+    suspended: Vec<(SaId, IpAddr, Identity)>,
     next: u128,
 }
 
@@ -36,6 +38,7 @@ impl Pool {
             held: BTreeMap::new(),
             by_sa: BTreeMap::new(),
             remembered: Remembered::default(),
+            suspended: Vec::new(),
             next: 0,
         }
     }
@@ -79,6 +82,25 @@ impl Pool {
         let Some((addr, who)) = self.by_sa.remove(&sa) else { return };
         self.held.remove(&addr);
         self.remembered.put(addr, who);
+    }
+
+    /// Takes back what `sa` has, for an IKE_SA of the same peer to choose it; what that does not take
+    /// [`Self::resume`] gives back, for its CHILD_SAs may still be there.
+    pub fn suspend(&mut self, sa: SaId) {
+        let Some((addr, who)) = self.by_sa.get(&sa).cloned() else { return };
+        self.release(sa);
+        self.suspended.push((sa, addr, who));
+    }
+
+    /// Gives back what was suspended and not taken.
+    pub fn resume(&mut self) {
+        for (sa, addr, who) in std::mem::take(&mut self.suspended) {
+            if !self.held.contains_key(&addr) {
+                self.remembered.forget(addr);
+                self.held.insert(addr, sa);
+                self.by_sa.insert(sa, (addr, who));
+            }
+        }
     }
 
     /// The next address in turn that is neither held nor remembered.
@@ -212,6 +234,23 @@ mod tests {
     /// The `n`th IKE_SA, of the `n`th peer.
     fn lease(pool: &mut Pool, wanted: Option<&str>, n: u64) -> Option<String> {
         pool.lease(wanted.map(ip), &who(n), SaId(n)).map(|addr| addr.to_string())
+    }
+
+    #[test]
+    fn k_2_19_1_a_successor_takes_the_address_or_its_holder_keeps_it() {
+        let mut pool = pool("10.9.0.0/30");
+        lease(&mut pool, None, 1).unwrap();
+        lease(&mut pool, None, 2).unwrap();
+        pool.suspend(SaId(1));
+        assert_eq!(pool.lease(None, &who(1), SaId(11)), Some(ip("10.9.0.1")));
+        pool.resume();
+        pool.release(SaId(1));
+        assert_eq!(pool.lease(None, &who(3), SaId(3)), None, "it is the successor's");
+        pool.suspend(SaId(2));
+        pool.resume();
+        assert_eq!(pool.lease(None, &who(3), SaId(3)), None, "nobody took it: it is kept");
+        pool.release(SaId(2));
+        assert_eq!(pool.lease(None, &who(3), SaId(3)), Some(ip("10.9.0.2")));
     }
 
     #[test]

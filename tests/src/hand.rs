@@ -326,7 +326,8 @@ impl Hand {
 
     fn open(&self, datagram: &[u8]) -> Vec<Payload> {
         let message = Message::parse(datagram).expect("what an endpoint sends is well formed");
-        let sealed = message.encrypted.expect("a protected message");
+        // INVALID_IKE_SPI: there is nobody who could protect it (RFC 7296 §2.21.4).
+        let Some(sealed) = message.encrypted else { return message.payloads };
         let chain = self.opener.open(sealed.aad, sealed.body).expect("the endpoint's keys");
         parse_chain(sealed.first_inner, &chain).expect("what an endpoint sends is well formed")
     }

@@ -4,11 +4,12 @@ use bewick_ike::{
     CloseReason, Endpoint, Random, Time,
     endpoint::HalfOpenLimits,
     extension::Plain,
-    wire::{ExchangeType, Flags, Header, Payload, emit_chain, emit_encrypted_prefix},
+    wire::{ExchangeType, Flags, Header, NotifyType, Payload, emit_chain, emit_encrypted_prefix},
 };
 use bewick_tests::{
     hand::{Hand, Said, full_auth, full_auth_response},
     lab::{client_config, gateway_config, path},
+    puppet::notify,
 };
 
 /// The failures at which a half-open IKE_SA goes.
@@ -75,7 +76,9 @@ fn rfc_8019_4_6_bad_messages_up_to_the_limit_end_a_half_open_ike_sa_without_a_wo
     assert!(matches!(said.closed, Some(CloseReason::Protocol(_))), "{said:?}");
     assert_eq!((said.outputs, gateway.len()), (1, 0), "{said:?}");
     let auth = full_auth(&hand);
-    assert_eq!(say(&mut gateway, &mut hand, false, &auth).outputs, 0);
+    let said = say(&mut gateway, &mut hand, false, &auth);
+    // Nobody is there any more (RFC 7296 §2.21.4).
+    assert_eq!(said.answer, Some(vec![notify(NotifyType::INVALID_IKE_SPI, [])]));
     let next = Hand::try_initiate(&mut gateway, &[]);
     let mut next = next.expect("its place is free");
     let auth = full_auth(&next);

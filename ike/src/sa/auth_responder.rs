@@ -217,6 +217,7 @@ fn accept(
         Some(offer) => agree(sa, cx, (state, home), who, &offer, request)
             .map(|(child, answer)| (Ok(child), answer)),
     };
+    cx.shared.resume_addresses();
     match agreed {
         Ok((Err((encap, assigned)), answer)) => {
             first.extend(answer);

@@ -130,6 +130,19 @@ impl Shared {
         }
     }
 
+    /// The same, but what the peer's new IKE_SA does not take it keeps.
+    pub(crate) fn suspend_addresses(&mut self, sa: SaId) {
+        let Some(peer) = self.peers.get(&sa) else { return };
+        for pool in self.pools.entry(peer.connection).or_default() {
+            pool.suspend(sa);
+        }
+    }
+
+    /// The new IKE_SA has chosen.
+    pub(crate) fn resume_addresses(&mut self) {
+        self.pools.values_mut().flatten().for_each(Pool::resume);
+    }
+
     /// An inbound ESP SPI that no CHILD_SA of ours has; above the reserved ones (RFC 4303 §2.1).
     pub(crate) fn draw_esp_spi(&mut self) -> u32 {
         loop {

@@ -167,7 +167,7 @@ pub(crate) fn make_room(
             shared.replaced.push(id);
         } else {
             // The peer deletes it itself when the new one carries traffic (RFC 7296 §2.8.3); else we do.
-            shared.release_addresses(id);
+            shared.suspend_addresses(id);
             if let Some(peer) = shared.peers.get_mut(&id) {
                 peer.doomed = true;
             }
