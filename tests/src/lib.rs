@@ -18,6 +18,7 @@
 pub mod capture;
 pub mod clock;
 pub mod hand;
+pub mod handover;
 pub mod lab;
 pub mod link;
 pub mod nat;
