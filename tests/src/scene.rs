@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use bewick_ike::{
     ChildId, ConnectionConfig, ConnectionId, Path, Time,
     config::{ChildConfig, Selectors},
+    nat,
     wire::{Header, NotifyType, Payload},
 };
 use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig};
@@ -203,6 +204,32 @@ pub fn send_by(lab: &mut Lab, end: EndId, child: ChildId, number: u64) {
     let host = sender.host;
     // Without a usable source it is lost, which whoever waits for it sees.
     let _ = lab.world.net.send_datagram(host, packet);
+}
+
+/// Each CHILD_SA of either end carries a packet to the other, on the pair where that one expects it.
+///
+/// # Panics
+/// If not.
+pub fn assert_carries(lab: &mut Lab) {
+    for (end, other) in [(lab.client, lab.gateway), (lab.gateway, lab.client)] {
+        let mut expected = lab.world.end(other).esp;
+        for child in lab.children(end) {
+            send_by(lab, end, child.id, u64::MAX);
+            expected.delivered += 1;
+        }
+        lab.ms(100);
+        assert_eq!(lab.world.end(other).esp, expected, "{}", lab.story());
+    }
+}
+
+/// NAT detection as it is for a request of the puppet at `end` on `path`.
+///
+/// # Panics
+/// If it is no puppet.
+pub fn nat_detection(lab: &mut Lab, end: EndId, path: Path) -> Vec<Payload> {
+    let mut random = stream(1, "NAT detection");
+    let spis = lab.world.play(end, |puppet, _| puppet.spis());
+    nat::payloads(spis, path, false, &mut random).to_vec()
 }
 
 /// ESP that hosts sent from one of these addresses, oldest first.
