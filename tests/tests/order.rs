@@ -184,8 +184,11 @@ fn x_7_a_move_that_meets_the_gateway_s_own_ends_at_the_client_s_update() {
 #[test]
 fn x_3_an_update_that_waits_for_a_rekey_of_the_ike_sa_goes_out_on_the_new_one() {
     let mut moved_on_new = 0;
-    for after in 0..45 {
-        let mut lab = Lab::established(Plan { second_gateway: true, ..Plan::default() });
+    let kinds = [1, 4].into_iter().flat_map(|window| [(window, true), (window, false)]);
+    for ((window, by_client), after) in kinds.flat_map(|kind| (0..45).map(move |n| (kind, n))) {
+        let mut plan = Plan { second_gateway: true, ..Plan::default() };
+        (plan.client.window, plan.gateway.window) = (window, window);
+        let mut lab = Lab::established(plan);
         let (client, gateway) = (lab.client, lab.gateway);
         // So that Message IDs of the old one are beyond those of the new one.
         for uplink in [lab.lte(), lab.wlan, lab.lte(), lab.wlan] {
@@ -194,14 +197,16 @@ fn x_3_an_update_that_waits_for_a_rekey_of_the_ike_sa_goes_out_on_the_new_one() 
         }
         let old = lab.sas(client)[0].spis;
         lab.world.net.capture.set_on(true);
-        lab.world.command(client, Command::RekeyIke(ConnectionId(0))).expect("a rekey");
+        let end = if by_client { client } else { gateway };
+        lab.world.command(end, Command::RekeyIke(ConnectionId(0))).expect("a rekey");
         lab.ms(after);
         lab.move_to(lab.lte());
         lab.seconds(3);
         let new = lab.sas(client)[0].spis;
-        assert_ne!(new, old, "{after} ms: {}", lab.story());
+        let what = format!("{after} ms, window {window}, {by_client}: {}", lab.story());
+        assert_ne!(new, old, "{what}");
         assert_at(&lab, LTE, GATEWAY);
-        assert_eq!(lab.count(gateway, "moved"), 5, "{after} ms: {}", lab.story());
+        assert_eq!(lab.count(gateway, "moved"), 5, "{what}");
         // The first request on the new one is the update: to delete the old one is for the old one.
         let on_new = lab.world.net.capture.sent().any(|r| {
             r.datagram.src.ip() == ip(LTE)
