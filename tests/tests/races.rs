@@ -8,7 +8,9 @@ use bewick_mobike::{Command, MoveTarget};
 use bewick_tests::{
     Lab, Plan, UplinkId,
     lab::ip,
-    scene::{GATEWAY, LTE, WLAN, assert_at, assert_carries, from, ike_header},
+    scene::{
+        GATEWAY, LTE, WLAN, assert_at, assert_carries, from, ike_header, paths, turned, with_three,
+    },
 };
 
 const CONNECTION: ConnectionId = ConnectionId(0);
@@ -84,6 +86,47 @@ fn x_4_moves_around_rekeys_of_both_ends_at_once_lose_nothing() {
                     let is_ike = |c: &Command| matches!(c, Command::RekeyIke(_));
                     let rekeyed = lab.sas(lab.client)[0].spis != old;
                     assert_eq!(rekeyed, rekeys.iter().any(is_ike), "{what}: {}", lab.story());
+                }
+            }
+        }
+    }
+}
+
+/// The same with three CHILD_SAs and data planes that take their time: all of them end on one pair, none is
+/// left over, and each carries traffic.
+#[test]
+fn x_4_moves_around_rekeys_take_all_child_sas_along_however_slow_the_planes_are() {
+    for (window, delay) in [(1, 0), (1, 15), (4, 0), (4, 15), (4, 35)] {
+        for rekeys in &REKEYS {
+            for apart in 0..=(4 * ONE_WAY) {
+                let mut plan = Plan { seed: apart, ..with_three() };
+                (plan.client.window, plan.gateway.window) = (window, window);
+                let mut lab = Lab::new(plan);
+                let ends = [lab.client, lab.gateway];
+                let (wlan, lte) = (lab.wlan, lab.lte());
+                lab.up();
+                lab.rest();
+                for end in ends {
+                    lab.world.end_mut(end).answer_delay = Duration::from_millis(delay);
+                }
+                both(&mut lab, rekeys);
+                lab.ms(apart);
+                go(&mut lab, lte);
+                lab.ms(apart);
+                both(&mut lab, rekeys);
+                go(&mut lab, wlan);
+                for wait in [5, 400] {
+                    lab.seconds(wait);
+                    let what =
+                        format!("window {window}, {delay}, {rekeys:?}, {apart} ms, {wait} s");
+                    let here = from(WLAN, GATEWAY);
+                    for (end, at) in ends.into_iter().zip([here, turned(here)]) {
+                        assert_eq!(lab.sas(end).len(), 1, "{what}: {}", lab.story());
+                        assert_eq!(lab.sas(end)[0].path, at, "{what}: {}", lab.story());
+                        assert_eq!(paths(&lab, end), [at].into(), "{what}: {}", lab.story());
+                        assert_eq!(lab.children(end).len(), 3, "{what}: {}", lab.story());
+                    }
+                    assert_carries(&mut lab);
                 }
             }
         }
