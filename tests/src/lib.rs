@@ -28,6 +28,7 @@ pub mod pair;
 pub mod pki;
 pub mod plane;
 pub mod puppet;
+pub mod scene;
 pub mod seed;
 
 pub use capture::{Capture, Hop, Loss, Record};

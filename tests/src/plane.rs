@@ -154,6 +154,11 @@ impl Plane {
         let mut newest = self.children.iter().rev();
         let sender = newest.find(|(_, child)| !child.sa.waits || !has_older(&child.sa));
         let id = *sender?.0;
+        self.emit_by(id, number)
+    }
+
+    /// A packet with `number` in it by this CHILD_SA, or `None` if there is none of that name.
+    pub fn emit_by(&mut self, id: ChildId, number: u64) -> Option<Datagram> {
         let child = self.children.get_mut(&id)?;
         child.sequence += 1;
         self.sent += 1;
