@@ -18,7 +18,7 @@ pub(crate) const TURNS: u32 = 4;
 pub(crate) const MOST_PAIRS: usize = 16;
 
 /// The pause after the first round; each is twice as long as the one before.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
 /// A pair that was tried, for the record of the move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,7 +221,7 @@ mod tests {
         let timeout = Duration::from_millis(200);
         let mut race = Race::new(ms(0), Cause::NoAnswer, (true, false), vec![way(1)]);
         let (mut now, mut pauses) = (ms(0), Vec::new());
-        while pauses.len() < 10 {
+        while pauses.len() < 11 {
             let (step, next) = race.step(now, way(0), timeout);
             if let Step::Pause(pause) = step {
                 pauses.push(pause.as_millis());
@@ -229,12 +229,12 @@ mod tests {
             }
             now = next;
         }
-        assert_eq!(pauses[..4], [500, 1000, 2000, 4000]);
-        assert_eq!(pauses[9], 60_000);
+        assert_eq!(pauses[..4], [250, 500, 1000, 2000]);
+        assert_eq!(pauses[10], 60_000);
         race.restart(vec![way(1)]);
         while let (Step::Send(_), next) = race.step(now, way(0), timeout) {
             now = next;
         }
-        assert_eq!(race.step(now, way(0), timeout).0, Step::Pause(Duration::from_millis(1000)));
+        assert_eq!(race.step(now, way(0), timeout).0, Step::Pause(Duration::from_millis(500)));
     }
 }

@@ -147,7 +147,11 @@ fn m_3_7_8_the_echo_is_compared_to_the_last_bit_by_either_side() {
 #[test]
 fn m_3_12_2_esp_on_another_pair_is_no_sign_of_life() {
     for from_client in [true, false] {
-        let mut lab = Lab::established(Plan { second_uplink: false, ..Plan::default() });
+        let mut plan = Plan { second_uplink: false, ..Plan::default() };
+        plan.client_policy.hold = Duration::from_secs(330);
+        // A gateway asks when half of that is over.
+        plan.gateway_policy.hold = Duration::from_secs(60);
+        let mut lab = Lab::established(plan);
         let (client, gateway) = (lab.client, lab.gateway);
         let (sender, listener) = if from_client { (client, gateway) } else { (gateway, client) };
         // IKE is lost; ESP goes on from an address that the sender had, or never had.

@@ -209,6 +209,7 @@ fn x_2_a_request_of_the_responder_s_goes_on_at_the_new_pair_with_the_same_octets
             (plan.client.window, plan.gateway.window) = (window, window);
             // The gateway is the one that asks.
             plan.client.liveness = Duration::ZERO;
+            plan.gateway_policy.hold = Duration::from_secs(60);
             let mut lab = Lab::established(plan);
             let (gateway, wan, wlan, lte) = (lab.gateway, lab.wan, lab.wlan, lab.lte());
             lab.world.net.link(wan, wlan).black_hole = true;

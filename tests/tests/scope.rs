@@ -1,6 +1,6 @@
 //! What MOBIKE is for and what not, and who is who in it (RFC 4555 §1.2, §1.3, §4.2.1).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use bewick_ike::{
     ConnectionId, Endpoint, Path, Random,
@@ -149,7 +149,10 @@ fn m_1_2_4_ends_that_move_at_once_meet_at_known_addresses_or_the_ike_sa_ends() {
         let known = [WLAN, LTE, GATEWAY, GATEWAY2].map(str::to_owned);
         assert!(destinations(&lab).is_subset(&known.into()), "{:?}", destinations(&lab));
     }
-    let mut lab = Lab::established(Plan { second_uplink: false, ..Plan::default() });
+    let mut plan = Plan { second_uplink: false, ..Plan::default() };
+    plan.client_policy.hold = Duration::from_secs(300);
+    plan.gateway_policy.hold = Duration::from_secs(300);
+    let mut lab = Lab::established(plan);
     let (wlan, wan) = (lab.wlan, lab.wan);
     lab.world.net.reattach(wlan, Realm::Internet, &[ip("203.0.113.77")]);
     lab.world.net.reattach(wan, Realm::Internet, &[ip("203.0.113.88")]);

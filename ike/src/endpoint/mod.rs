@@ -462,6 +462,21 @@ impl Endpoint {
         }
     }
 
+    /// After what silence the IKE_SA asks whether its peer is there, in place of the configured time; zero
+    /// for never, `None` for as configured.
+    pub fn set_liveness(
+        &mut self,
+        now: Time,
+        id: SaId,
+        interval: Option<Duration>,
+        extension: &mut dyn Extension,
+    ) {
+        self.with(now, id, extension, |sa, cx| {
+            sa.liveness = interval;
+            live::arm_liveness(sa, cx);
+        });
+    }
+
     /// Changes the IKE_SA's addresses. Nothing is sent and no CHILD_SA moves.
     pub fn set_path(&mut self, id: SaId, path: Path) {
         if let Some(sa) = self.sas.get_mut(&id) {

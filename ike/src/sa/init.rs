@@ -84,6 +84,7 @@ pub(crate) fn start(
         unreadable: 0,
         half_open: None,
         patience: None,
+        liveness: None,
         state: State::Lingering,
     };
     send(&mut sa, cx, Box::new(state))?;

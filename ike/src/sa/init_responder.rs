@@ -158,6 +158,7 @@ pub(crate) fn accept(
         unreadable: 0,
         half_open: Some((spi_i, path.remote)),
         patience: None,
+        liveness: None,
         state: State::AuthRequest(Box::new(ExpectAuthRequest {
             init_request: datagram.to_vec(),
             init_response: response,

@@ -568,7 +568,8 @@ fn send_pending_delete(sa: &mut Sa, cx: &mut Cx<'_>) -> bool {
 /// Sets the time of the next look at whether the peer is there.
 pub(crate) fn arm_liveness(sa: &Sa, cx: &mut Cx<'_>) {
     let State::Live(live) = &sa.state else { return };
-    let interval = cx.shared.connection(live.connection).map(|c| c.liveness).unwrap_or_default();
+    let configured = cx.shared.connection(live.connection).map(|c| c.liveness);
+    let interval = sa.liveness.or(configured).unwrap_or_default();
     if live.is_up() && !interval.is_zero() {
         cx.shared.timers.set(sa.id, Timer::Liveness, sa.last_heard + interval);
     }
@@ -577,7 +578,7 @@ pub(crate) fn arm_liveness(sa: &Sa, cx: &mut Cx<'_>) {
 /// The peer has been silent for the configured time: ask (RFC 7296 §2.4).
 pub(crate) fn on_liveness(sa: &mut Sa, cx: &mut Cx<'_>) {
     let State::Live(live) = &sa.state else { return };
-    if !live.is_up() {
+    if !live.is_up() || sa.liveness == Some(Duration::ZERO) {
         return;
     }
     // A request that is out already asks the same question.

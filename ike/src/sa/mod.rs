@@ -97,6 +97,8 @@ pub(crate) struct Sa {
     pub(crate) half_open: Option<(u64, SocketAddr)>,
     /// how long it waits for an answer once it stands, if not as configured
     pub(crate) patience: Option<Duration>,
+    /// after what silence it asks whether the peer is there, if not as configured
+    pub(crate) liveness: Option<Duration>,
     pub(crate) state: State,
 }
 

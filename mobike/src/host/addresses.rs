@@ -1,6 +1,9 @@
 //! Our addresses have changed (RFC 4555 §3.5).
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time};
 
@@ -78,6 +81,8 @@ impl Host {
                 self.start_race(now, id, Cause::AddressGone(gone), false);
             }
             None if !std::mem::replace(&mut mobility.stranded, true) => {
+                // Nobody can hear us: a question would only be in the way of the update later.
+                self.ike.set_liveness(now, id, Some(Duration::ZERO), &mut self.movers);
                 self.event(Event::Stranded { connection, sa: id });
             }
             None => {}

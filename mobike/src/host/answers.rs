@@ -145,8 +145,11 @@ impl Host {
         let Some(view) = self.ike.view(id) else { return };
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let of_today = spis == (view.spi_i, view.spi_r);
+        // Copies of a request that went out from several addresses have one answer, to whichever of them
+        // the peer took: what it says of addresses is of no pair in particular (RFC 4555 §3.6).
+        let scattered = std::mem::take(&mut mobility.scattered);
         // A hash with SPIs that a rekey has replaced can't be compared, nor one of another pair.
-        let comparable = of_today && path == view.path;
+        let comparable = of_today && path == view.path && !scattered;
         if tag == Tag::Liveness {
             if comparable {
                 self.compare_mapping(now, id, path, payloads);
@@ -158,8 +161,6 @@ impl Host {
             mobility.awaiting = Some((expected, awaiting));
             return;
         }
-        // RFC 4555 §3.6: which of the sources the peer took the request for is not known.
-        let scattered = std::mem::take(&mut mobility.scattered);
         if scattered && matches!(awaiting, Awaiting::Update { .. } | Awaiting::List) {
             mobility.pending_update |= mobility.role == Role::Initiator;
         }
@@ -178,8 +179,11 @@ impl Host {
             // RFC 4555 §3.5: an answer that was overtaken by another change says nothing.
             Awaiting::Update { generation, .. } if generation != mobility.generation => {}
             Awaiting::Update { cookie, .. } => {
-                mobility.seen_as = initiator::seen_as(payloads).filter(|_| of_today);
-                let verdict = initiator::verdict(spis, path, &cookie, payloads);
+                mobility.seen_as = initiator::seen_as(payloads).filter(|_| comparable);
+                let verdict = match initiator::verdict(spis, path, &cookie, payloads) {
+                    Verdict::Updated(_) if scattered => return,
+                    verdict => verdict,
+                };
                 self.on_update_answered(now, id, (view.path, path), verdict);
             }
             Awaiting::Routability { cookie, path: checked, generation } => {

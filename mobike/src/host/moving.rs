@@ -60,7 +60,7 @@ impl Host {
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let connection = mobility.connection;
         mobility.generation += 1;
-        mobility.stranded = false;
+        let stranded = std::mem::take(&mut mobility.stranded);
         mobility.race = None;
         mobility.counts.restart();
         // It was of the old pair; the answer to the update tells the new one.
@@ -74,6 +74,9 @@ impl Host {
             None => (from, now),
         };
         mobility.underway = Some(Underway { from, cause, since, confirmed: false });
+        if stranded {
+            self.ike.set_liveness(now, id, None, &mut self.movers);
+        }
         self.event(Event::Moving { connection, sa: id, from, to, cause });
     }
 
@@ -138,7 +141,8 @@ impl Host {
         let addresses = self.movers.own_addresses();
         let force = self.force_encap(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        if !mobility.supported || !mobility.established || mobility.awaiting.is_some() {
+        let idle = mobility.awaiting.is_none() && !mobility.stranded;
+        if !mobility.supported || !mobility.established || !idle {
             return;
         }
         mobility.pending_check &= mobility.children_at != view.path;
@@ -167,6 +171,11 @@ impl Host {
             let random = self.ike.random();
             let payloads = bewick_ike::nat::payloads(spis, view.path, force, random);
             (Awaiting::Mapping, payloads.to_vec())
+        } else if mobility.pending_probe && mobility.role == Role::Initiator {
+            mobility.pending_probe = false;
+            let random = self.ike.random();
+            let payloads = bewick_ike::nat::payloads(spis, view.path, force, random);
+            (Awaiting::Probe, payloads.to_vec())
         } else if std::mem::take(&mut mobility.pending_probe) {
             let cookie = notify::new_cookie2(self.ike.random());
             let payloads = vec![notify::cookie2(&cookie)];

@@ -23,6 +23,9 @@ const COUNT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// the first, and the longest.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
+/// So long before a responder gives an absent initiator up it asks whether it is there.
+const LAST_QUESTION: Duration = Duration::from_secs(330);
+
 /// Alternatives that are kept warm.
 const WARM: usize = 2;
 
@@ -186,9 +189,11 @@ impl Host {
         let policy = self.policies.get(mobility.connection.0);
         let strict = policy.is_some_and(|policy| policy.strict);
         mobility.pairs.sent(now, current);
-        // One that is asked first for the new pair is given the time that an answer takes.
-        let timeout = mobility.pairs.of(current).rtt().map_or(STAGGER, |rtt| rtt * 3 / 2);
-        let first = if patient { STAGGER } else { timeout.clamp(STAGGER, 5 * STAGGER) };
+        // The pair that is asked first is given the time that an answer takes.
+        let record = mobility.pairs.of(current);
+        let usual = record.rtt().map_or(STAGGER, |rtt| rtt * 3 / 2);
+        let first = if patient { record.timeout() } else { usual };
+        let first = first.clamp(STAGGER, 5 * STAGGER);
         mobility.race = Some(Race::new(now, cause, (patient, strict), candidates));
         self.timers.set(id, Timer::Race, now + first);
     }
@@ -301,6 +306,8 @@ impl Host {
         }
         let (connection, after) = (mobility.connection, now.since(race.since));
         let patient = race.patient;
+        // What the answer says of a NAT is of no pair in particular: once more, on this pair alone.
+        mobility.pending_probe |= patient && mobility.scattered && role == Role::Initiator;
         mobility.tried = race.tried().to_vec();
         mobility.race = None;
         // An update that was answered elsewhere first is still to be proven here.
@@ -346,10 +353,18 @@ impl Host {
     pub(super) fn watch(&mut self, now: Time, id: SaId) {
         let Some(mobility) = self.movers.sas.get(&id).filter(|m| m.supported) else { return };
         let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
-        self.ike.set_patience(id, policy.hold);
         if mobility.role == Role::Responder {
+            // An initiator that can move asks by itself. A request of ours that waits for one who is away
+            // would be in the way of the check of his new address when he is back (RFC 4555 §3.7, §3.11).
+            let asks = self.ike.connection(mobility.connection).is_some_and(|c| !c.liveness.is_zero());
+            let last = LAST_QUESTION.min(policy.hold / 2);
+            self.ike.set_patience(id, last);
+            if asks {
+                self.ike.set_liveness(now, id, Some(policy.hold - last), &mut self.movers);
+            }
             return;
         }
+        self.ike.set_patience(id, policy.hold);
         if !policy.dead_after.is_zero() {
             self.timers.set(id, Timer::Count, now + COUNT.1);
         }
