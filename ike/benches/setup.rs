@@ -145,6 +145,7 @@ fn client(user: &str, (local_auth, remote_auth): (LocalAuth, RemoteAuth)) -> Con
         pools: Vec::new(),
         dns: Vec::new(),
         mobike: true,
+        nat_traversal: true,
         force_encap: false,
         liveness: Duration::from_secs(30),
         child_lifetime: Duration::from_secs(3600),

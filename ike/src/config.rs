@@ -178,6 +178,9 @@ pub struct ConnectionConfig {
     pub mobike: bool,
     /// ESP always travels in UDP, whether there is a NAT or not
     pub force_encap: bool,
+    /// NAT detection and ESP in UDP where there is a NAT (RFC 7296 §2.23); without it no NAT may be on any
+    /// path (RFC 4555 §3.9)
+    pub nat_traversal: bool,
     /// silence after which the peer is asked whether it is there (RFC 7296 §2.4); zero for never
     pub liveness: Duration,
     /// a CHILD_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never

@@ -99,6 +99,12 @@ pub enum CloseReason {
          key, or somebody forged a COOKIE"
     )]
     Misled,
+    /// NAT traversal is off, and the peer says that a NAT is there (RFC 4555 §3.9)
+    #[error(
+        "a NAT is on the path (UNEXPECTED_NAT_DETECTED), and nat_traversal is off: let it be on, or \
+         take the NAT away"
+    )]
+    NatDetected,
     /// the IKE_SA came up, the CHILD_SA did not
     #[error("no CHILD_SA: {0}")]
     Child(String),

@@ -6,7 +6,7 @@ use crate::{
     path::Path,
     random::Random,
     time::Time,
-    wire::Payload,
+    wire::{NotifyType, Payload},
 };
 
 /// An IKE_SA as an extension sees it.
@@ -45,6 +45,12 @@ pub struct Request<'a> {
 pub trait Extension {
     /// Payloads for our IKE_AUTH request.
     fn auth_request(&mut self, sa: &SaView) -> Vec<Payload>;
+
+    /// The error that a proven peer's IKE_AUTH request, which came on `path`, is refused with.
+    fn auth_refusal(&self, path: Path, payloads: &[Payload]) -> Option<NotifyType> {
+        let _ = (path, payloads);
+        None
+    }
 
     /// The peer's IKE_AUTH request with the SA payload; gives payloads for the response.
     fn auth_request_received(&mut self, sa: &SaView, payloads: &[Payload]) -> Vec<Payload>;

@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use bewick_ike::Path;
 
+use crate::policy::is_private;
+
 /// One of our addresses that packets can be sent from: assigned and not tentative, its interface up
 /// and with a route.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,17 +49,6 @@ pub(crate) fn path(current: Path, (local, remote): (IpAddr, IpAddr)) -> Path {
 /// goes in UDP from the first packet on (RFC 4555 §3.5, step 3).
 pub(crate) fn suggests_nat(path: Path) -> bool {
     is_private(path.local.ip()) && !is_private(path.remote.ip())
-}
-
-fn is_private(address: IpAddr) -> bool {
-    match address {
-        // RFC 1918, RFC 3927, and the shared space of RFC 6598.
-        IpAddr::V4(a) => {
-            let [first, second, ..] = a.octets();
-            a.is_private() || a.is_link_local() || (first == 100 && (64..128).contains(&second))
-        }
-        IpAddr::V6(a) => a.is_unique_local() || a.is_unicast_link_local(),
-    }
 }
 
 #[cfg(test)]

@@ -56,14 +56,37 @@ pub(crate) fn choose(
 /// new address with an old list (RFC 4555 §3.5, §3.6).
 pub(crate) fn update(
     (spis, path, force_encap): ((u64, u64), Path, bool),
+    nat_t: bool,
     cookie: &[u8],
     addresses: &[IpAddr],
     random: &mut Random,
 ) -> Vec<Payload> {
     let mut payloads = vec![notify::empty(NotifyType::UPDATE_SA_ADDRESSES)];
-    payloads.extend(nat::payloads(spis, path, force_encap, random));
+    payloads.extend(detection((spis, path, force_encap), nat_t, random));
     payloads.push(notify::cookie2(cookie));
-    payloads.extend(notify::address_list(addresses, path.local.ip()));
+    payloads.extend(list(addresses, path, nat_t));
+    payloads
+}
+
+/// NAT detection for a message on `path`, if NAT traversal is on.
+pub(crate) fn detection(
+    (spis, path, force_encap): ((u64, u64), Path, bool),
+    nat_t: bool,
+    random: &mut Random,
+) -> Vec<Payload> {
+    match nat_t {
+        true => nat::payloads(spis, path, force_encap, random).to_vec(),
+        false => Vec::new(),
+    }
+}
+
+/// Our whole list for a message on `path` (RFC 4555 §3.6); without NAT traversal the message says where it
+/// comes from (§3.9).
+pub(crate) fn list(addresses: &[IpAddr], path: Path, nat_t: bool) -> Vec<Payload> {
+    let mut payloads = notify::address_list(addresses, path.local.ip());
+    if !nat_t {
+        payloads.push(notify::no_nats(path));
+    }
     payloads
 }
 
@@ -74,6 +97,8 @@ pub(crate) enum Verdict {
     Updated(Option<Nat>),
     /// UNACCEPTABLE_ADDRESSES
     Unacceptable,
+    /// UNEXPECTED_NAT_DETECTED: what came there had other addresses (RFC 4555 §3.9)
+    NatDetected,
     /// another cookie than ours: close the IKE_SA (RFC 4555 §3.7)
     WrongCookie,
     /// no cookie, though we sent one: the peer has not acted on it
@@ -84,11 +109,15 @@ pub(crate) enum Verdict {
 pub(crate) fn verdict(
     spis: (u64, u64),
     path: Path,
+    nat_t: bool,
     cookie: &[u8],
     payloads: &[Payload],
 ) -> Verdict {
     match notify::read_cookie2(payloads) {
         Some(echo) if echo != cookie => return Verdict::WrongCookie,
+        _ if notify::has(payloads, NotifyType::UNEXPECTED_NAT_DETECTED) => {
+            return Verdict::NatDetected;
+        }
         // RFC 7296 §3.10.1: with any error the whole request has failed.
         _ if notify::has_error(payloads) => {
             return Verdict::Unacceptable;
@@ -96,7 +125,11 @@ pub(crate) fn verdict(
         None => return Verdict::NotMoved,
         Some(_) => {}
     }
-    Verdict::Updated(nat::detect(spis, path, payloads))
+    match nat::detect(spis, path, payloads) {
+        // RFC 4555 §3.8: who is asked with NAT detection answers with it, if he has done what was asked.
+        None if nat_t => Verdict::NotMoved,
+        nat => Verdict::Updated(nat),
+    }
 }
 
 /// The hash of how the peer sees us, from a message with NAT detection.

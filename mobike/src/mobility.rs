@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::IpAddr,
-    time::Duration,
+    sync::Arc,
 };
 
 use bewick_ike::{
@@ -19,54 +19,10 @@ use crate::{
     host::Counts,
     notify,
     path::Pairs,
+    policy::ConnectionPolicy,
     race::{Race, Tried},
     responder,
 };
-
-/// When the responder's traffic follows the initiator to a new address (RFC 4555 §3.7).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReturnRoutability {
-    /// after the peer has answered a COOKIE2 from there: nobody can point our traffic at a victim
-    #[default]
-    Before,
-    /// at once: for peers that are trusted not to lie
-    Off,
-}
-
-/// What the operator decides about how a connection moves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionPolicy {
-    /// as responder: check a new address before traffic goes there
-    pub return_routability: ReturnRoutability,
-    /// as initiator: try again after a failure or a loss, for ever
-    pub keep_up: bool,
-    /// as initiator: traffic that goes out for this time while none comes in makes the path suspect; zero
-    /// for never
-    pub dead_after: Duration,
-    /// as initiator: the best alternatives are asked so often while all is well; zero for never
-    pub standby: Duration,
-    /// also on uplinks that are metered
-    pub standby_metered: bool,
-    /// pairs are tried strictly one after the other, each wait twice as long as the one before
-    /// (draft-ietf-multi6-failure-detection-00 §5.3)
-    pub strict: bool,
-    /// a peer that is away is waited for so long (RFC 4555 §3.11)
-    pub hold: Duration,
-}
-
-impl Default for ConnectionPolicy {
-    fn default() -> Self {
-        ConnectionPolicy {
-            return_routability: ReturnRoutability::Before,
-            keep_up: false,
-            dead_after: Duration::from_secs(1),
-            standby: Duration::from_secs(25),
-            standby_metered: false,
-            strict: false,
-            hold: Duration::from_secs(3600),
-        }
-    }
-}
 
 /// An exchange of ours that MOBIKE waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,6 +114,14 @@ pub(crate) struct Mobility {
     pub(crate) pending_standby: Option<Path>,
     /// initiator: what the data plane has counted
     pub(crate) counts: Counts,
+    /// NAT traversal is on; without it, every address is told outright (§3.9)
+    pub(crate) nat_t: bool,
+    /// requests that the peer answered UNEXPECTED_NAT_DETECTED in a row
+    pub(crate) nat_detected: u8,
+    /// responder: updates of the last seconds, for a peer that sends them without end
+    pub(crate) updates: (Time, u32),
+    /// responder: the peer's ESP comes from there, which is being checked
+    pub(crate) esp_seen: Option<Path>,
 }
 
 impl Mobility {
@@ -196,6 +160,10 @@ impl Mobility {
             pending_probe: false,
             pending_standby: None,
             counts: Counts::default(),
+            nat_t: true,
+            nat_detected: 0,
+            updates: (Time::ZERO, 0),
+            esp_seen: None,
         }
     }
 }
@@ -218,8 +186,12 @@ pub(crate) enum Intent {
 pub(crate) struct Movers {
     pub(crate) sas: BTreeMap<SaId, Mobility>,
     pub(crate) locals: Vec<LocalAddress>,
+    /// how each connection moves, by number
+    pub(crate) policies: Vec<Arc<ConnectionPolicy>>,
     /// connections with MOBIKE, by number
     pub(crate) enabled: Vec<bool>,
+    /// connections with NAT traversal, by number
+    pub(crate) nat_t: Vec<bool>,
     /// connections whose ESP always goes in UDP, by number
     pub(crate) forced: Vec<bool>,
     pub(crate) intents: VecDeque<(SaId, Intent)>,
@@ -235,22 +207,52 @@ impl Movers {
         self.forced.get(connection.0).copied().unwrap_or(false)
     }
 
-    pub(crate) fn own_addresses(&self) -> Vec<IpAddr> {
-        let mut addresses: Vec<IpAddr> = self.locals.iter().map(|l| l.address).collect();
+    /// How a connection moves.
+    pub(crate) fn policy(&self, connection: ConnectionId) -> Arc<ConnectionPolicy> {
+        self.policies.get(connection.0).cloned().unwrap_or_default()
+    }
+
+    /// How an IKE_SA moves.
+    pub(crate) fn policy_of(&self, id: SaId) -> Arc<ConnectionPolicy> {
+        self.sas.get(&id).map(|m| self.policy(m.connection)).unwrap_or_default()
+    }
+
+    fn traverses_nats(&self, connection: ConnectionId) -> bool {
+        self.nat_t.get(connection.0).copied().unwrap_or(true)
+    }
+
+    /// Those of our addresses that the peer at the other end of `path` is told of.
+    pub(crate) fn own_addresses(&self, connection: ConnectionId, path: Path) -> Vec<IpAddr> {
+        let policy = self.policy(connection);
+        let told = |address: &IpAddr| policy.announces(*address, path);
+        let mut addresses: Vec<IpAddr> =
+            self.locals.iter().map(|l| l.address).filter(told).collect();
         addresses.sort_unstable();
         addresses.dedup();
         addresses
     }
 
-    /// MOBIKE_SUPPORTED and our list, which go into IKE_AUTH together (RFC 4555 §3.2, §3.4).
+    /// MOBIKE_SUPPORTED and our list, which go into IKE_AUTH together (RFC 4555 §3.2, §3.4); with the
+    /// request NO_NATS_ALLOWED, where none is (§3.9).
     fn offer(&mut self, view: &SaView) -> Vec<Payload> {
-        let addresses = self.own_addresses();
+        let addresses = self.own_addresses(view.connection, view.path);
+        let nat_t = self.traverses_nats(view.connection);
         let mut payloads = vec![notify::empty(NotifyType::MOBIKE_SUPPORTED)];
         payloads.extend(notify::address_list(&addresses, view.path.local.ip()));
+        if !nat_t && view.role == Role::Initiator {
+            payloads.push(notify::no_nats(view.path));
+        }
         if let Some(mobility) = self.sas.get_mut(&view.id) {
             mobility.announced = addresses;
+            mobility.nat_t = nat_t;
         }
         payloads
+    }
+
+    /// The peer's list, if it is heeded.
+    fn peer_list(&self, view: &SaView, payloads: &[Payload]) -> Option<Vec<IpAddr>> {
+        let heeded = self.policy(view.connection).accept_peer_addresses;
+        notify::read_address_list(payloads, view.path.remote.ip()).filter(|_| heeded)
     }
 }
 
@@ -266,8 +268,7 @@ impl Extension for Movers {
         mobility.supported =
             self.is_enabled(view) && notify::has(payloads, NotifyType::MOBIKE_SUPPORTED);
         let supported = mobility.supported;
-        if supported && let Some(list) = notify::read_address_list(payloads, view.path.remote.ip())
-        {
+        if let Some(list) = self.peer_list(view, payloads).filter(|_| supported) {
             mobility.peer_addresses = list;
         }
         self.sas.insert(view.id, mobility);
@@ -276,13 +277,17 @@ impl Extension for Movers {
 
     fn auth_response_received(&mut self, view: &SaView, payloads: &[Payload]) {
         let enabled = self.is_enabled(view);
+        let list = self.peer_list(view, payloads);
         let Some(mobility) = self.sas.get_mut(&view.id) else { return };
         mobility.supported = enabled && notify::has(payloads, NotifyType::MOBIKE_SUPPORTED);
-        if mobility.supported
-            && let Some(list) = notify::read_address_list(payloads, view.path.remote.ip())
-        {
+        if let Some(list) = list.filter(|_| mobility.supported) {
             mobility.peer_addresses = list;
         }
+    }
+
+    fn auth_refusal(&self, path: Path, payloads: &[Payload]) -> Option<NotifyType> {
+        // RFC 4555 §3.9: the addresses and ports that the peer sent it from and to.
+        notify::denies_nats(payloads, path).then_some(NotifyType::UNEXPECTED_NAT_DETECTED)
     }
 
     fn informational(
@@ -296,10 +301,15 @@ impl Extension for Movers {
         if !supported && request.path != view.path {
             self.intents.push_back((view.id, Intent::Seen { path: request.path }));
         }
+        let policy = self.policy(view.connection);
         if let Some(mobility) = self.sas.get_mut(&view.id).filter(|m| m.supported) {
-            let intents = responder::on_request(mobility, view, request);
-            self.intents.extend(intents.into_iter().map(|intent| (view.id, intent)));
-            // RFC 4555 §3.7: the cookie goes back as it is.
+            match responder::on_request(mobility, view, request, &policy) {
+                Ok(intents) => {
+                    self.intents.extend(intents.into_iter().map(|intent| (view.id, intent)));
+                }
+                Err(refusal) => response.push(notify::empty(refusal)),
+            }
+            // RFC 4555 §3.7: the cookie goes back as it is, also with a refusal (§3.5).
             if let Some(cookie) = notify::read_cookie2(request.payloads) {
                 response.push(notify::cookie2(cookie));
             }
@@ -318,6 +328,9 @@ impl Extension for Movers {
         let wanted =
             view.role == Role::Initiator && self.sas.get(&view.id).is_some_and(|m| m.supported);
         if !wanted {
+            return Vec::new();
+        }
+        if !self.traverses_nats(view.connection) {
             return Vec::new();
         }
         let force = self.forces_encap(view.connection);

@@ -1,9 +1,9 @@
 //! The notifies of RFC 4555 §4: built and read.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bewick_ike::{
-    Random,
+    Path, Random,
     wire::{Notify, NotifyType, Payload},
 };
 
@@ -88,6 +88,33 @@ pub(crate) fn read_address_list(payloads: &[Payload], source: IpAddr) -> Option<
 fn is_host(address: IpAddr) -> bool {
     let broadcast = matches!(address, IpAddr::V4(a) if a.is_broadcast());
     !(broadcast || address.is_unspecified() || address.is_loopback() || address.is_multicast())
+}
+
+/// NO_NATS_ALLOWED: the addresses and ports that the message is sent from and to (RFC 4555 §4.2.6).
+pub(crate) fn no_nats(path: Path) -> Payload {
+    Payload::Notify(Notify::new(NotifyType::NO_NATS_ALLOWED, addresses(path.local, path.remote)))
+}
+
+/// Source and destination addresses, then both ports.
+fn addresses(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let mut data = Vec::with_capacity(36);
+    for end in [source, destination] {
+        match end.ip() {
+            IpAddr::V4(a) => data.extend(a.octets()),
+            IpAddr::V6(a) => data.extend(a.octets()),
+        }
+    }
+    for end in [source, destination] {
+        data.extend(end.port().to_be_bytes());
+    }
+    data
+}
+
+/// Whether the payloads have a NO_NATS_ALLOWED that does not fit the header that they came under: a NAT has
+/// been at work, or the notify is malformed (RFC 4555 §3.9). What is in it is used for nothing else.
+pub(crate) fn denies_nats(payloads: &[Payload], path: Path) -> bool {
+    let header = addresses(path.remote, path.local);
+    notifies(payloads).any(|n| n.kind == NotifyType::NO_NATS_ALLOWED && n.data != header)
 }
 
 /// A fresh COOKIE2: 16 unpredictable octets (RFC 4555 §4.2.5).

@@ -15,9 +15,12 @@ pub(crate) enum Timer {
     Count,
     /// the next probe of an alternative
     Standby,
+    /// the peer's updates have come to rest
+    Settle,
 }
 
-const ALL: [Timer; 4] = [Timer::Keepalive, Timer::Race, Timer::Count, Timer::Standby];
+const ALL: [Timer; 5] =
+    [Timer::Keepalive, Timer::Race, Timer::Count, Timer::Standby, Timer::Settle];
 
 /// At most one deadline for each IKE_SA and [`Timer`].
 #[derive(Debug, Default)]

@@ -210,7 +210,11 @@ fn planned(rtt: Duration, seed: u64) -> Sample {
 ///
 /// # Panics
 /// If it does not come up.
-pub fn many_pairs(plan: Plan, rtt: Duration, size: (u8, u8)) -> (Lab, Vec<UplinkId>, Vec<UplinkId>) {
+pub fn many_pairs(
+    plan: Plan,
+    rtt: Duration,
+    size: (u8, u8),
+) -> (Lab, Vec<UplinkId>, Vec<UplinkId>) {
     let mut lab = Lab::new(plan);
     let address = |net: u8, last: u8| IpAddr::from([198, 18, net, last]);
     let (mut ours, mut theirs) = (vec![lab.wlan, lab.lte()], vec![lab.wan]);

@@ -146,6 +146,7 @@ pub fn client_config() -> ConnectionConfig {
         dns_domains: Vec::new(),
         uniqueness: Uniqueness::Replace,
         mobike: true,
+        nat_traversal: true,
         force_encap: false,
         liveness: Duration::from_secs(30),
         child_lifetime: Duration::from_secs(3600),

@@ -80,6 +80,7 @@ pub(super) fn read(
     let remote_ts = traffic(reader, "remote_ts");
     let mobike = reader.bool("mobike").is_none_or(|field| field.value);
     let force_encap = reader.bool("force_encap").is_some_and(|field| field.value);
+    let nat_traversal = nat_traversal(reader, force_encap);
     let liveness = reader.number("liveness", 0..=86_400, "seconds").map_or(30, |field| field.value);
 
     // Fewer would be a rekey each second or so.
@@ -144,6 +145,7 @@ pub(super) fn read(
         dns_domains: responder.dns_domains,
         uniqueness: responder.uniqueness,
         mobike,
+        nat_traversal,
         force_encap,
         liveness: Duration::from_secs(liveness),
         child_lifetime: Duration::from_secs(child_lifetime),
@@ -307,6 +309,16 @@ fn name<'a>(reader: &mut TableReader<'a, '_, '_>, seen: &mut Seen) -> Option<&'a
     }
     seen.names.push(field.value.into());
     Some(field.value)
+}
+
+/// Whether NATs are allowed for (RFC 7296 §2.23, RFC 4555 §3.9).
+fn nat_traversal(reader: &mut TableReader<'_, '_, '_>, force_encap: bool) -> bool {
+    let on = reader.bool("nat_traversal").is_none_or(|field| field.value);
+    if let (false, true, Some(span)) = (on, force_encap, reader.key_span("nat_traversal")) {
+        let text = "nat_traversal is false and force_encap is true; one of them has to go";
+        reader.report.add(&span, text);
+    }
+    on
 }
 
 /// The biggest IP packet with an IKE message; 0 stands for no fragments at all.

@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use bewick_ike::Role;
 use bewick_mobike::ConnectionPolicy;
+use ipnet::IpNet;
 
-use super::reader::TableReader;
+use super::{networks, reader::TableReader};
+
+/// What only a responder decides.
+const RESPONDER_KEYS: [&str; 6] =
+    ["peer_from", "peer_not_from", "peer_family", "peer_nat", "peer_any_port", "esp_follow"];
 
 /// What only an initiator decides.
 const INITIATOR_KEYS: [&str; 4] = ["dead_after_ms", "standby", "standby_metered", "probing"];
@@ -16,6 +21,24 @@ pub(super) fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> 
     // RFC 4555 §3.11: five minutes at least.
     if let Some(field) = reader.number("hold", 300..=604_800, "seconds") {
         out.hold = Duration::from_secs(field.value);
+    }
+    out.accept_peer_addresses =
+        reader.bool("accept_peer_addresses").is_none_or(|field| field.value);
+    let nets = |list: Vec<(IpNet, _)>| list.into_iter().map(|(net, _)| net).collect();
+    out.announce = networks(reader, "announce").map(nets);
+    if role != Some(Role::Initiator) {
+        let accept = &mut out.accept;
+        accept.allow = networks(reader, "peer_from").map(nets).unwrap_or_default();
+        accept.deny = networks(reader, "peer_not_from").map(nets).unwrap_or_default();
+        let families = [("both", (true, true)), ("ipv4", (true, false)), ("ipv6", (false, true))];
+        (accept.ipv4, accept.ipv6) = reader.word("peer_family", &families).unwrap_or((true, true));
+        accept.nat = reader.bool("peer_nat").is_none_or(|field| field.value);
+        accept.any_port = reader.bool("peer_any_port").is_none_or(|field| field.value);
+        out.esp_follow = reader.bool("esp_follow").is_some_and(|field| field.value);
+    } else {
+        for key in RESPONDER_KEYS {
+            reader.refuse(key, "is for role = \"responder\"; remove it");
+        }
     }
     if role == Some(Role::Responder) {
         for key in INITIATOR_KEYS {

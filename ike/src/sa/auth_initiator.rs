@@ -213,6 +213,7 @@ fn authenticate(
             Some(NotifyType::AUTHENTICATION_FAILED) => Fault::Refused(CloseReason::Authentication(
                 "the peer does not accept our identity or key".into(),
             )),
+            Some(NotifyType::UNEXPECTED_NAT_DETECTED) => Fault::Refused(CloseReason::NatDetected),
             Some(kind) => {
                 Fault::Refused(CloseReason::Protocol(format!("the peer answered {kind}")))
             }

@@ -180,6 +180,14 @@ fn accept(
         sa.close(cx, CloseReason::Protocol(text.into()));
         return;
     }
+    if let Some(kind) = cx.extension.auth_refusal(path, payloads) {
+        sa.state =
+            State::Live(Box::new(Live::new(proven.connection, String::new(), (path, false))));
+        let refusal = [Payload::Notify(Notify::new(kind, Vec::new()))];
+        let _ = sa.respond(cx, path, ExchangeType::IKE_AUTH, message_id, &refusal);
+        sa.close(cx, CloseReason::Protocol(format!("refused with {kind}")));
+        return;
+    }
     let mut first = vec![Payload::IdResponder(proven.id_r)];
     first.extend(proven.certificates);
     first.push(proven.auth);

@@ -112,7 +112,10 @@ fn send(
         data: state.exchange.public().to_vec(),
     });
     payloads.push(Payload::Nonce(state.nonce.clone()));
-    payloads.extend(nat::payloads((sa.channel.spi_i, 0), sa.path, force, &mut cx.shared.random));
+    if config.nat_traversal {
+        let spis = (sa.channel.spi_i, 0);
+        payloads.extend(nat::payloads(spis, sa.path, force, &mut cx.shared.random));
+    }
     if config.fragment_size.is_some() {
         payloads.push(fragment::supported());
     }
@@ -286,7 +289,7 @@ fn on_answer(
     };
     let hashes = hashes.filter(|_| config.uses_signatures());
     let force = needs_encap(config, cx.shared.force_encap);
-    let mobike = config.mobike;
+    let (mobike, config_nat_t) = (config.mobike, config.nat_traversal);
     let fragments = config.fragment_size.is_some() && fragment::is_supported(&message.payloads);
     let spis = (sa.channel.spi_i.to_be_bytes(), spi_r.to_be_bytes());
     let internal = |e: crate::crypto::CryptoError| CloseReason::Protocol(e.to_string());
@@ -298,6 +301,7 @@ fn on_answer(
     sa.channel.outgoing.take(0, ExchangeType::IKE_SA_INIT);
     sa.last_heard = cx.now;
     let nat = nat::detect((sa.channel.spi_i, spi_r), path, &message.payloads);
+    let nat = nat.filter(|_| config_nat_t);
     sa.nat = nat.unwrap_or_default();
     // RFC 4555 §3.3, RFC 7296 §2.23: both on port 4500 from here on, if the peer can do it at all.
     if nat.is_some() && (mobike || force || sa.nat.any()) {

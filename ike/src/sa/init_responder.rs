@@ -114,7 +114,8 @@ pub(crate) fn accept(
     .map_err(fault)?;
     let keys = Keys::new(suite, sk, Role::Responder).map_err(fault)?;
     // The peer's hashes were made with an SPIr of 0; ours have the one we chose.
-    let detected = nat::detect((spi_i, 0), path, &message.payloads);
+    let detected = nat::detect((spi_i, 0), path, &message.payloads)
+        .filter(|_| cx.shared.responder_traverses_nats());
     let mut payloads = vec![
         Payload::SecurityAssociation(vec![proposal]),
         Payload::KeyExchange { group: suite.key_exchange.id(), data: public },

@@ -82,6 +82,12 @@ impl Shared {
         self.force_encap || self.connections.iter().any(wants)
     }
 
+    /// Whether we answer NAT detection: one connection that wants it is enough, as above.
+    pub(crate) fn responder_traverses_nats(&self) -> bool {
+        let wants = |c: &ConnectionConfig| c.role == Role::Responder && c.nat_traversal;
+        self.connections.iter().any(wants)
+    }
+
     /// Whether we tell initiators that we can do fragments: one connection that wants them is enough,
     /// as above.
     pub(crate) fn responder_fragments(&self) -> bool {

@@ -1,13 +1,19 @@
 //! What the peer and the data plane have said (RFC 4555 §3.5, §3.7, §3.8).
 
-use bewick_ike::{ActionError, ActionId, CloseReason, Path, Role, SaId, Tag, Time};
+use std::net::SocketAddr;
 
-use super::{CHECKS, Host, TRIES_BEFORE_DOUBT, TRIES_OF_CHECK};
+use bewick_ike::{
+    ActionError, ActionId, CloseReason, Path, Role, SaId, Tag, Time, wire::NotifyType,
+};
+
+use super::{CALM, CHECKS, Host, MOST_UPDATES, TRIES_BEFORE_DOUBT, TRIES_OF_CHECK};
 use crate::{
     event::{Cause, Event, Hint},
     initiator::{self, Verdict},
-    mobility::{Awaiting, Intent, ReturnRoutability, Underway},
+    mobility::{Awaiting, Intent, Underway},
     notify,
+    policy::ReturnRoutability,
+    timers::Timer,
 };
 
 impl Host {
@@ -23,12 +29,18 @@ impl Host {
                     mobility.claimed = None;
                     mobility.failed_checks = 0;
                 }
+                // An update a second is more than any network changes: beyond that, traffic follows when it
+                // has come to rest.
+                let stormy = self.is_stormy(now, id);
                 let before = self.movers.sas.get(&id).is_some_and(|m| m.children_at != path);
                 if path != current {
                     self.begin(now, id, path, Cause::PeerMoved);
                     self.ike.hasten(now, id, true, &mut self.movers);
                 }
-                if before {
+                if before && stormy {
+                    self.timers.set(id, Timer::Settle, now + CALM);
+                } else if before {
+                    self.timers.clear(id, Timer::Settle);
                     self.follow(now, id, path);
                 } else {
                     // Back to where the traffic still is: nothing to check.
@@ -56,6 +68,40 @@ impl Host {
         }
     }
 
+    /// Whether the peer sends updates without end.
+    fn is_stormy(&mut self, now: Time, id: SaId) -> bool {
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return false };
+        let (since, count) = &mut mobility.updates;
+        if now.since(*since) >= MOST_UPDATES.1 {
+            (*since, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        *count > MOST_UPDATES.0
+    }
+
+    /// Responder: the updates have come to rest for now.
+    pub(super) fn on_settled(&mut self, now: Time, id: SaId) {
+        let Some(path) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        if self.movers.sas.get(&id).is_some_and(|m| m.children_at != path) {
+            self.follow(now, id, path);
+        }
+    }
+
+    /// The peer's ESP comes from another address or port than it should: a hint (RFC 4555 §3.8, §3.12).
+    pub(super) fn on_mapping(&mut self, id: SaId, remote: SocketAddr) {
+        let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
+        let path = Path::new(sa.path.local, remote);
+        let same_port = sa.path.remote.ip() == remote.ip() && sa.path != path;
+        let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
+        let follows = mobility.role == Role::Responder && mobility.supported;
+        let policy = self.movers.policies.get(mobility.connection.0);
+        let follows = follows && policy.is_some_and(|policy| policy.esp_follow);
+        if follows && same_port && mobility.esp_seen != Some(path) {
+            mobility.esp_seen = Some(path);
+            mobility.pending_standby = Some(path);
+        }
+    }
+
     /// Without MOBIKE an end that is not behind a NAT follows the other one's mapping, and an end that is
     /// behind one stays (RFC 7296 §2.23).
     fn follow_nat(&mut self, now: Time, id: SaId, path: Path) {
@@ -72,8 +118,8 @@ impl Host {
 
     /// Responder: the peer says that it is at `path` now (RFC 4555 §3.5, §3.7).
     pub(super) fn follow(&mut self, now: Time, id: SaId, path: Path) {
+        let policy = self.movers.policy_of(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
         let from = mobility.children_at.remote.ip();
         // Another port of an address that was shown reachable is the same victim, if any.
         let valid = mobility.pairs.get(path).is_some_and(|record| record.is_valid(now));
@@ -165,7 +211,14 @@ impl Host {
             mobility.pending_update |= mobility.role == Role::Initiator;
         }
         match awaiting {
-            Awaiting::List => {}
+            // RFC 4555 §3.9: several times, with new requests.
+            Awaiting::List if notify::has(payloads, NotifyType::UNEXPECTED_NAT_DETECTED) => {
+                mobility.nat_detected += 1;
+                if mobility.nat_detected < CHECKS {
+                    mobility.announced.clear();
+                }
+            }
+            Awaiting::List => mobility.nat_detected = 0,
             Awaiting::Probe if comparable => self.compare_mapping(now, id, path, payloads),
             Awaiting::Probe => {}
             Awaiting::Standby { cookie, path: asked } => {
@@ -180,10 +233,11 @@ impl Host {
             Awaiting::Update { generation, .. } if generation != mobility.generation => {}
             Awaiting::Update { cookie, .. } => {
                 mobility.seen_as = initiator::seen_as(payloads).filter(|_| comparable);
-                let verdict = match initiator::verdict(spis, path, &cookie, payloads) {
-                    Verdict::Updated(_) if scattered => return,
-                    verdict => verdict,
-                };
+                let verdict =
+                    match initiator::verdict(spis, path, mobility.nat_t, &cookie, payloads) {
+                        Verdict::Updated(_) if scattered => return,
+                        verdict => verdict,
+                    };
                 self.on_update_answered(now, id, (view.path, path), verdict);
             }
             Awaiting::Routability { cookie, path: checked, generation } => {
@@ -260,6 +314,13 @@ impl Host {
                 let record = mobility.pairs.of(asked);
                 record.validated = Some(now);
                 record.nat = nat.map(|nat| nat.any()).or(record.nat);
+                if mobility.esp_seen.take_if(|seen| *seen == asked).is_some() && current != asked {
+                    mobility.agreed = asked;
+                    self.begin(now, id, asked, Cause::NatMapping);
+                    self.confirm(now, id);
+                    self.move_children(now, id, asked);
+                    return;
+                }
                 // It has moved there meanwhile: this is what the check would ask.
                 if mobility.role == Role::Responder && current == asked && mobility.pending_check {
                     mobility.pending_check = false;
@@ -268,7 +329,10 @@ impl Host {
                 }
             }
             // Not from there: it went on on the pair in use.
-            _ if asked != current => mobility.pairs.silent(now, asked),
+            _ if asked != current => {
+                mobility.pairs.silent(now, asked);
+                mobility.esp_seen = None;
+            }
             _ => {}
         }
     }
@@ -287,6 +351,7 @@ impl Host {
                 }
                 let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
                 mobility.refused.clear();
+                mobility.nat_detected = 0;
                 if answered != current {
                     // RFC 4555 §3.7: not from the pair that was to be proven. Which one it will be is not
                     // known as long as others are being asked.
@@ -304,7 +369,16 @@ impl Host {
             Verdict::WrongCookie => {
                 self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
             }
-            Verdict::Unacceptable | Verdict::NotMoved => {
+            // RFC 4555 §3.9: somebody may have changed that one packet alone: again, with a new request.
+            Verdict::NatDetected
+                if self.movers.sas.get(&id).is_some_and(|m| m.nat_detected + 1 < CHECKS) =>
+            {
+                if let Some(mobility) = self.movers.sas.get_mut(&id) {
+                    mobility.nat_detected += 1;
+                    mobility.pending_update = true;
+                }
+            }
+            Verdict::Unacceptable | Verdict::NatDetected | Verdict::NotMoved => {
                 let candidates = self.candidates(now, id, current);
                 let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
                 mobility.refused.push(current);

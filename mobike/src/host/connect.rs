@@ -139,7 +139,7 @@ impl Host {
     }
 
     pub(super) fn retry_later(&mut self, now: Time, connection: ConnectionId, wait: bool) {
-        let keep_up = wait || self.policies.get(connection.0).is_some_and(|p| p.keep_up);
+        let keep_up = wait || self.movers.policy(connection).keep_up;
         let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.up) else { return };
         if !keep_up {
             self.wanted.remove(&connection);
@@ -171,6 +171,7 @@ impl Host {
                 Timer::Race => self.on_race(now, id),
                 Timer::Count => self.on_count(now, id),
                 Timer::Standby => self.on_standby(now, id),
+                Timer::Settle => self.on_settled(now, id),
             }
         }
     }
@@ -215,7 +216,7 @@ impl Host {
             return;
         }
         wanted.current = None;
-        let keep_up = self.policies.get(connection.0).is_some_and(|p| p.keep_up);
+        let keep_up = self.movers.policy(connection).keep_up;
         if *reason == CloseReason::Replaced && wanted.up && keep_up {
             // The peer's own IKE_SA is there instead: starting anew would only drive that one out.
             wanted.yields = true;
@@ -230,7 +231,8 @@ impl Host {
             CloseReason::Unanswered(_) if !established => {
                 wanted.attempt < address::pairs(&self.movers.locals, &wanted.remotes).len()
             }
-            CloseReason::Misled if wanted.misled < MOST_MISLED => {
+            // RFC 4555 §3.9: from IKE_SA_INIT on, several times.
+            CloseReason::Misled | CloseReason::NatDetected if wanted.misled < MOST_MISLED => {
                 wanted.misled += 1;
                 wanted.attempt = wanted.attempt.saturating_sub(1);
                 true

@@ -1,12 +1,12 @@
 //! What goes into a host and what comes out.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bewick_ike::{
     Action, ActionError, ActionId, ChildId, ConnectionConfig, ConnectionId, Path, SaId, Transmit,
 };
 
-use crate::{address::LocalAddress, event::Event, mobility::ConnectionPolicy};
+use crate::{address::LocalAddress, event::Event, policy::ConnectionPolicy};
 
 /// What a host is made from.
 #[derive(Debug, Default)]
@@ -97,6 +97,13 @@ pub enum Input<'a> {
         sent: u64,
         /// packets received that were genuine and came on the path of their CHILD_SA
         received: u64,
+    },
+    /// genuine ESP of this CHILD_SA comes from another address or port than that of its path
+    Mapping {
+        /// the CHILD_SA
+        child: ChildId,
+        /// where the peer's ESP comes from
+        remote: SocketAddr,
     },
     /// an ICMP error, which anyone may have forged, says that nothing gets through on this path
     Unreachable(Path),

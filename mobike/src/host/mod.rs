@@ -23,7 +23,7 @@ use bewick_ike::{
 use crate::{
     event::{Event, Hint},
     initiator,
-    mobility::{ConnectionPolicy, Movers},
+    mobility::Movers,
     path::Uplinks,
     timers::{Timer, Timers},
 };
@@ -42,6 +42,12 @@ const TRIES_BEFORE_DOUBT: u32 = 2;
 
 /// Unanswered transmissions after which a responder no longer believes that the peer is where it said.
 const TRIES_OF_CHECK: u32 = 5;
+
+/// Updates of one peer within that time that are followed at once.
+const MOST_UPDATES: (u32, Duration) = (10, Duration::from_secs(10));
+
+/// How long a peer that sends more has to keep still before traffic follows it.
+const CALM: Duration = Duration::from_secs(1);
 
 /// Checks of an address that may be answered without proof.
 const CHECKS: u8 = 3;
@@ -87,7 +93,6 @@ struct Wanted {
 pub struct Host {
     ike: Endpoint,
     movers: Movers,
-    policies: Vec<ConnectionPolicy>,
     wanted: BTreeMap<ConnectionId, Wanted>,
     outputs: VecDeque<Output>,
     timers: Timers,
@@ -109,12 +114,13 @@ impl Host {
         let movers = Movers {
             enabled: connections.iter().map(|c| c.mobike).collect(),
             forced: connections.iter().map(forced).collect(),
+            nat_t: connections.iter().map(|c| c.nat_traversal).collect(),
+            policies: policies.into_iter().map(Into::into).collect(),
             ..Movers::default()
         };
         Host {
             ike: Endpoint::new(random, connections, config.force_encap),
             movers,
-            policies,
             wanted: BTreeMap::new(),
             outputs: VecDeque::new(),
             timers: Timers::default(),
@@ -191,6 +197,12 @@ impl Host {
                 }
             }
             Input::Counted { sa, sent, received } => self.on_counted(now, sa, sent, received),
+            Input::Mapping { child, remote } => {
+                let carries = |sa: &SaStatus<'_>| sa.children.iter().any(|c| c.id == child);
+                for id in self.ids(carries) {
+                    self.on_mapping(id, remote);
+                }
+            }
             Input::Unreachable(path) => {
                 for id in self.ids(|sa| sa.path == path && sa.state == "established") {
                     self.suspect(now, id, Hint::Unreachable);

@@ -109,7 +109,7 @@ impl Host {
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let encap = match mobility.role {
             // Step 3: encapsulation that is on stays on until the answer shows that there is no NAT.
-            Role::Initiator => was || nat || force || address::suggests_nat(to),
+            Role::Initiator => was || nat || force || (mobility.nat_t && address::suggests_nat(to)),
             // The request that moves it has shown already whether there is one.
             Role::Responder => nat || force,
         };
@@ -138,7 +138,7 @@ impl Host {
             return;
         }
         let Some(view) = self.ike.view(id) else { return };
-        let addresses = self.movers.own_addresses();
+        let addresses = self.movers.own_addresses(view.connection, view.path);
         let force = self.force_encap(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let idle = mobility.awaiting.is_none() && !mobility.stranded;
@@ -148,34 +148,33 @@ impl Host {
         mobility.pending_check &= mobility.children_at != view.path;
         mobility.scattered = false;
         let generation = mobility.generation;
-        let spis = (view.spi_i, view.spi_r);
+        let nat_t = mobility.nat_t;
+        let here = ((view.spi_i, view.spi_r), view.path, force);
         let (awaiting, payloads) = if mobility.pending_update {
             mobility.pending_update = false;
             mobility.announced.clone_from(&addresses);
             let cookie = notify::new_cookie2(self.ike.random());
             let random = self.ike.random();
-            let payloads = initiator::update((spis, view.path, force), &cookie, &addresses, random);
+            let payloads = initiator::update(here, nat_t, &cookie, &addresses, random);
             (Awaiting::Update { generation, cookie }, payloads)
         } else if mobility.pending_check {
             mobility.pending_check = false;
             let cookie = notify::new_cookie2(self.ike.random());
             let mut payloads = vec![notify::cookie2(&cookie)];
             let random = self.ike.random();
-            payloads.extend(bewick_ike::nat::payloads(spis, view.path, force, random));
+            payloads.extend(initiator::detection(here, nat_t, random));
             (Awaiting::Routability { generation, cookie, path: view.path }, payloads)
         } else if mobility.announced != addresses && !addresses.is_empty() && !mobility.stranded {
             mobility.announced.clone_from(&addresses);
-            (Awaiting::List, notify::address_list(&addresses, view.path.local.ip()))
+            (Awaiting::List, initiator::list(&addresses, view.path, nat_t))
         } else if mobility.pending_mapping {
             mobility.pending_mapping = false;
             let random = self.ike.random();
-            let payloads = bewick_ike::nat::payloads(spis, view.path, force, random);
-            (Awaiting::Mapping, payloads.to_vec())
+            (Awaiting::Mapping, initiator::detection(here, nat_t, random))
         } else if mobility.pending_probe && mobility.role == Role::Initiator {
             mobility.pending_probe = false;
             let random = self.ike.random();
-            let payloads = bewick_ike::nat::payloads(spis, view.path, force, random);
-            (Awaiting::Probe, payloads.to_vec())
+            (Awaiting::Probe, initiator::detection(here, nat_t, random))
         } else if std::mem::take(&mut mobility.pending_probe) {
             let cookie = notify::new_cookie2(self.ike.random());
             let payloads = vec![notify::cookie2(&cookie)];

@@ -3,15 +3,16 @@
 
 use std::time::Duration;
 
-use bewick_ike::{ChildId, Path, Role, SaId, Tag, Time, nat, wire::Payload};
+use bewick_ike::{ChildId, Path, Role, SaId, Tag, Time, wire::Payload};
 
 use super::{Host, Output};
 use crate::{
     event::{Cause, Event, Hint},
     initiator,
-    mobility::{Awaiting, ReturnRoutability},
+    mobility::Awaiting,
     notify,
     path::PairState,
+    policy::ReturnRoutability,
     race::{Race, STAGGER, Step},
     timers::Timer,
 };
@@ -186,8 +187,7 @@ impl Host {
         let mut candidates = self.candidates(now, id, current);
         candidates.retain(|path| *path != current);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let policy = self.policies.get(mobility.connection.0);
-        let strict = policy.is_some_and(|policy| policy.strict);
+        let strict = self.movers.policies.get(mobility.connection.0).is_some_and(|p| p.strict);
         mobility.pairs.sent(now, current);
         // The pair that is asked first is given the time that an answer takes.
         let record = mobility.pairs.of(current);
@@ -207,7 +207,9 @@ impl Host {
         let force = self.force_encap(id);
         let spis = (view.spi_i, view.spi_r);
         // RFC 4555 §3.10: without UPDATE_SA_ADDRESSES, so that it moves nothing.
-        let payloads = nat::payloads(spis, current, force, self.ike.random()).to_vec();
+        let nat_t = self.movers.sas.get(&id).is_some_and(|m| m.nat_t);
+        let random = self.ike.random();
+        let payloads = initiator::detection((spis, current, force), nat_t, random);
         self.request(now, id, &payloads, Awaiting::Probe, None);
     }
 
@@ -352,11 +354,12 @@ impl Host {
     /// Begins to look after an IKE_SA that has just come up.
     pub(super) fn watch(&mut self, now: Time, id: SaId) {
         let Some(mobility) = self.movers.sas.get(&id).filter(|m| m.supported) else { return };
-        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
+        let policy = self.movers.policy(mobility.connection);
         if mobility.role == Role::Responder {
             // An initiator that can move asks by itself. A request of ours that waits for one who is away
             // would be in the way of the check of his new address when he is back (RFC 4555 §3.7, §3.11).
-            let asks = self.ike.connection(mobility.connection).is_some_and(|c| !c.liveness.is_zero());
+            let asks =
+                self.ike.connection(mobility.connection).is_some_and(|c| !c.liveness.is_zero());
             let last = LAST_QUESTION.min(policy.hold / 2);
             self.ike.set_patience(id, last);
             if asks {
@@ -388,8 +391,8 @@ impl Host {
 
     /// What the data plane has counted: packets of all CHILD_SAs of the IKE_SA.
     pub(super) fn on_counted(&mut self, now: Time, id: SaId, sent: u64, received: u64) {
+        let policy = self.movers.policy_of(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
         let counts = &mut mobility.counts;
         let (heard, spoke) = (received != counts.received, sent != counts.sent);
         (counts.sent, counts.received) = (sent, received);
@@ -415,7 +418,7 @@ impl Host {
         let Some(sa) = self.ike.sa(id) else { return };
         let (current, established) = (sa.path, sa.state == "established");
         let Some(mobility) = self.movers.sas.get(&id) else { return };
-        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
+        let policy = self.movers.policy(mobility.connection);
         self.timers.set(id, Timer::Standby, now + policy.standby / 8);
         let idle = mobility.race.is_none() && mobility.awaiting.is_none() && !mobility.stranded;
         if !established || !idle || !self.ike.is_open(id) || self.ike.is_asking(id) {
@@ -447,7 +450,8 @@ impl Host {
         let cookie = notify::new_cookie2(self.ike.random());
         let mut payloads = vec![notify::cookie2(&cookie)];
         let spis = (view.spi_i, view.spi_r);
-        payloads.extend(nat::payloads(spis, path, force, self.ike.random()));
+        let nat_t = self.movers.sas.get(&id).is_some_and(|m| m.nat_t);
+        payloads.extend(initiator::detection((spis, path, force), nat_t, self.ike.random()));
         if self.request(now, id, &payloads, Awaiting::Standby { cookie, path }, Some(path))
             && let Some(mobility) = self.movers.sas.get_mut(&id)
         {
@@ -460,8 +464,8 @@ impl Host {
     /// (RFC 4555 §3.5); but if the peer shows now that it receives there, its update needs no second
     /// round trip.
     pub(super) fn on_heard(&mut self, now: Time, id: SaId, path: Path) {
+        let policy = self.movers.policy_of(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let policy = self.policies.get(mobility.connection.0).cloned().unwrap_or_default();
         let record = mobility.pairs.of(path);
         let lately = |at: Time| now.since(at) < BETWEEN_STRANGERS;
         if policy.return_routability != ReturnRoutability::Before
