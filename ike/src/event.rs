@@ -117,6 +117,9 @@ pub enum CloseReason {
     /// another IKE_SA of the same peer took its place
     #[error("replaced by another IKE_SA of the same peer")]
     Replaced,
+    /// another pair of addresses has answered first
+    #[error("another pair of addresses has answered first")]
+    Overtaken,
     /// our address is gone and the IKE_SA is not up yet, or the peer can't follow (RFC 4555 §3.2)
     #[error("our address {0} is gone, and this IKE_SA can't move")]
     AddressGone(IpAddr),
@@ -151,6 +154,17 @@ pub struct Established {
 pub enum Event {
     /// IKE_AUTH is done and the CHILD_SA carries traffic.
     Established(Established),
+    /// Our IKE_SA_INIT has reached somebody, who asks for a cookie or another group or says no: the path may
+    /// work.
+    Reached {
+        /// which IKE_SA
+        sa: SaId,
+    },
+    /// IKE_SA_INIT was answered, and IKE_AUTH is on its way.
+    Answering {
+        /// which IKE_SA
+        sa: SaId,
+    },
     /// Our request was answered.
     Response {
         /// which IKE_SA

@@ -228,10 +228,16 @@ fn k_2_1_1_any_one_message_may_be_lost_doubled_or_late_in_every_exchange() {
                 }
             })));
             let up = Command::Up(ConnectionId(0));
+            // With one uplink, for another one would be tried meanwhile.
+            let (wlan, lte) = (lab.wlan, lab.lte());
+            lab.world.set_up(lte, false);
             lab.world.command(lab.client, up).expect("a connection");
             lab.seconds(3);
             assert!(lab.is_up(), "{kind} {place}: {}", lab.story());
-            lab.move_to(lab.lte());
+            lab.world.set_up(lte, true);
+            lab.seconds(3);
+            assert_eq!(lab.sas(lab.client)[0].path.local.ip(), lab.address(wlan));
+            lab.move_to(lte);
             lab.seconds(3);
             assert_eq!(lab.count(lab.client, "moved"), 1, "{kind} {place}: {}", lab.story());
             assert_eq!(lab.count(lab.gateway, "moved"), 1, "{kind} {place}: {}", lab.story());

@@ -123,6 +123,7 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     uniqueness::note_attempt(sa, cx.shared, init.connection);
     let expect = ExpectAuthResponse { init, childless, spi_in, ts_local, ts_remote };
     sa.state = State::AuthResponse(Box::new(expect));
+    cx.shared.event(Event::Answering { sa: sa.id });
     sa.request(cx, ExchangeType::IKE_AUTH, &payloads, None)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     config::{ConnectionConfig, ConnectionId, Role},
     crypto::{KeyExchange, KeyExchangeMethod, derive_ike},
-    event::{CloseReason, SaId},
+    event::{CloseReason, Event, SaId},
     nat::{self, Nat},
     path::Path,
     wire::{self, ExchangeType, Message, Notify, NotifyType, Payload},
@@ -180,6 +180,7 @@ fn on_notify(
     mut state: Box<ExpectInitResponse>,
     notify: &Notify,
 ) -> Result<(), CloseReason> {
+    cx.shared.event(Event::Reached { sa: sa.id });
     let config = cx.shared.connection(state.connection);
     match notify.kind {
         // Our own retransmissions bring the same answer more than once.

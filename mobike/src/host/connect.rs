@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
 
 use super::{
-    BETWEEN_HINTS, CommandError, Host, KEEPALIVE, MOST_MISLED, Output, RETRY, TRIES_OF_UNKNOWN,
+    BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, KEEPALIVE, MOST_MISLED, MOST_RIVALS, Output,
+    RETRY, TRIES_OF_UNKNOWN, Wanted,
 };
 use crate::{address, event::Event, timers::Timer};
 
@@ -69,10 +70,14 @@ impl Host {
         self.connect(now, connection);
     }
 
-    /// Tries the next pair of addresses, a fresh IKE_SA_INIT each time (RFC 4555 §3.1).
+    /// Tries the next pair of addresses, a fresh IKE_SA_INIT each time, and soon after it the others: the
+    /// first that answers is taken (RFC 4555 §3.1, RFC 8305 §5).
     pub(super) fn connect(&mut self, now: Time, connection: ConnectionId) {
         let Some(wanted) = self.wanted.get_mut(&connection) else { return };
-        let pairs = address::pairs(&self.movers.locals, &wanted.remotes);
+        wanted.next_rival = None;
+        let mut pairs = address::pairs(&self.movers.locals, &wanted.remotes);
+        // What other connections have found out about an uplink holds for this one.
+        pairs.sort_by_key(|(local, _)| self.uplinks.has_failed(now, *local));
         let Some((local, remote)) = pairs.get(wanted.attempt % pairs.len().max(1)).copied() else {
             // Without any address it is not the peer's fault, and an address will come.
             let wait = self.movers.locals.is_empty();
@@ -84,10 +89,39 @@ impl Host {
         let path = Path::new(SocketAddr::new(local, 500), SocketAddr::new(remote, 500));
         match self.ike.connect(now, connection, path, &mut self.movers) {
             Ok(sa) => {
-                wanted.current = Some(sa);
+                match wanted.current {
+                    Some(_) => wanted.rivals.push(sa),
+                    None => wanted.current = Some(sa),
+                }
+                let more = wanted.attempt < pairs.len() && wanted.rivals.len() < MOST_RIVALS;
+                wanted.next_rival = more.then(|| now + BETWEEN_RIVALS);
                 self.event(Event::Connecting { connection, path });
             }
             Err(reason) => self.event(Event::Refused { path, reason }),
+        }
+    }
+
+    /// An IKE_SA_INIT has reached somebody: no more pairs are tried for now.
+    pub(super) fn on_reached(&mut self, sa: SaId) {
+        let connection = self.ike.sa(sa).and_then(|sa| sa.connection);
+        if let Some(wanted) = connection.and_then(|c| self.wanted.get_mut(&c)) {
+            wanted.next_rival = None;
+        }
+    }
+
+    /// An IKE_SA_INIT was answered: the others that were tried at the same time go.
+    pub(super) fn on_answering(&mut self, now: Time, sa: SaId) {
+        let connection = self.ike.sa(sa).and_then(|sa| sa.connection);
+        let Some(wanted) = connection.and_then(|c| self.wanted.get_mut(&c)) else { return };
+        let ours = wanted.current == Some(sa) || wanted.rivals.contains(&sa);
+        if !ours {
+            return;
+        }
+        wanted.next_rival = None;
+        let mut others = std::mem::take(&mut wanted.rivals);
+        others.extend(wanted.current.replace(sa));
+        for other in others.into_iter().filter(|other| *other != sa) {
+            self.ike.abandon(now, other, CloseReason::Overtaken, &mut self.movers);
         }
     }
 
@@ -165,6 +199,12 @@ impl Host {
             }
             self.outputs.push_back(Output::Resolve(connection));
         }
+        let due = |w: &Wanted| w.next_rival.is_some_and(|at| at <= now);
+        let rivals: Vec<ConnectionId> =
+            self.wanted.iter().filter(|(_, w)| due(w)).map(|(id, _)| *id).collect();
+        for connection in rivals {
+            self.connect(now, connection);
+        }
         while let Some((id, timer)) = self.timers.pop(now) {
             match timer {
                 Timer::Keepalive => self.on_keepalive(now, id),
@@ -208,9 +248,18 @@ impl Host {
             wanted.successor = None;
             return;
         }
+        if let Some(at) = wanted.rivals.iter().position(|rival| *rival == sa) {
+            wanted.rivals.remove(at);
+            return;
+        }
         if wanted.current != Some(sa) {
             return;
         }
+        if !established && !wanted.rivals.is_empty() {
+            wanted.current = Some(wanted.rivals.remove(0));
+            return;
+        }
+        wanted.next_rival = None;
         if let Some(successor) = wanted.successor.take() {
             wanted.current = Some(successor);
             return;

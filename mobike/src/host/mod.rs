@@ -14,7 +14,7 @@ use std::{
 };
 
 use bewick_ike::{
-    ConnectionConfig, ConnectionId, Endpoint, Path, Random, Role, SaId, SaView, Time,
+    CloseReason, ConnectionConfig, ConnectionId, Endpoint, Path, Random, Role, SaId, SaView, Time,
     auth::WallClock,
     endpoint::{HalfOpenLimits, SaStatus},
     event,
@@ -61,6 +61,12 @@ const MOVES_BEFORE_REKEY: u32 = 32;
 /// IKE_SA is made beside it.
 const TRIES_OF_UNKNOWN: u32 = 2;
 
+/// Between two pairs that are tried for one connection (RFC 8305 §5).
+const BETWEEN_RIVALS: Duration = Duration::from_millis(250);
+
+/// Pairs that are tried for one connection at the same time.
+const MOST_RIVALS: usize = 16;
+
 /// The least time between such IKE_SAs: whoever can forge the hint can make us ask, but not often.
 const BETWEEN_HINTS: Duration = Duration::from_secs(10);
 
@@ -81,6 +87,10 @@ struct Wanted {
     current: Option<SaId>,
     /// it gave way to an IKE_SA that the peer started, for as long as that stands
     yields: bool,
+    /// IKE_SAs that are being tried on other pairs at the same time (RFC 4555 §3.1)
+    rivals: Vec<SaId>,
+    /// when the next one is
+    next_rival: Option<Time>,
     /// the IKE_SA that is to take the place of `current`
     successor: Option<SaId>,
     /// when a successor was last made on a mere hint
@@ -173,7 +183,8 @@ impl Host {
 
     /// When [`Input::Timeout`] is due.
     pub fn next_timeout(&self) -> Option<Time> {
-        let retries = self.wanted.values().filter_map(|w| w.retry_at).min();
+        let waits = |w: &Wanted| w.retry_at.into_iter().chain(w.next_rival).min();
+        let retries = self.wanted.values().filter_map(waits).min();
         let own = self.timers.next();
         let ike = self.ike.next_timeout().map(|(at, _)| at);
         [retries, own, ike].into_iter().flatten().min()
@@ -333,11 +344,16 @@ impl Host {
             }
             event::Event::Unanswered { sa, tries } => self.on_unanswered(now, sa, tries),
             event::Event::Answered { sa, path, sent } => self.on_answered(now, sa, path, sent),
+            event::Event::Reached { sa } => self.on_reached(sa),
+            event::Event::Answering { sa } => self.on_answering(now, sa),
             event::Event::Unknown { sa, tries } => self.on_unknown(now, sa, tries),
             event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
             event::Event::Closed { sa, connection, path, reason } => {
                 let established = self.movers.sas.remove(&sa).is_some_and(|m| m.established);
                 self.timers.clear_all(sa);
+                if reason == CloseReason::Overtaken {
+                    return;
+                }
                 self.event(Event::Closed { connection, sa, path, reason: reason.clone() });
                 if established {
                     self.come_back();
