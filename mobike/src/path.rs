@@ -198,17 +198,44 @@ impl Pairs {
     }
 }
 
+/// NAT keepalives at first (RFC 3948 §4), and the shortest interval that a NAT can teach us.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(5));
+
+/// What is known of one address of ours, whichever IKE_SA has found it out.
+#[derive(Clone, Copy, Debug)]
+struct Uplink {
+    score: Score,
+    keepalive: Duration,
+}
+
+impl Default for Uplink {
+    fn default() -> Self {
+        Uplink { score: Score::default(), keepalive: KEEPALIVE.0 }
+    }
+}
+
 /// What all IKE_SAs together know of our addresses (the drafts' common pool).
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Uplinks(BTreeMap<IpAddr, Score>);
+pub(crate) struct Uplinks(BTreeMap<IpAddr, Uplink>);
 
 impl Uplinks {
     pub(crate) fn note(&mut self, now: Time, local: IpAddr, good: bool) {
-        self.0.entry(local).or_default().note(now, good);
+        self.0.entry(local).or_default().score.note(now, good);
     }
 
     pub(crate) fn has_failed(&self, now: Time, local: IpAddr) -> bool {
-        self.0.get(&local).is_some_and(|score| score.now(now) < FAILED)
+        self.0.get(&local).is_some_and(|uplink| uplink.score.now(now) < FAILED)
+    }
+
+    /// How often the NAT in front of this address has to be reminded.
+    pub(crate) fn keepalive(&self, local: IpAddr) -> Duration {
+        self.0.get(&local).map_or(KEEPALIVE.0, |uplink| uplink.keepalive)
+    }
+
+    /// The NAT in front of this address has forgotten us although it was reminded.
+    pub(crate) fn forgotten(&mut self, local: IpAddr) {
+        let uplink = self.0.entry(local).or_default();
+        uplink.keepalive = (uplink.keepalive * 2 / 3).max(KEEPALIVE.1);
     }
 
     /// Addresses that we no longer have are forgotten.
@@ -256,6 +283,20 @@ mod tests {
         assert_eq!(pairs.of(way(2)).loss(), Some(66));
         assert_eq!(pairs.of(way(2)).state(at(4)), PairState::Failed);
         assert_eq!(pairs.of(way(2)).timeout(), Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_nat_that_forgets_is_reminded_more_often() {
+        let (mut uplinks, local) = (Uplinks::default(), way(2).local.ip());
+        let mut intervals = vec![uplinks.keepalive(local)];
+        for _ in 0..6 {
+            uplinks.forgotten(local);
+            intervals.push(uplinks.keepalive(local));
+        }
+        assert!(intervals.is_sorted_by(|a, b| a >= b), "{intervals:?}");
+        assert_eq!((intervals[0], intervals[6]), KEEPALIVE);
+        uplinks.retain(|_| false);
+        assert_eq!(uplinks.keepalive(local), KEEPALIVE.0, "another network, another NAT");
     }
 
     #[test]

@@ -5,7 +5,10 @@ mod cookie;
 mod half_open;
 pub mod timers;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use crate::{
     auth::WallClock,
@@ -95,6 +98,8 @@ pub struct Endpoint {
     sas: BTreeMap<SaId, Sa>,
     half_open: HalfOpen,
     cookies: Cookies,
+    /// IKE_SAs that an input has reached since this was asked last
+    touched: BTreeSet<SaId>,
     version_answers: Second,
     spi_answers: Second,
     refusals: Second,
@@ -109,6 +114,7 @@ impl Endpoint {
             sas: BTreeMap::new(),
             half_open: HalfOpen::default(),
             cookies,
+            touched: BTreeSet::new(),
             version_answers: Second::default(),
             spi_answers: Second::default(),
             refusals: Second::default(),
@@ -341,6 +347,7 @@ impl Endpoint {
         let before = self.shared.outputs.len();
         let mut cx = Cx { now, shared: &mut self.shared, extension };
         let result = input(sa, &mut cx);
+        self.touched.insert(id);
         self.sweep(id);
         let replaced = std::mem::take(&mut self.shared.replaced);
         if !replaced.is_empty() {
@@ -518,9 +525,16 @@ impl Endpoint {
         self.with(now, id, extension, |sa, cx| live::move_children(sa, cx, path, encap)).flatten()
     }
 
+    /// The IKE_SAs that some input has reached since this was asked last: they may have something to send.
+    pub fn take_touched(&mut self) -> BTreeSet<SaId> {
+        std::mem::take(&mut self.touched)
+    }
+
     /// Sends what waits for the window: requests about CHILD_SAs. The extension's own go first.
     pub fn proceed(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
+        let touched = self.touched.clone();
         self.with(now, id, extension, task::proceed);
+        self.touched = touched;
     }
 
     /// Rekeys a CHILD_SA now, as when its sequence numbers or octets run out (RFC 7296 §2.8); all of

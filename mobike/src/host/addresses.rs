@@ -22,6 +22,7 @@ impl Host {
             return;
         }
         self.movers.locals = locals;
+        self.touched.extend(self.movers.sas.keys());
         let locals = &self.movers.locals;
         self.uplinks.retain(|address| locals.iter().any(|local| local.address == address));
         let waiting: Vec<ConnectionId> = self

@@ -275,6 +275,7 @@ impl Host {
         let changed = seen.is_some() && mobility.seen_as.is_some() && seen != mobility.seen_as;
         mobility.seen_as = seen.or_else(|| mobility.seen_as.take());
         if changed && mobility.role == Role::Initiator {
+            self.uplinks.forgotten(current.local.ip());
             self.move_to(now, id, current, Cause::NatMapping);
         }
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
 
 use super::{
-    BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, KEEPALIVE, MOST_MISLED, MOST_RIVALS, Output,
+    BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, MOST_MISLED, MOST_RIVALS, Output,
     RETRY, TRIES_OF_UNKNOWN, Wanted,
 };
 use crate::{address, event::Event, timers::Timer};
@@ -206,6 +206,7 @@ impl Host {
             self.connect(now, connection);
         }
         while let Some((id, timer)) = self.timers.pop(now) {
+            self.touched.insert(id);
             match timer {
                 Timer::Keepalive => self.on_keepalive(now, id),
                 Timer::Race => self.on_race(now, id),
@@ -219,10 +220,12 @@ impl Host {
     fn on_keepalive(&mut self, now: Time, id: SaId) {
         let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
         // RFC 4555 §3.12: on the current pair and no other.
+        let path = sa.path;
         if sa.nat.local {
-            self.outputs.push_back(Output::Keepalive(sa.path));
+            self.outputs.push_back(Output::Keepalive(path));
         }
-        self.timers.set(id, Timer::Keepalive, now + KEEPALIVE);
+        let interval = self.uplinks.keepalive(path.local.ip());
+        self.timers.set(id, Timer::Keepalive, now + interval);
     }
 
     /// An IKE_SA is gone: whoever gave way to one tries again.

@@ -8,7 +8,7 @@ mod moving;
 mod probing;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::IpAddr,
     time::Duration,
 };
@@ -33,9 +33,6 @@ pub(crate) use probing::Counts;
 pub use probing::PairStatus;
 
 pub use interface::{Command, CommandError, HostConfig, Input, MoveTarget, Output};
-
-/// NAT keepalives on the current path (RFC 3948 §4).
-const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Transmissions without an answer that make the initiator's path suspect (RFC 4555 §3.5).
 const TRIES_BEFORE_DOUBT: u32 = 2;
@@ -108,6 +105,8 @@ pub struct Host {
     timers: Timers,
     uplinks: Uplinks,
     bucket: Bucket,
+    /// IKE_SAs that may have something to send
+    touched: BTreeSet<SaId>,
     next_tag: u64,
 }
 
@@ -136,6 +135,7 @@ impl Host {
             timers: Timers::default(),
             uplinks: Uplinks::default(),
             bucket: Bucket::default(),
+            touched: BTreeSet::new(),
             next_tag: 0,
         }
     }
@@ -211,11 +211,13 @@ impl Host {
             Input::Mapping { child, remote } => {
                 let carries = |sa: &SaStatus<'_>| sa.children.iter().any(|c| c.id == child);
                 for id in self.ids(carries) {
+                    self.touched.insert(id);
                     self.on_mapping(id, remote);
                 }
             }
             Input::Unreachable(path) => {
                 for id in self.ids(|sa| sa.path == path && sa.state == "established") {
+                    self.touched.insert(id);
                     self.suspect(now, id, Hint::Unreachable);
                 }
             }
@@ -231,6 +233,7 @@ impl Host {
 
     /// Carries out a command, or says why it can't be.
     pub fn command(&mut self, now: Time, command: Command) -> Result<(), CommandError> {
+        self.touched.extend(self.movers.sas.keys());
         let result = match command {
             Command::Up(connection) => self.up(connection),
             Command::Down(connection) => self.down(now, connection),
@@ -268,14 +271,15 @@ impl Host {
                 self.on_intent(now, id, intent);
                 continue;
             }
-            let ids: Vec<SaId> = self.movers.sas.keys().copied().collect();
+            // Only those that something has happened to: there may be thousands of others.
+            let mut ids = self.ike.take_touched();
+            ids.append(&mut self.touched);
+            if ids.is_empty() {
+                return;
+            }
             for id in ids {
                 self.pump(now, id);
                 self.ike.proceed(now, id, &mut self.movers);
-            }
-            match self.ike.poll_output() {
-                Some(output) => self.on_output(now, output),
-                None => return,
             }
         }
     }
@@ -302,7 +306,10 @@ impl Host {
                     wanted.attempt = 0;
                     wanted.misled = 0;
                 }
-                self.timers.set(id, Timer::Keepalive, now + KEEPALIVE);
+                if let Some(path) = path {
+                    let interval = self.uplinks.keepalive(path.local.ip());
+                    self.timers.set(id, Timer::Keepalive, now + interval);
+                }
                 self.watch(now, id);
                 self.succeed(now, connection, id);
                 let place = self.ike.sa(id).and_then(|sa| sa.place);
