@@ -55,6 +55,14 @@ pub enum Action {
     Remove(ChildId),
     /// Move all of these or none.
     Move(Vec<ChildMove>),
+    /// Let these send no more than three times the octets that come for them on their path, or lift that
+    /// limit: the peer has not shown yet that it receives there (RFC 4555 §3.7, §5.3).
+    Cap {
+        /// which
+        children: Vec<ChildId>,
+        /// from now on, or no longer
+        on: bool,
+    },
 }
 
 /// Why an [`Action`] did not succeed, in words for the log.

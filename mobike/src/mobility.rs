@@ -104,7 +104,8 @@ pub(crate) struct Mobility {
     pub(crate) hint: Option<Hint>,
     /// the pairs that the last race tried
     pub(crate) tried: Vec<Tried>,
-    /// the outstanding request has gone out from several addresses of ours (§3.6)
+    /// the outstanding request has gone out on several pairs: which of them the peer took it for is not
+    /// known (§3.6)
     pub(crate) scattered: bool,
     /// when a hint of strangers was heeded last
     pub(crate) hinted: Option<Time>,
@@ -122,6 +123,8 @@ pub(crate) struct Mobility {
     pub(crate) updates: (Time, u32),
     /// responder: the peer's ESP comes from there, which is being checked
     pub(crate) esp_seen: Option<Path>,
+    /// responder: traffic has followed the peer before it has shown that it receives there; where it did
+    pub(crate) capped: Option<Path>,
 }
 
 impl Mobility {
@@ -164,6 +167,7 @@ impl Mobility {
             nat_detected: 0,
             updates: (Time::ZERO, 0),
             esp_seen: None,
+            capped: None,
         }
     }
 }

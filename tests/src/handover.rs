@@ -84,8 +84,8 @@ pub const CASES: [Case; 10] = [
         runs: 20,
     },
     Case {
-        name: "address gone, no check",
-        run: |rtt, seed| address_gone(rtt, seed, ReturnRoutability::Off, false),
+        name: "address gone, checked after",
+        run: |rtt, seed| address_gone(rtt, seed, ReturnRoutability::After, false),
         goal: (Figure::Longest, 1, Duration::from_millis(10)),
         runs: 20,
     },

@@ -321,6 +321,7 @@ impl Lab {
         let config = HostConfig {
             connections: vec![(client.clone(), client_policy.clone())],
             force_encap: self.plan.client_plane_encap,
+            can_cap: true,
         };
         let mut host = Host::new(config, random);
         host.set_wall_clock(self.wall_clock());
@@ -340,6 +341,7 @@ impl Lab {
         let config = HostConfig {
             connections: connections.map(|config| (config, gateway_policy.clone())).collect(),
             force_encap: false,
+            can_cap: true,
         };
         let mut host = Host::new(config, random);
         host.set_wall_clock(self.wall_clock());

@@ -141,6 +141,7 @@ pub(crate) fn translate(action: Action) -> pair::Action {
         Action::Install(sa) => pair::Action::Install(sa),
         Action::Remove(id) => pair::Action::Remove(id),
         Action::Move(moves) => pair::Action::Move(moves),
+        Action::Cap { children, on } => pair::Action::Cap(children, on),
     }
 }
 

@@ -88,6 +88,8 @@ pub enum Action {
     Remove(ChildId),
     /// move all or none
     Move(Vec<ChildMove>),
+    /// limit what these send, or lift that
+    Cap(Vec<ChildId>, bool),
 }
 
 /// A machine without IO, as the simulator drives it.
@@ -155,6 +157,10 @@ impl<M: Machine> End<M> {
         let result = match action {
             Action::Install(sa) => self.plane.install(now, *sa),
             Action::Move(moves) => self.plane.move_children(now, &moves),
+            Action::Cap(children, on) => {
+                self.plane.cap(now, &children, on);
+                Ok(())
+            }
             Action::Remove(child) => {
                 self.plane.remove(now, child);
                 Ok(())

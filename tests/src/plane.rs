@@ -23,6 +23,8 @@ pub struct Child {
     sequence: u32,
     told: bool,
     seen: BTreeSet<u32>,
+    /// what it may still send, if that is limited
+    allowance: Option<u64>,
 }
 
 /// What a plane was asked, in order, with whether it did it.
@@ -36,6 +38,8 @@ pub enum Change {
     Removed(ChildId),
     /// the plane refused, for this reason
     Refused(String),
+    /// these may send only so much, or as much as they like again
+    Capped(Vec<ChildId>, bool),
 }
 
 /// What became of a packet that arrived.
@@ -110,7 +114,9 @@ impl Plane {
         let id = sa.id;
         if result.is_ok() {
             self.used.insert(id);
-            self.children.insert(id, Child { sa, sequence: 0, told: false, seen: BTreeSet::new() });
+            let child =
+                Child { sa, sequence: 0, told: false, seen: BTreeSet::new(), allowance: None };
+            self.children.insert(id, child);
         }
         self.note(now, Change::Installed(id), result)
     }
@@ -140,6 +146,16 @@ impl Plane {
         self.note(now, Change::Moved(moves.to_vec()), result)
     }
 
+    /// From now on no more than three times what comes in, or no limit again.
+    pub fn cap(&mut self, now: Time, children: &[ChildId], on: bool) {
+        for id in children {
+            if let Some(child) = self.children.get_mut(id) {
+                child.allowance = on.then_some(0);
+            }
+        }
+        self.log.push((now, Change::Capped(children.to_vec(), on)));
+    }
+
     /// Removes a CHILD_SA; no error if it is gone already.
     pub fn remove(&mut self, now: Time, id: ChildId) {
         self.children.remove(&id);
@@ -160,6 +176,9 @@ impl Plane {
     /// A packet with `number` in it by this CHILD_SA, or `None` if there is none of that name.
     pub fn emit_by(&mut self, id: ChildId, number: u64) -> Option<Datagram> {
         let child = self.children.get_mut(&id)?;
+        if let Some(allowance) = &mut child.allowance {
+            *allowance = allowance.checked_sub(PACKET as u64)?;
+        }
         child.sequence += 1;
         self.sent += 1;
         let (sent, octets) = (u64::from(child.sequence), PACKET as u64);
@@ -219,6 +238,9 @@ impl Plane {
                 (datagram.dst.ip(), datagram.src.ip()) != (path.local.ip(), path.remote.ip())
             }
         };
+        if let Some(allowance) = child.allowance.as_mut().filter(|_| !wrong_path) {
+            *allowance += 3 * payload.len() as u64;
+        }
         Received::Packet { child: child.sa.id, number, wrong_path }
     }
 

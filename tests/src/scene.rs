@@ -163,7 +163,7 @@ pub fn add_client(lab: &mut Lab, name: &str, seed: u64, at: (Realm, IpAddr)) -> 
     let connections = vec![(config, ConnectionPolicy::default())];
     // The same stream as the lab's own client's: with the same seed both make the same choices.
     let random = stream(seed, "client 0");
-    let mut machine = Host::new(HostConfig { connections, force_encap: false }, random);
+    let mut machine = Host::new(HostConfig { connections, ..HostConfig::default() }, random);
     machine.set_wall_clock(bewick_ike::auth::WallClock::new(Time::ZERO, crate::lab::BEGIN));
     let end = lab.world.add_end(host, Node::honest(machine, lab.gateway_ips.clone()));
     lab.world.command(end, Command::Up(ConnectionId(0))).expect("its connection");

@@ -58,6 +58,9 @@ fn link(random: &mut Random) -> Link {
     }
 }
 
+/// So long one waits for the other in half of the runs; in the others longer than any run takes.
+const SHORT: Duration = Duration::from_secs(60);
+
 impl Story {
     fn new(seed: u64) -> Self {
         let mut random = stream(seed, "story");
@@ -83,8 +86,15 @@ impl Story {
             inbound_refreshes: one_in(&mut random, 2),
         };
         plan.client_policy.keep_up = true;
-        if one_in(&mut random, 4) {
-            plan.gateway_policy.return_routability = ReturnRoutability::Off;
+        plan.gateway_policy.return_routability = match below(&mut random, 6) {
+            0 => ReturnRoutability::Off,
+            1 | 2 => ReturnRoutability::After,
+            _ => ReturnRoutability::Before,
+        };
+        plan.client_policy.standby = Duration::from_secs(5 * below(&mut random, 4));
+        plan.client_policy.strict = one_in(&mut random, 10);
+        if one_in(&mut random, 2) {
+            (plan.client_policy.hold, plan.gateway_policy.hold) = (SHORT, SHORT);
         }
         for config in [&mut plan.client, &mut plan.gateway] {
             config.liveness = Duration::from_secs(5 + below(&mut random, 20));

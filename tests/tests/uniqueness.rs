@@ -32,7 +32,7 @@ fn site(seed: u64, local: (&str, &str), remote: (&str, &str), gateway: &str) -> 
     let policy = ConnectionPolicy { keep_up: true, ..ConnectionPolicy::default() };
     let connections = vec![(start, policy.clone()), (answer, policy)];
     let random = stream(seed, local.0);
-    let host = Host::new(HostConfig { connections, force_encap: false }, random);
+    let host = Host::new(HostConfig { connections, ..HostConfig::default() }, random);
     Node::honest(host, vec![ip(gateway)])
 }
 

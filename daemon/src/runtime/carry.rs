@@ -72,6 +72,8 @@ impl Daemon {
                 let plane = self.plane.remove(*id).await.map_err(|e| refused(&e));
                 routes.and(plane)
             }
+            // Asked for only of a plane that can (`HostConfig::can_cap`).
+            Action::Cap { .. } => Ok(()),
             Action::Move(moves) => {
                 let report = self.plane.move_children(moves).await.map_err(|e| refused(&e))?;
                 debug!(requests = report.requests, took = ?report.took, "data plane moved");

@@ -230,6 +230,7 @@ impl Daemon {
                 .map(|connection| (connection.ike.clone(), connection.policy.clone()))
                 .collect(),
             force_encap,
+            can_cap: false,
         };
         let (resolved, resolved_receiver) = mpsc::channel(CALLS);
         let names = config.connections.iter().map(|c| c.name().to_owned()).collect();

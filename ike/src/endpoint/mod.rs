@@ -525,6 +525,11 @@ impl Endpoint {
         self.with(now, id, extension, |sa, cx| live::move_children(sa, cx, path, encap)).flatten()
     }
 
+    /// Limits what the CHILD_SAs send to three times what they receive, or lifts that (RFC 4555 §5.3).
+    pub fn cap_children(&mut self, now: Time, id: SaId, on: bool, extension: &mut dyn Extension) {
+        self.with(now, id, extension, |sa, cx| live::cap_children(sa, cx, on));
+    }
+
     /// The IKE_SAs that some input has reached since this was asked last: they may have something to send.
     pub fn take_touched(&mut self) -> BTreeSet<SaId> {
         std::mem::take(&mut self.touched)

@@ -173,7 +173,11 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, create: CreateChild, pay
                 return;
             }
             let info = Child::of(&new, create.config);
+            let id = new.id;
             let action = cx.shared.action(sa.id, Action::Install(Box::new(new)));
+            if live.capped {
+                cx.shared.action(sa.id, Action::Cap { children: vec![id], on: true });
+            }
             let then = match create.purpose {
                 Purpose::Rekey(old) => Then::Retire(old),
                 Purpose::New(_) => Then::Use,

@@ -111,7 +111,11 @@ pub(crate) fn on_request(
             let info = Child::of(&new, config);
             let old = old.map(|old| old.id);
             tracing::info!(?old, new = %new.spi_in, "the peer rekeys or makes a CHILD_SA");
+            let id = new.id;
             let action = cx.shared.action(sa.id, Action::Install(Box::new(new)));
+            if matches!(&sa.state, State::Live(live) if live.capped) {
+                cx.shared.action(sa.id, Action::Cap { children: vec![id], on: true });
+            }
             let without_child = notify(Fault::Busy);
             let response = HeldResponse { path, message_id, payloads: response, without_child };
             if let State::Live(live) = &mut sa.state {

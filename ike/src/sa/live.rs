@@ -72,6 +72,8 @@ pub(crate) struct Live {
     pub(crate) rekey_ike_at: Option<Time>,
     /// when a new IKE_SA is to take its place
     pub(crate) reauth_at: Option<Time>,
+    /// CHILD_SAs send a few times as much as they receive, and no more
+    pub(crate) capped: bool,
     /// why we close it, if not because we were told to
     pub(crate) verdict: Option<CloseReason>,
 }
@@ -110,6 +112,7 @@ impl Live {
             missing: Vec::new(),
             rekey_ike_at: None,
             reauth_at: None,
+            capped: false,
             verdict: None,
         }
     }
@@ -504,6 +507,17 @@ pub(crate) fn move_children(
     let id = cx.shared.action(sa.id, Action::Move(moves.clone()));
     live.moving.push((id, moves));
     Some(id)
+}
+
+/// Limits what the CHILD_SAs send, or lifts that (RFC 4555 §5.3).
+pub(crate) fn cap_children(sa: &mut Sa, cx: &mut Cx<'_>, on: bool) {
+    let State::Live(live) = &mut sa.state else { return };
+    live.capped = on;
+    let pending = live.pending.iter().map(|pending| pending.child.id);
+    let children: Vec<ChildId> = live.children.iter().map(|c| c.id).chain(pending).collect();
+    if !children.is_empty() {
+        cx.shared.action(sa.id, Action::Cap { children, on });
+    }
 }
 
 /// Ends the IKE_SA with DELETE (RFC 7296 §1.4.1), said together with `first`. The CHILD_SAs go at

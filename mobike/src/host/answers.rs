@@ -125,10 +125,25 @@ impl Host {
         let valid = mobility.pairs.get(path).is_some_and(|record| record.is_valid(now));
         let off = policy.return_routability == ReturnRoutability::Off;
         if off || valid || from == path.remote.ip() {
+            self.lift(now, id);
             self.confirm(now, id);
             self.move_children(now, id, path);
         } else {
             mobility.pending_check = true;
+            if policy.return_routability == ReturnRoutability::After && self.can_cap {
+                // It may be a victim: it gets no more than three times what comes from there.
+                let home = mobility.capped.unwrap_or(mobility.children_at);
+                mobility.capped = Some(home);
+                self.ike.cap_children(now, id, true, &mut self.movers);
+                self.move_children(now, id, path);
+            }
+        }
+    }
+
+    /// The peer has shown that it receives where its traffic goes.
+    fn lift(&mut self, now: Time, id: SaId) {
+        if self.movers.sas.get_mut(&id).is_some_and(|m| m.capped.take().is_some()) {
+            self.ike.cap_children(now, id, false, &mut self.movers);
         }
     }
 
@@ -255,8 +270,12 @@ impl Host {
                     }
                 } else {
                     mobility.pairs.of(checked).validated = Some(now);
+                    let there = mobility.capped.is_some() && mobility.children_at == checked;
+                    self.lift(now, id);
                     self.confirm(now, id);
-                    self.move_children(now, id, checked);
+                    if !there {
+                        self.move_children(now, id, checked);
+                    }
                 }
             }
         }
@@ -325,6 +344,7 @@ impl Host {
                 // It has moved there meanwhile: this is what the check would ask.
                 if mobility.role == Role::Responder && current == asked && mobility.pending_check {
                     mobility.pending_check = false;
+                    self.lift(now, id);
                     self.confirm(now, id);
                     self.move_children(now, id, asked);
                 }
@@ -416,13 +436,18 @@ impl Host {
     pub(super) fn give_back(&mut self, now: Time, id: SaId) {
         let Some(path) = self.ike.sa(id).map(|sa| sa.path) else { return };
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let back = mobility.children_at;
+        let capped = mobility.capped.is_some();
+        let back = mobility.capped.unwrap_or(mobility.children_at);
         mobility.claimed = Some(path);
         mobility.generation += 1;
         mobility.failed_checks = 0;
         mobility.pending_check = false;
         mobility.underway = None;
         self.ike.set_path(id, back);
+        if capped {
+            self.move_children(now, id, back);
+            self.lift(now, id);
+        }
         self.event(Event::Refused { path, reason: CloseReason::Unanswered(path) });
         self.ike.hasten(now, id, true, &mut self.movers);
     }
@@ -433,7 +458,8 @@ impl Host {
         let (current, role) = (sa.path, sa.role);
         let Some(mobility) = self.movers.sas.get(&id) else { return };
         let checking = matches!(&mobility.awaiting, Some((_, Awaiting::Routability { .. })));
-        if checking && tries >= TRIES_OF_CHECK && mobility.children_at != current {
+        let unproven = mobility.children_at != current || mobility.capped.is_some();
+        if checking && tries >= TRIES_OF_CHECK && unproven {
             self.give_back(now, id);
             return;
         }

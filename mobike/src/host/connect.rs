@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
 
 use super::{
-    BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, MOST_MISLED, MOST_RIVALS, Output,
-    RETRY, TRIES_OF_UNKNOWN, Wanted,
+    BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, MOST_MISLED, MOST_RIVALS, Output, RETRY,
+    TRIES_OF_UNKNOWN, Wanted,
 };
 use crate::{address, event::Event, timers::Timer};
 

@@ -15,6 +15,8 @@ pub struct HostConfig {
     pub connections: Vec<(ConnectionConfig, ConnectionPolicy)>,
     /// the data plane can do nothing but ESP in UDP
     pub force_encap: bool,
+    /// the data plane can do [`Action::Cap`]
+    pub can_cap: bool,
 }
 
 /// What the operator wants.

@@ -105,6 +105,7 @@ pub struct Host {
     timers: Timers,
     uplinks: Uplinks,
     bucket: Bucket,
+    can_cap: bool,
     /// IKE_SAs that may have something to send
     touched: BTreeSet<SaId>,
     next_tag: u64,
@@ -135,6 +136,7 @@ impl Host {
             timers: Timers::default(),
             uplinks: Uplinks::default(),
             bucket: Bucket::default(),
+            can_cap: config.can_cap,
             touched: BTreeSet::new(),
             next_tag: 0,
         }

@@ -145,7 +145,7 @@ impl Host {
         if !mobility.supported || !mobility.established || !idle {
             return;
         }
-        mobility.pending_check &= mobility.children_at != view.path;
+        mobility.pending_check &= mobility.children_at != view.path || mobility.capped.is_some();
         mobility.scattered = false;
         let generation = mobility.generation;
         let nat_t = mobility.nat_t;

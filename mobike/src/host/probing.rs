@@ -267,7 +267,7 @@ impl Host {
                     }
                     if let Some(mobility) = self.movers.sas.get_mut(&id) {
                         mobility.pairs.sent(now, path);
-                        mobility.scattered |= path.local.ip() != current.local.ip();
+                        mobility.scattered |= path != current;
                     }
                     if !self.ike.copy_to(now, id, path, &mut self.movers) {
                         // It was answered, or a rekey overtook it: the question is put anew.
