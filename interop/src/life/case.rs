@@ -39,10 +39,12 @@ pub struct Case {
     pub beyond: Option<[&'static str; 2]>,
     /// Whether the ends come together.
     pub outcome: Outcome,
+    /// How many numbered packets may be lost one after the other.
+    pub lost_in_a_row: usize,
     /// What must have passed the router.
     pub seen: Vec<Seen>,
-    /// What a program's log must hold.
-    pub said: Vec<(Program, &'static str)>,
+    /// What a program's log must hold, in this order.
+    pub said: Vec<(Program, &'static [&'static str])>,
     /// How many requests of an end may have been under way at once.
     pub at_once: Option<usize>,
 }
@@ -92,6 +94,7 @@ impl Case {
             agreed: None,
             beyond: None,
             outcome: Outcome::Up,
+            lost_in_a_row: 0,
             seen: Vec::new(),
             said: Vec::new(),
             at_once: None,
@@ -134,8 +137,13 @@ impl Case {
         for (program, words) in &self.said {
             let node = if stage.life.client == *program { Node::Client } else { Node::Gateway };
             let log = out.join(format!("{}-{}.log", node.name(), program.name()));
-            if !fs::read_to_string(&log).context(log.display())?.contains(words) {
-                return Err(fail!("{} does not have {words:?}", log.display()));
+            let text = fs::read_to_string(&log).context(log.display())?;
+            let mut rest = text.as_str();
+            for words in *words {
+                rest = match rest.split_once(words) {
+                    Some((_, rest)) => rest,
+                    None => return Err(fail!("{} lacks {words:?} in its place", log.display())),
+                };
             }
         }
         match (self.at_once, captured.requests_at_once()?) {

@@ -46,6 +46,8 @@ pub enum Topic {
     RekeyIke,
     /// A client that proves anew who it is.
     Reauthentication,
+    /// The same with several CHILD_SAs.
+    ReauthenticationOfTwo,
     /// A window of several requests.
     Windows,
     /// Extended sequence numbers.
@@ -71,7 +73,8 @@ impl Topic {
             Topic::RekeyChild => "rekey-child",
             Topic::Secrecy => "pfs",
             Topic::RekeyIke => "rekey-ike",
-            Topic::Reauthentication => "reauthentication",
+            Topic::Reauthentication => "reauth",
+            Topic::ReauthenticationOfTwo => "reauth-two",
             Topic::Windows => "windows",
             Topic::Esn => "esn",
             Topic::Ends => "ends",
@@ -100,7 +103,10 @@ impl Topic {
             }
             Topic::RekeyIke => "new keys for the IKE_SA from either end, no packet lost",
             Topic::Reauthentication => {
-                "a client that proves anew who it is: make before break, no packet lost"
+                "a client that proves anew who it is: make before break, at most a packet lost each time"
+            }
+            Topic::ReauthenticationOfTwo => {
+                "a client with two CHILD_SAs proves anew who it is: both are made before the break"
             }
             Topic::Windows => "a window of four at one end, of one at the other",
             Topic::Esn => "sequence numbers of 64 bits and of 32, with new keys",
@@ -122,7 +128,8 @@ impl Topic {
             Topic::RekeyChild => cases::rekey_child(),
             Topic::Secrecy => cases::secrecy(),
             Topic::RekeyIke => cases::rekey_ike(),
-            Topic::Reauthentication => cases::reauthentication(),
+            Topic::Reauthentication => cases::reauthentication(client),
+            Topic::ReauthenticationOfTwo => cases::reauthentication_of_two(),
             Topic::Windows => cases::windows(),
             Topic::Esn => cases::esn(),
             Topic::Ends => cases::ends(),
@@ -161,6 +168,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Secrecy, Plane::Userspace, [true, true]),
     (Topic::RekeyIke, Plane::Userspace, [true, true]),
     (Topic::Reauthentication, Plane::Userspace, [true, true]),
+    (Topic::ReauthenticationOfTwo, Plane::Userspace, [false, true]),
     (Topic::Windows, Plane::Userspace, [true, true]),
     (Topic::Ends, Plane::Userspace, [true, true]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),

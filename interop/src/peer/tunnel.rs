@@ -39,7 +39,8 @@ pub struct Side {
     pub cookies: bool,
     /// How strongSwan's RSA keys sign; bewick's have one way.
     pub signatures: Signatures,
-    /// After how many seconds a bewick that initiates proves anew who it is; strongSwan is told when.
+    /// After how many seconds a client proves anew who it is, the new IKE_SA before the old one goes; a
+    /// strongSwan is told when.
     pub reauth_lifetime: Option<u32>,
     /// How many requests bewick takes at once; strongSwan takes one.
     pub window: Option<u8>,

@@ -30,6 +30,11 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
     if side.cookies {
         options += "cookie_threshold = 1\ncookie_threshold_ip = 1\n";
     }
+    if side.reauth_lifetime.is_some() {
+        // strongSwan 5.9.8 drops an answer that is there before the new IKE_SA is in its table, and would
+        // wait four seconds until it asks again.
+        options += "make_before_break = yes\nretransmit_timeout = 0.5\n";
+    }
     if matches!(side.signatures, Signatures::Pss) {
         options += "rsa_pss = yes\n";
     }
@@ -138,7 +143,6 @@ const DAEMON_SETTINGS: &str = "\
 charon-systemd {
     load = random nonce openssl kdf @credentials@ constraints revocation @kernel@ socket-default vici
     load_modular = no
-    make_before_break = yes
     @options@
     plugins {
         vici { socket = @socket@ }
