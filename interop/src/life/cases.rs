@@ -216,8 +216,8 @@ pub fn esn() -> Vec<Case> {
     let mut rather = case("gateway-without", Act::Nothing, &[with, without], [""; 2]);
     rather.tunnel.gateway.esp = vec![without];
     vec![
-        case("on", Act::RekeyChildren, &[with], ["esn"; 2]),
-        case("on-cbc", Act::RekeyChildren, &["aes128-sha256-x25519-esn"], ["esn", "x25519-esn"]),
+        case("on", Act::RekeyChildren, &["aes256gcm16-x25519-esn"], ["esn", "x25519-esn"]),
+        case("on-cbc", Act::Nothing, &["aes128-sha256-esn"], ["esn"; 2]),
         case("off", Act::Nothing, &[without], [""; 2]),
         rather,
     ]
