@@ -1,5 +1,6 @@
 //! What passed the router, and what it shows.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -80,10 +81,98 @@ impl Captured {
         Ok(())
     }
 
+    /// The most requests of one end in one IKE_SA that were under way at the same time, of those that
+    /// followed IKE_SA_INIT over IPv4 on port 4500.
+    ///
+    /// # Errors
+    /// What `tcpdump` said.
+    pub fn requests_at_once(&self) -> Result<usize> {
+        let mut command = Command::new("tcpdump");
+        command.args(["-n", "-x", "-r"]).arg(&self.file);
+        command.arg("udp port 4500 and udp[8:4] = 0");
+        Ok(most_at_once(&process::output(&mut command, Duration::from_secs(20))?))
+    }
+
     /// The first packet that matches the filter, or nothing.
     fn read(&self, filter: &str) -> Result<String> {
         let mut command = Command::new("tcpdump");
         command.args(["-n", "-c", "1", "-r"]).arg(&self.file).arg(filter);
         process::output(&mut command, Duration::from_secs(20))
+    }
+}
+
+/// Reads IKE headers out of what `tcpdump -x` printed (RFC 7296 §3.1).
+fn most_at_once(text: &str) -> usize {
+    let mut packets: Vec<Vec<u8>> = Vec::new();
+    for line in text.lines() {
+        match line.trim().strip_prefix("0x").and_then(|rest| rest.split_once(':')) {
+            None => packets.push(Vec::new()),
+            Some((_, digits)) => {
+                let digits: Vec<char> = digits.split_whitespace().flat_map(str::chars).collect();
+                let octets = digits.chunks(2).map(|pair| pair.iter().collect::<String>());
+                let octets = octets.filter_map(|octet| u8::from_str_radix(&octet, 16).ok());
+                packets.last_mut().into_iter().for_each(|packet| packet.extend(octets.clone()));
+            }
+        }
+    }
+    // By IKE_SA and who asks, what was asked; true once it is answered.
+    let mut asked: BTreeMap<(Vec<u8>, bool), BTreeMap<u32, bool>> = BTreeMap::new();
+    let mut most = 0;
+    for packet in &packets {
+        let Some(header) = ike_header(packet) else { continue };
+        let [.., flags, a, b, c, d] = *header;
+        let (is_response, by_initiator) = (flags & 0x20 != 0, flags & 0x08 != 0);
+        let message_id = u32::from_be_bytes([a, b, c, d]);
+        let spis = header.iter().take(16).copied().collect();
+        let requests = asked.entry((spis, by_initiator != is_response)).or_default();
+        // The router shows each packet twice, and it may be one that is sent again.
+        *requests.entry(message_id).or_default() |= is_response;
+        most = most.max(requests.values().filter(|answered| !**answered).count());
+    }
+    most
+}
+
+/// The IKE header up to the Message ID: behind IP, UDP and four zero octets (RFC 7296 §2.23).
+fn ike_header(packet: &[u8]) -> Option<&[u8; 24]> {
+    let ip = usize::from(packet.first()? & 0x0f) * 4;
+    packet.get(ip + 12..)?.first_chunk()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// IP, UDP, four zero octets and a header, as `tcpdump -x` prints them.
+    fn printed(flags: u8, message_id: u32) -> String {
+        let mut packet = vec![0x45; 20];
+        packet.extend([0; 12]);
+        packet.extend([7; 16]);
+        packet.extend([46, 0x20, 36, flags]);
+        packet.extend(message_id.to_be_bytes());
+        let words = packet.chunks(2).map(|two| two.iter().map(|o| format!("{o:02x}")).collect());
+        let words: Vec<String> = words.collect();
+        let lines = words.chunks(8).enumerate();
+        let lines = lines.map(|(at, line)| format!("\t0x{:04x}:  {}\n", at * 16, line.join(" ")));
+        format!(
+            "12:00:00.000000 c1 In IP 1.2.3.4.4500 > 5.6.7.8.4500\n{}",
+            lines.collect::<String>()
+        )
+    }
+
+    const ASKS: u8 = 0x08;
+    const ANSWERS: u8 = 0x20;
+
+    #[test]
+    fn requests_one_after_the_other_are_one_at_once() {
+        let flow = [(ASKS, 1), (ASKS, 1), (ANSWERS, 1), (ASKS, 1), (ASKS, 2), (ANSWERS, 2)];
+        let text: String = flow.map(|(flags, id)| printed(flags, id)).concat();
+        assert_eq!(most_at_once(&text), 1);
+    }
+
+    #[test]
+    fn requests_side_by_side_are_counted_for_each_end() {
+        let text = [(ASKS, 1), (0, 0), (ASKS, 2), (ANSWERS, 1), (ASKS, 3)];
+        let text: String = text.map(|(flags, id)| printed(flags, id)).concat();
+        assert_eq!(most_at_once(&text), 2);
     }
 }

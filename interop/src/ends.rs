@@ -10,7 +10,7 @@ use crate::failure::{Context, Result};
 use crate::flow::Flow;
 use crate::peer::{Peer, Program, SaView};
 use crate::process;
-use crate::topology::{INSIDE, Node, Topology, Traces};
+use crate::topology::{Node, Topology, Traces};
 
 /// How long the ends may take to agree on the state of the tunnel.
 pub const AGREED: Duration = Duration::from_secs(5);
@@ -62,24 +62,24 @@ impl Ends<'_> {
         self.topology.ping(Node::Gateway, inside, virtual_ip, limit)
     }
 
-    /// A flow of numbered packets in each direction: to the gateway, to the client.
+    /// A flow of numbered packets in each direction, to this IPv4 host behind the gateway and from it to
+    /// the client.
     ///
     /// # Errors
     /// A socket could not be made.
-    pub fn flows(&mut self, spacing: Duration) -> Result<[Flow; 2]> {
-        let inside = IpAddr::from(INSIDE);
+    pub fn flows(&mut self, inside: IpAddr, port: u16, spacing: Duration) -> Result<[Flow; 2]> {
         let virtual_ip = self.virtual_ip(inside)?;
         let socket =
             |node, address: IpAddr, port| self.topology.udp_socket(node, (address, port).into());
         let out = socket(Node::Client, virtual_ip, 0)?;
-        out.connect((inside, 7000)).context("flow to the gateway")?;
+        out.connect((inside, port)).context("flow to the gateway")?;
         let back = socket(Node::Gateway, inside, 0)?;
-        back.connect((virtual_ip, 7000)).context("flow to the client")?;
+        back.connect((virtual_ip, port)).context("flow to the client")?;
         // Some daemons take the virtual address away for a moment, so nothing waits on it.
         let any = IpAddr::from([0, 0, 0, 0]);
         Ok([
-            Flow::start(out, socket(Node::Gateway, inside, 7000)?, spacing)?,
-            Flow::start(back, socket(Node::Client, any, 7000)?, spacing)?,
+            Flow::start(out, socket(Node::Gateway, inside, port)?, spacing)?,
+            Flow::start(back, socket(Node::Client, any, port)?, spacing)?,
         ])
     }
 

@@ -39,12 +39,18 @@ pub struct Step {
 }
 
 /// One tunnel of a scenario that tries several, one after the other.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CaseVerdict {
     /// What was tried.
     pub name: String,
     /// How long it took.
     pub seconds: f64,
+    /// Numbered packets sent while something was done to the tunnel, both directions together.
+    #[serde(default)]
+    pub sent: u64,
+    /// How many of them never arrived.
+    #[serde(default)]
+    pub lost: u64,
     /// What was not passed and why; `None` if all was.
     pub reason: Option<String>,
 }
@@ -114,7 +120,11 @@ impl Verdict {
         }
         for one in &self.cases {
             let end = if one.reason.is_some() { " FAIL" } else { "" };
-            text.push_str(&format!("\n      {:<66} {:>5.1} s{end}", one.name, one.seconds));
+            text.push_str(&format!("\n      {:<66} {:>5.1} s", one.name, one.seconds));
+            if one.sent > 0 {
+                text.push_str(&format!("   {} of {} lost", one.lost, one.sent));
+            }
+            text.push_str(end);
         }
         if let Some(reason) = &self.reason {
             text.push_str(&format!("\n      {reason}\n      evidence: {}", self.evidence));

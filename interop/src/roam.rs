@@ -129,7 +129,7 @@ impl Ends<'_> {
         let before = only(self.client.sas()?).context("client")?;
         let lost = self.topology.uplink_of(before.local.ip())?;
         let other = self.topology.other(&lost);
-        let flows = self.flows(spacing)?;
+        let flows = self.flows(INSIDE.into(), 7000, spacing)?;
         std::thread::sleep(Duration::from_millis(300));
         let moment = Instant::now();
         self.topology.lose(&lost, loss)?;

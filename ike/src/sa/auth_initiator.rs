@@ -172,9 +172,13 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
             live::on_up(sa, cx, news, 0);
         }
         Err(text) => {
-            // The IKE_SA stands, but it is of no use to us (RFC 7296 §2.21.2).
             cx.shared.esp_spis.remove(&spi_in);
             let reason = CloseReason::Child(text);
+            // RFC 7296 §2.21.2: then it has no IKE_SA that could be deleted, and would not answer.
+            if error_notify(payloads) == Some(NotifyType::INVALID_SYNTAX) {
+                return fail(sa, cx, connection, Fault::Refused(reason));
+            }
+            // The IKE_SA stands, but it is of no use to us (RFC 7296 §2.21.2).
             cx.shared.event(Event::Refused { path, reason: reason.clone() });
             let mut live = Live::new(connection, peer, (sa.path, false));
             live.verdict = Some(reason);

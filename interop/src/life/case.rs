@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Life;
 use super::act::Act;
@@ -12,11 +12,16 @@ use crate::ends::Ends;
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::peer::tunnel::Tunnel;
-use crate::peer::{self, Peer, Place, Program, SaView};
+use crate::peer::{self, Peer, Place, Plane, Program, SaView};
+use crate::process;
+use crate::report::CaseVerdict;
 use crate::topology::{Node, Topology};
 
 /// How long the first answer through a new tunnel may take.
 const FIRST: Duration = Duration::from_secs(3);
+
+/// How long a client may take to see that it is refused.
+const REFUSED: Duration = Duration::from_secs(3);
 
 /// One tunnel to try.
 #[derive(Debug, Clone)]
@@ -29,10 +34,30 @@ pub struct Case {
     pub act: Act,
     /// The IKE and ESP algorithms that both ends must show.
     pub agreed: Option<(&'static str, &'static str)>,
-    /// Whether the ends must not come together.
-    pub refused: bool,
+    /// What must follow the ESP algorithms, at first and after new keys for the CHILD_SAs, where the
+    /// daemon says it: the key exchange and `esn`.
+    pub beyond: Option<[&'static str; 2]>,
+    /// Whether the ends come together.
+    pub outcome: Outcome,
+    /// How many numbered packets may be lost one after the other.
+    pub lost_in_a_row: usize,
     /// What must have passed the router.
     pub seen: Vec<Seen>,
+    /// What a program's log must hold, in this order.
+    pub said: Vec<(Program, &'static [&'static str])>,
+    /// How many requests of an end may have been under way at once.
+    pub at_once: Option<usize>,
+}
+
+/// What comes of a client's wish for a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It stands.
+    Up,
+    /// There is no IKE_SA.
+    NoIkeSa,
+    /// There is an IKE_SA without a CHILD_SA (RFC 7296 §2.21.2).
+    NoChildSa,
 }
 
 /// Where cases run, one after the other.
@@ -49,8 +74,12 @@ pub struct Stage<'a> {
 pub struct Running<'a> {
     /// Both daemons.
     pub ends: Ends<'a>,
-    /// What they were told.
-    pub tunnel: &'a Tunnel,
+    /// What they were told, and what is asked of them.
+    pub case: &'a Case,
+    /// Numbered packets sent so far, both directions together.
+    pub sent: u64,
+    /// How many of them never arrived.
+    pub lost: u64,
     stage: &'a Stage<'a>,
     out: PathBuf,
 }
@@ -63,8 +92,12 @@ impl Case {
             tunnel,
             act: Act::Nothing,
             agreed: None,
-            refused: false,
+            beyond: None,
+            outcome: Outcome::Up,
+            lost_in_a_row: 0,
             seen: Vec::new(),
+            said: Vec::new(),
+            at_once: None,
         }
     }
 
@@ -72,7 +105,13 @@ impl Case {
     ///
     /// # Errors
     /// What was not passed, and why.
-    pub fn run(&self, stage: &Stage<'_>, out: &Path, versions: &mut Vec<String>) -> Result<()> {
+    pub fn run(
+        &self,
+        stage: &Stage<'_>,
+        out: &Path,
+        versions: &mut Vec<String>,
+        verdict: &mut CaseVerdict,
+    ) -> Result<()> {
         fs::create_dir_all(out).context(out.display())?;
         let capture = stage.topology.capture(out)?;
         let gateway = stage.start(Node::Gateway, &self.tunnel, out).context("start the gateway")?;
@@ -81,8 +120,11 @@ impl Case {
         if versions.is_empty() {
             *versions = ends.versions()?;
         }
-        let mut running = Running { ends, tunnel: &self.tunnel, stage, out: out.to_owned() };
+        let out = out.to_owned();
+        let mut running = Running { ends, case: self, sent: 0, lost: 0, stage, out };
         let lived = self.live(&mut running);
+        (verdict.sent, verdict.lost) = (running.sent, running.lost);
+        let out = &running.out;
         if lived.is_err() {
             running.ends.write_states(out);
         }
@@ -91,16 +133,44 @@ impl Case {
         running.ends.gateway.stop().context("end of the gateway")?;
         let captured = capture.finish()?;
         captured.none_in_the_clear()?;
-        self.seen.iter().try_for_each(|seen| captured.shows(seen.what, &seen.filter))
+        self.seen.iter().try_for_each(|seen| captured.shows(seen.what, &seen.filter))?;
+        for (program, words) in &self.said {
+            let node = if stage.life.client == *program { Node::Client } else { Node::Gateway };
+            let log = out.join(format!("{}-{}.log", node.name(), program.name()));
+            let text = fs::read_to_string(&log).context(log.display())?;
+            let mut rest = text.as_str();
+            for words in *words {
+                rest = match rest.split_once(words) {
+                    Some((_, rest)) => rest,
+                    None => return Err(fail!("{} lacks {words:?} in its place", log.display())),
+                };
+            }
+        }
+        match (self.at_once, captured.requests_at_once()?) {
+            (Some(most), seen) if seen > most => {
+                Err(fail!("{seen} requests of one end were under way at once, not {most}"))
+            }
+            (Some(_), 0) => Err(fail!("no request was seen")),
+            _ => Ok(()),
+        }
     }
 
     fn live(&self, running: &mut Running<'_>) -> Result<()> {
         if self.tunnel.gateway.cookies {
             stranger::ask(running.stage.topology)?;
         }
-        if self.refused {
+        if self.outcome != Outcome::Up {
+            let start = Instant::now();
             if running.ends.client.up().is_ok() {
                 return Err(fail!("the tunnel came up, and it must not"));
+            }
+            if start.elapsed() > REFUSED {
+                let seconds = start.elapsed().as_secs_f64();
+                return Err(fail!("the client learned of the refusal only after {seconds:.1} s"));
+            }
+            if self.outcome == Outcome::NoChildSa {
+                running.ends.agree(0).context("after the refusal")?;
+                running.ends.client.down().context("IKE_SA down")?;
             }
             return running.ends.both_have_none().context("after the refusal");
         }
@@ -114,6 +184,7 @@ impl Case {
                 shows(sa, ike, esp).context(end)?;
             }
         }
+        self.shown_by(running, &[client, gateway], false)?;
         self.act.perform(running)?;
         if self.act.ends_the_tunnel() {
             return Ok(());
@@ -121,6 +192,50 @@ impl Case {
         running.ends.client.down().context("tunnel down")?;
         running.ends.both_have_none().context("after the client's DELETE")
     }
+
+    /// Looks at what must follow the ESP algorithms; `renewed` once the CHILD_SAs have new keys.
+    ///
+    /// # Errors
+    /// A daemon or a kernel shows something else.
+    pub fn shown_by(&self, running: &Running<'_>, sas: &[SaView; 2], renewed: bool) -> Result<()> {
+        let Some([at_first, then]) = self.beyond else { return Ok(()) };
+        let expected = if renewed { then } else { at_first };
+        for (node, sa) in [Node::Client, Node::Gateway].into_iter().zip(sas) {
+            for child in &sa.children {
+                if let Some(shown) = child.beyond.as_ref().filter(|shown| *shown != expected) {
+                    let end = node.name();
+                    return Err(fail!("the {end}'s CHILD_SA has {shown:?}, not {expected:?}"));
+                }
+            }
+            if running.stage.life.plane == Plane::Kernel {
+                let esn = expected.ends_with("esn");
+                kernel_has(running.stage.topology, node, sa, esn)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks the kernel of this host whether it counts in 64 bits.
+fn kernel_has(topology: &Topology, node: Node, sa: &SaView, esn: bool) -> Result<()> {
+    let mut command = topology.command(node, "ip");
+    command.args(["-o", "xfrm", "state"]);
+    let states = process::output(&mut command, Duration::from_secs(10))?;
+    for spi in sa.children.iter().flat_map(|child| [child.spi_in, child.spi_out]) {
+        let spi = format!("spi {spi:#010x} ");
+        let state = states
+            .lines()
+            .find(|line| line.contains(&spi))
+            .ok_or_else(|| fail!("the {}'s kernel has no state with {spi}", node.name()))?;
+        // `-o` puts a backslash where a line would end; the state's keys are not for the verdict.
+        let mut parts = state.split('\\');
+        let flags = parts.find_map(|part| part.split_once(" flag ")).map_or("", |(_, flags)| flags);
+        if flags.split_whitespace().any(|flag| flag == "esn") != esn {
+            let end = node.name();
+            return Err(fail!("the {end}'s kernel has for {spi}the flags {flags:?}"));
+        }
+    }
+    Ok(())
 }
 
 fn shows(sa: &SaView, ike: &str, esp: &str) -> Result<()> {
@@ -151,8 +266,8 @@ impl Running<'_> {
     /// # Errors
     /// They do not agree, or a packet was lost.
     pub fn works(&mut self) -> Result<[SaView; 2]> {
-        let agreed = self.ends.agree(self.tunnel.children.len())?;
-        for network in self.tunnel.networks() {
+        let agreed = self.ends.agree(self.case.tunnel.children.len())?;
+        for network in self.case.tunnel.networks() {
             self.ends.ping_both_ways(network.host, FIRST)?;
         }
         Ok(agreed)
@@ -165,7 +280,7 @@ impl Running<'_> {
     pub fn start_again(&mut self, node: Node) -> Result<()> {
         let out = self.out.join("started-again");
         fs::create_dir_all(&out).context(out.display())?;
-        let daemon = self.stage.start(node, self.tunnel, &out).context("started again")?;
+        let daemon = self.stage.start(node, &self.case.tunnel, &out).context("started again")?;
         match node {
             Node::Client => self.ends.client = daemon,
             _ => self.ends.gateway = daemon,

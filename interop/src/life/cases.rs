@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use super::act::Act;
-use super::case::Case;
+use super::case::{Case, Outcome};
 use super::seen::Seen;
 use super::stranger;
 use crate::failure::Result;
-use crate::peer::tunnel::{Child, Network, Proof, Tunnel};
+use crate::peer::Program;
+use crate::peer::tunnel::{Child, Network, Proof, Signatures, Tunnel};
 use crate::pki::{self, Kind};
 use crate::topology::Node;
 
@@ -127,7 +128,7 @@ pub fn certificates(folder: &Path) -> Result<Vec<Case>> {
     {
         files.ca = other.ca;
     }
-    cases.extend([revoked, stranger].map(|case| Case { refused: true, ..case }));
+    cases.extend([revoked, stranger].map(|case| Case { outcome: Outcome::NoIkeSa, ..case }));
     Ok(cases)
 }
 
@@ -144,17 +145,168 @@ pub fn children() -> Vec<Case> {
     vec![Case { act: Act::RekeyChildren, ..Case::new("two-children", tunnel) }]
 }
 
-/// An IKE_SA that each end in turn wants to have alone.
-pub fn childless() -> Vec<Case> {
-    let by = |node| {
-        let mut tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
-        match node {
-            Node::Client => tunnel.client.childless = true,
-            _ => tunnel.gateway.childless = true,
-        }
-        Case::new(format!("{}-insists", node.name()), tunnel)
+/// What comes of an IKE_SA without a first CHILD_SA, by what the client says of it and the gateway.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Alone {
+    /// It is made so, and each CHILD_SA has a key exchange of its own.
+    Yes,
+    /// It is not, and the CHILD_SA has the keys of the IKE_SA.
+    No,
+    /// There is no IKE_SA.
+    Refused,
+    /// There is one, and the gateway refuses the CHILD_SA in IKE_AUTH.
+    NoChild,
+}
+
+/// An IKE_SA alone, in the words of both ends. Those with `prefer` are for when that end is bewick.
+pub fn childless(client: Program) -> Vec<Case> {
+    use Alone::{No, NoChild, Refused, Yes};
+    let words: &[(&str, &str, Alone)] = match client {
+        Program::Bewick => &[
+            ("force", "allow", Yes),
+            ("force", "force", Yes),
+            ("force", "never", Refused),
+            ("prefer", "allow", Yes),
+            ("prefer", "force", Yes),
+            ("prefer", "never", No),
+            ("allow", "force", Refused),
+        ],
+        Program::Strongswan => &[
+            ("force", "allow", Yes),
+            ("force", "force", Yes),
+            ("force", "prefer", Yes),
+            ("force", "never", Refused),
+            ("allow", "prefer", No),
+            ("allow", "force", NoChild),
+        ],
     };
-    vec![by(Node::Client), by(Node::Gateway)]
+    let case = |&(client, gateway, alone): &(&'static str, &'static str, Alone)| {
+        let mut tunnel = Tunnel::default();
+        if alone == Yes {
+            tunnel.children = two_children();
+        }
+        tunnel.client.childless = Some(client);
+        tunnel.gateway.childless = Some(gateway);
+        let tunnel = both(tunnel, &["aes256gcm16-x25519"]);
+        let beyond = Some([if alone == Yes { "x25519" } else { "" }; 2]);
+        let outcome = match alone {
+            Yes | No => Outcome::Up,
+            Refused => Outcome::NoIkeSa,
+            NoChild => Outcome::NoChildSa,
+        };
+        Case { beyond, outcome, ..Case::new(format!("{client}-to-{gateway}"), tunnel) }
+    };
+    words.iter().map(case).collect()
+}
+
+/// The same ESP proposals at both ends.
+fn both(mut tunnel: Tunnel, esp: &[&'static str]) -> Tunnel {
+    tunnel.client.esp = esp.to_vec();
+    tunnel.gateway.esp = esp.to_vec();
+    tunnel
+}
+
+/// Sequence numbers of 64 bits and of 32, and a client that would rather have the former.
+pub fn esn() -> Vec<Case> {
+    let case = |name: &str, act, esp: &[&'static str], beyond| {
+        let tunnel = both(Tunnel::default(), esp);
+        Case { act, beyond: Some(beyond), ..Case::new(name, tunnel) }
+    };
+    let (with, without) = ("aes256gcm16-esn", "aes256gcm16");
+    let mut rather = case("gateway-without", Act::Nothing, &[with, without], [""; 2]);
+    rather.tunnel.gateway.esp = vec![without];
+    vec![
+        case("on", Act::RekeyChildren, &["aes256gcm16-x25519-esn"], ["esn", "x25519-esn"]),
+        case("on-cbc", Act::Nothing, &["aes128-sha256-esn"], ["esn"; 2]),
+        case("off", Act::Nothing, &[without], [""; 2]),
+        rather,
+    ]
+}
+
+/// New keys for the CHILD_SA from a key exchange of their own, and one whose first guess is wrong.
+pub fn secrecy() -> Vec<Case> {
+    let case = |name: &str, esp: &[&'static str], exchange| {
+        let tunnel = both(Tunnel::default(), esp);
+        Case { act: Act::RekeyChildren, beyond: Some(["", exchange]), ..Case::new(name, tunnel) }
+    };
+    let (x25519, ecp256) = ("aes256gcm16-x25519", "aes256gcm16-ecp256");
+    let mut other = case("another-group-first", &[x25519, ecp256], "ecp256");
+    other.tunnel.gateway.esp = vec![ecp256];
+    vec![case("x25519", &[x25519], "x25519"), case("ecp256", &[ecp256], "ecp256"), other]
+}
+
+/// A client that proves anew who it is: the next IKE_SA stands before the last one goes.
+pub fn reauthentication(client: Program) -> Vec<Case> {
+    let order = &[
+        "IKE_SA tunnel[2] state change: CONNECTING => ESTABLISHED",
+        "IKE_SA tunnel[1] state change: ESTABLISHED => DELETING",
+        "IKE_SA tunnel[3] state change: CONNECTING => ESTABLISHED",
+        "IKE_SA tunnel[2] state change: ESTABLISHED => DELETING",
+    ];
+    // strongSwan's first packets for the new CHILD_SA may be at bewick before its keys are in place.
+    let lost_in_a_row = if client == Program::Bewick { 1 } else { 0 };
+    vec![Case { lost_in_a_row, ..reauthenticates("twice", Tunnel::default(), order) }]
+}
+
+/// The same with two CHILD_SAs: both stand anew before the last IKE_SA goes.
+pub fn reauthentication_of_two() -> Vec<Case> {
+    let order = &[
+        "CHILD_SA other{4} established",
+        "IKE_SA tunnel[1] state change: ESTABLISHED => DELETING",
+        "CHILD_SA other{6} established",
+        "IKE_SA tunnel[2] state change: ESTABLISHED => DELETING",
+    ];
+    let tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
+    // A gateway, bewick too, uses the second one at once, when the client's keys may not be in place yet.
+    vec![Case { lost_in_a_row: 1, ..reauthenticates("two-children", tunnel, order) }]
+}
+
+fn reauthenticates(name: &str, mut tunnel: Tunnel, order: &'static [&'static str]) -> Case {
+    tunnel.client.reauth_lifetime = Some(3);
+    let said = vec![(Program::Strongswan, order)];
+    Case { act: Act::Reauthenticate, said, ..Case::new(name, tunnel) }
+}
+
+/// RSA keys that sign with PSS at both ends.
+///
+/// # Errors
+/// The certificates could not be made in `folder`.
+pub fn rsa_pss(folder: &Path) -> Result<Vec<Case>> {
+    let make = |node| pki::make(folder, node, Kind::Rsa, false).map(Proof::Certificate);
+    let (client, gateway) = (make(Node::Client)?, make(Node::Gateway)?);
+    let case = |name: &str, signatures, own: &'static [&'static str]| {
+        let mut tunnel = Tunnel::default();
+        for (side, proof) in [(&mut tunnel.client, &client), (&mut tunnel.gateway, &gateway)] {
+            side.proof = proof.clone();
+            side.signatures = signatures;
+        }
+        let peer: &[&str] = &["' with RSA_EMSA_PSS_SHA2_256_SALT_32 successful"];
+        let said = vec![(Program::Strongswan, own), (Program::Strongswan, peer)];
+        Case { said, ..Case::new(name, tunnel) }
+    };
+    let these = |own| Signatures::These(own, "rsa/pss-sha256");
+    Ok(vec![
+        case("by-setting", Signatures::Pss, &["(myself) with RSA_EMSA_PSS_SHA2_256"]),
+        case("sha256", these("rsa/pss-sha256"), &["(myself) with RSA_EMSA_PSS_SHA2_256"]),
+        case("sha384", these("rsa/pss-sha384"), &["(myself) with RSA_EMSA_PSS_SHA2_384"]),
+        case("sha512", these("rsa/pss-sha512"), &["(myself) with RSA_EMSA_PSS_SHA2_512"]),
+    ])
+}
+
+/// A bewick that takes four requests at once, and a strongSwan that takes one.
+pub fn windows() -> Vec<Case> {
+    let case = |name: &str, act| {
+        let mut tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
+        for side in [&mut tunnel.client, &mut tunnel.gateway] {
+            side.window = Some(4);
+            // The client has two CHILD_SAs to ask for as soon as there is an IKE_SA.
+            side.childless = Some("force");
+        }
+        let said: Vec<(_, &'static [&'static str])> =
+            vec![(Program::Strongswan, &["N(SET_WINSIZE)"])];
+        Case { act, said, at_once: Some(1), ..Case::new(name, tunnel) }
+    };
+    vec![case("new-child-keys", Act::RekeyChildren), case("new-ike-keys", Act::RekeyIke)]
 }
 
 fn inside(name: &str, networks: &'static [Network], over_ipv6: bool) -> Case {

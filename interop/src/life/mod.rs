@@ -30,6 +30,8 @@ pub enum Topic {
     Cookies,
     /// Certificates of every kind.
     Certificates,
+    /// RSA keys that sign with PSS.
+    RsaPss,
     /// An IKE_SA without a first CHILD_SA.
     Childless,
     /// Several CHILD_SAs of one IKE_SA.
@@ -38,8 +40,18 @@ pub enum Topic {
     Families,
     /// New keys for CHILD_SAs.
     RekeyChild,
+    /// New keys for CHILD_SAs, from a key exchange of their own.
+    Secrecy,
     /// New keys for the IKE_SA.
     RekeyIke,
+    /// A client that proves anew who it is.
+    Reauthentication,
+    /// The same with several CHILD_SAs.
+    ReauthenticationOfTwo,
+    /// A window of several requests.
+    Windows,
+    /// Extended sequence numbers.
+    Esn,
     /// How an IKE_SA ends, and what comes after it.
     Ends,
     /// What is worth trying in a kernel too.
@@ -54,11 +66,17 @@ impl Topic {
             Topic::Fragments => "fragments",
             Topic::Cookies => "cookies",
             Topic::Certificates => "certificates",
+            Topic::RsaPss => "rsa-pss",
             Topic::Childless => "childless",
             Topic::Children => "children",
             Topic::Families => "families",
             Topic::RekeyChild => "rekey-child",
+            Topic::Secrecy => "pfs",
             Topic::RekeyIke => "rekey-ike",
+            Topic::Reauthentication => "reauth",
+            Topic::ReauthenticationOfTwo => "reauth-two",
+            Topic::Windows => "windows",
+            Topic::Esn => "esn",
             Topic::Ends => "ends",
             Topic::Tunnels => "tunnels",
         }
@@ -73,27 +91,47 @@ impl Topic {
             Topic::Fragments => "IKE messages in fragments from either end",
             Topic::Cookies => "a gateway that asks for a cookie, and for another group after it",
             Topic::Certificates => "certificates of each kind, a chain, a key at one end only",
-            Topic::Childless => "an IKE_SA that is made alone, and its CHILD_SAs after it",
+            Topic::RsaPss => "RSA keys that sign with PSS, with each hash",
+            Topic::Childless => {
+                "an IKE_SA that is made alone, or not, as both ends want, and its CHILD_SAs after it"
+            }
             Topic::Children => "two networks as two CHILD_SAs of one IKE_SA, with new keys",
             Topic::Families => "IPv4 in IPv6, IPv6 in IPv4, both virtual addresses at once",
             Topic::RekeyChild => "new keys for the CHILD_SA from either end, no packet lost",
+            Topic::Secrecy => {
+                "new keys for the CHILD_SA from a key exchange of their own, no packet lost"
+            }
             Topic::RekeyIke => "new keys for the IKE_SA from either end, no packet lost",
+            Topic::Reauthentication => {
+                "a client that proves anew who it is: make before break, at most a packet lost each time"
+            }
+            Topic::ReauthenticationOfTwo => {
+                "a client with two CHILD_SAs proves anew who it is: both are made before the break"
+            }
+            Topic::Windows => "a window of four at one end, of one at the other",
+            Topic::Esn => "sequence numbers of 64 bits and of 32, with new keys",
             Topic::Ends => "DELETE from either end, a client that died, a gateway that restarts",
             Topic::Tunnels => "IPv4 in IPv6, both families in IPv4, two CHILD_SAs with new keys",
         }
     }
 
-    fn cases(self, out: &Path) -> Result<Vec<Case>> {
+    fn cases(self, client: Program, out: &Path) -> Result<Vec<Case>> {
         Ok(match self {
             Topic::Suites => cases::suites(),
             Topic::Fragments => cases::fragments(),
             Topic::Cookies => cases::cookies(),
             Topic::Certificates => cases::certificates(&out.join("pki"))?,
-            Topic::Childless => cases::childless(),
+            Topic::RsaPss => cases::rsa_pss(&out.join("pki"))?,
+            Topic::Childless => cases::childless(client),
             Topic::Children => cases::children(),
             Topic::Families => cases::families(),
             Topic::RekeyChild => cases::rekey_child(),
+            Topic::Secrecy => cases::secrecy(),
             Topic::RekeyIke => cases::rekey_ike(),
+            Topic::Reauthentication => cases::reauthentication(client),
+            Topic::ReauthenticationOfTwo => cases::reauthentication_of_two(),
+            Topic::Windows => cases::windows(),
+            Topic::Esn => cases::esn(),
             Topic::Ends => cases::ends(),
             Topic::Tunnels => [cases::families_in_kernel(), cases::children()].concat(),
         })
@@ -122,14 +160,21 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Fragments, Plane::Userspace, [true, true]),
     (Topic::Cookies, Plane::Userspace, [true, true]),
     (Topic::Certificates, Plane::Userspace, [true, true]),
+    (Topic::RsaPss, Plane::Userspace, [true, true]),
     (Topic::Children, Plane::Userspace, [true, true]),
     (Topic::Childless, Plane::Userspace, [true, true]),
     (Topic::Families, Plane::Userspace, [true, true]),
     (Topic::RekeyChild, Plane::Userspace, [true, true]),
+    (Topic::Secrecy, Plane::Userspace, [true, true]),
     (Topic::RekeyIke, Plane::Userspace, [true, true]),
+    (Topic::Reauthentication, Plane::Userspace, [true, true]),
+    (Topic::ReauthenticationOfTwo, Plane::Userspace, [false, true]),
+    (Topic::Windows, Plane::Userspace, [true, true]),
     (Topic::Ends, Plane::Userspace, [true, true]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Suites, Plane::Kernel, [true, true]),
+    // strongSwan has no ESN in userspace.
+    (Topic::Esn, Plane::Kernel, [true, true]),
 ];
 
 /// All of them, in the order in which they run: each in both roles.
@@ -150,7 +195,7 @@ impl Life {
     /// The cases that were not passed, and why.
     pub fn steps(&self, out: &Path, verdict: &mut Verdict) -> Result<()> {
         let (scratch, _guard) = cleanup::scratch_folder("life").context("scratch folder")?;
-        let cases = verdict.step("prepare", || self.topic.cases(out))?;
+        let cases = verdict.step("prepare", || self.topic.cases(self.client, out))?;
         let topology = verdict.step("build the network", || {
             let topology = Topology::build(self.plane.name(), false)?;
             topology.add_ipv6()?;
@@ -160,12 +205,12 @@ impl Life {
         for case in cases {
             let start = Instant::now();
             let stage = case::Stage { life: *self, topology: &topology, scratch: &scratch };
-            let result = case.run(&stage, &out.join(&case.name), &mut verdict.versions);
-            verdict.cases.push(CaseVerdict {
-                name: case.name,
-                seconds: start.elapsed().as_secs_f64(),
-                reason: result.err().map(|failure| failure.to_string()),
-            });
+            let mut one = CaseVerdict { name: case.name.clone(), ..CaseVerdict::default() };
+            let folder = out.join(&case.name);
+            let result = case.run(&stage, &folder, &mut verdict.versions, &mut one);
+            one.seconds = start.elapsed().as_secs_f64();
+            one.reason = result.err().map(|failure| failure.to_string());
+            verdict.cases.push(one);
         }
         let failed: Vec<String> = verdict
             .cases

@@ -91,6 +91,11 @@ impl Peer for Bewick {
         self.bewick(&["rekey", "tunnel", "--ike"], SHORT).map(drop)
     }
 
+    fn reauthenticate(&mut self) -> Result<()> {
+        // It does so by itself, and knows no command for it.
+        Ok(())
+    }
+
     fn sas(&mut self) -> Result<Vec<SaView>> {
         self.daemon.still_runs()?;
         let status = self.status()?;
@@ -106,6 +111,7 @@ impl Peer for Bewick {
                         spi_in: spi(&child.spi_in)?,
                         spi_out: spi(&child.spi_out)?,
                         suite: child.suite.clone(),
+                        beyond: None,
                     })
                 });
                 Ok(SaView {

@@ -112,6 +112,8 @@ pub struct ChildView {
     pub spi_out: u32,
     /// The algorithms in the words of the configurations.
     pub suite: String,
+    /// What follows them there, the key exchange and `esn`, or nothing; if the daemon says it.
+    pub beyond: Option<String>,
 }
 
 impl std::fmt::Display for SaView {
@@ -144,6 +146,8 @@ pub trait Peer {
     fn rekey_children(&mut self) -> Result<()>;
     /// Gives the IKE_SA new keys.
     fn rekey_ike(&mut self) -> Result<()>;
+    /// Proves anew who it is, with a whole new IKE_SA (client only).
+    fn reauthenticate(&mut self) -> Result<()>;
     /// The established IKE_SAs.
     fn sas(&mut self) -> Result<Vec<SaView>>;
     /// Ends the daemon with SIGTERM.

@@ -105,6 +105,11 @@ impl Peer for Strongswan {
         self.control.swanctl(&["--rekey", "--ike", "tunnel"], SHORT).map(drop)
     }
 
+    fn reauthenticate(&mut self) -> Result<()> {
+        let command = ["--rekey", "--ike", "tunnel", "--reauth"];
+        self.control.swanctl(&command, SHORT).map(drop)
+    }
+
     fn sas(&mut self) -> Result<Vec<SaView>> {
         self.daemon.still_runs()?;
         list::sas_in(&self.control.swanctl(&["--list-sas", "--pretty"], SHORT)?)

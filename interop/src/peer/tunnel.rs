@@ -32,10 +32,30 @@ pub struct Side {
     pub revoked: Option<PathBuf>,
     /// The biggest IP packet with an IKE message.
     pub fragment_size: Option<u16>,
-    /// Whether it makes the IKE_SA alone and every CHILD_SA after it, or nothing (RFC 6023).
-    pub childless: bool,
+    /// How it takes an IKE_SA without a first CHILD_SA (RFC 6023), in the word that both programs
+    /// have for it, but for `prefer`, which strongSwan 5.9.8 lacks; `allow` if there is none.
+    pub childless: Option<&'static str>,
     /// Whether it asks for a cookie once a single IKE_SA is half open.
     pub cookies: bool,
+    /// How strongSwan's RSA keys sign; bewick's have one way.
+    pub signatures: Signatures,
+    /// After how many seconds a client proves anew who it is, the new IKE_SA before the old one goes; a
+    /// strongSwan is told when.
+    pub reauth_lifetime: Option<u32>,
+    /// How many requests bewick takes at once; strongSwan takes one.
+    pub window: Option<u8>,
+}
+
+/// How strongSwan's RSA keys sign, and what signatures it takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Signatures {
+    /// With PKCS#1 v1.5, and it takes any.
+    #[default]
+    Usual,
+    /// With PSS, because the daemon's settings say so, and it takes any.
+    Pss,
+    /// With the first scheme, in its own words, and it takes nothing but the second.
+    These(&'static str, &'static str),
 }
 
 /// How an end proves who it is.
@@ -99,17 +119,6 @@ impl Tunnel {
     /// The settings of its peer.
     pub fn other_side(&self, node: Node) -> &Side {
         if node == Node::Client { &self.gateway } else { &self.client }
-    }
-
-    /// The word in which the configuration of the daemon on this host says how it takes an IKE_SA
-    /// without a first CHILD_SA; both programs have the same ones.
-    pub fn childless(&self, node: Node) -> &'static str {
-        match (self.side(node).childless, self.other_side(node).childless) {
-            (true, _) => "force",
-            // It starts, so it must want the same; strongSwan 5.9.8 has no `prefer`.
-            (false, true) if node == Node::Client => "force",
-            (false, _) => "allow",
-        }
     }
 
     /// The address that the client goes to.

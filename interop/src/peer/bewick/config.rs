@@ -65,7 +65,13 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if !own.esp.is_empty() {
         line("esp_proposals", format!("{:?}", own.esp));
     }
-    line("childless", format!("{:?}", tunnel.childless(node)));
+    line("childless", format!("{:?}", own.childless.unwrap_or("allow")));
+    if let Some(seconds) = own.reauth_lifetime.filter(|_| is_client) {
+        line("reauth_lifetime", seconds.to_string());
+    }
+    if let Some(window) = own.window {
+        line("window", window.to_string());
+    }
     if let Some(list) = &own.revoked {
         line("crl_file", format!("{list:?}"));
     }
@@ -79,6 +85,10 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     for child in others {
         let (name, prefixes) = (child.name, prefixes(child));
         text += &format!("\n[[connection.child]]\nname = \"{name}\"\n{networks} = {prefixes}\n");
+        if !own.esp.is_empty() {
+            // What the connection says is for its own CHILD_SA alone.
+            text += &format!("esp_proposals = {:?}\n", own.esp);
+        }
     }
     Ok(text)
 }

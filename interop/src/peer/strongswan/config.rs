@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::failure::{Context, Result};
-use crate::peer::tunnel::{Child, Proof};
+use crate::peer::tunnel::{Child, Proof, Signatures};
 use crate::peer::{CLIENT_ID, GATEWAY_ID, PSK, Place, Plane};
 use crate::topology::Node;
 
@@ -30,6 +30,14 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
     if side.cookies {
         options += "cookie_threshold = 1\ncookie_threshold_ip = 1\n";
     }
+    if side.reauth_lifetime.is_some() {
+        // strongSwan 5.9.8 drops an answer that is there before the new IKE_SA is in its table, and would
+        // wait four seconds until it asks again.
+        options += "make_before_break = yes\nretransmit_timeout = 0.5\n";
+    }
+    if matches!(side.signatures, Signatures::Pss) {
+        options += "rsa_pss = yes\n";
+    }
     DAEMON_SETTINGS
         .replace("@kernel@", kernel)
         .replace("@credentials@", CREDENTIALS)
@@ -52,12 +60,16 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         fs::copy(from, to.join(name)).context(from.display()).map(drop)
     };
     fs::create_dir_all(folder).context(folder.display())?;
+    let (signs, takes) = match own.signatures {
+        Signatures::These(signs, takes) => (signs, format!("ike:{takes}")),
+        Signatures::Usual | Signatures::Pss => ("pubkey", "pubkey".to_owned()),
+    };
     let proof = |proof: &Proof, certificate: bool| match proof {
         Proof::Psk => "auth = psk".to_owned(),
         Proof::Certificate(files) if certificate => {
-            format!("auth = pubkey\ncerts = {}", files.certificate.display())
+            format!("auth = {signs}\ncerts = {}", files.certificate.display())
         }
-        Proof::Certificate(files) => format!("auth = pubkey\ncacerts = {}", files.ca.display()),
+        Proof::Certificate(files) => format!("auth = {takes}\ncacerts = {}", files.ca.display()),
     };
     if let Proof::Certificate(files) = &own.proof {
         put("private", &files.key)?;
@@ -110,7 +122,7 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         .replace("@ends@", &ends)
         .replace("@ike@", &words(&own.ike, IKE))
         .replace("@encap@", if place.plane == Plane::Userspace { "yes" } else { "no" })
-        .replace("@childless@", tunnel.childless(node))
+        .replace("@childless@", own.childless.unwrap_or("allow"))
         .replace("@local@", &format!("{}\nid = {own_id}", proof(&own.proof, true)))
         .replace("@remote@", &format!("{}\nid = {other_id}", proof(&other.proof, false)))
         .replace("@children@", &children)

@@ -96,7 +96,7 @@ impl Raw {
             local: end(&self.local)?,
             remote: end(&self.remote)?,
             virtual_ips: self.virtual_ips,
-            suite: Some(self.algorithms.words()),
+            suite: Some([self.algorithms.suite(), self.algorithms.beyond()].join("-")),
             children: self.children,
         })
     }
@@ -116,7 +116,8 @@ impl RawChild {
         Ok(ChildView {
             spi_in: spi(&self.spi_in)?,
             spi_out: spi(&self.spi_out)?,
-            suite: self.algorithms.words(),
+            suite: self.algorithms.suite(),
+            beyond: Some(self.algorithms.beyond()),
         })
     }
 }
@@ -135,7 +136,7 @@ impl Algorithms {
     }
 
     /// In the words of the configurations; what has none stays as it is.
-    fn words(&self) -> String {
+    fn suite(&self) -> String {
         let bits = &self.key_bits;
         let encryption = match self.encryption.as_str() {
             "AES_GCM_16" => format!("aes{bits}gcm16"),
@@ -149,13 +150,18 @@ impl Algorithms {
         };
         let integrity = hash(&self.integrity, "HMAC_SHA2_").or(word(&self.integrity));
         let prf = hash(&self.prf, "PRF_HMAC_SHA2_").map(|hash| format!("prf{hash}"));
+        let words = [Some(encryption), integrity, prf.or(word(&self.prf))];
+        words.into_iter().flatten().collect::<Vec<_>>().join("-")
+    }
+
+    /// What follows them: the key exchange and `esn`.
+    fn beyond(&self) -> String {
         let exchange = match self.key_exchange.as_str() {
             "CURVE_25519" => Some("x25519".to_owned()),
             other => word(&other.replace('_', "").to_lowercase()),
         };
         let esn = self.esn.then(|| "esn".to_owned());
-        let words = [Some(encryption), integrity, prf.or(word(&self.prf)), exchange, esn];
-        words.into_iter().flatten().collect::<Vec<_>>().join("-")
+        exchange.into_iter().chain(esn).collect::<Vec<_>>().join("-")
     }
 }
 
@@ -202,6 +208,8 @@ list-sa event {
         spi-out = c9c1a12e
         encr-alg = AES_GCM_16
         encr-keysize = 256
+        dh-group = ECP_256
+        esn = 1
         remote-ts = [
           10.9.0.1/32
         ]
@@ -234,6 +242,7 @@ list-sas reply {
                 spi_in: 0x00ca_4bd2,
                 spi_out: 0xc9c1_a12e,
                 suite: "aes256gcm16".to_owned(),
+                beyond: Some("ecp256-esn".to_owned()),
             }],
         };
         assert_eq!(sas, [expected]);
