@@ -196,6 +196,13 @@ pub enum Event {
         /// when the request was sent, if that was once
         sent: Option<Time>,
     },
+    /// A request of the peer's that has been answered came again: the answer may not have arrived.
+    Repeated {
+        /// which IKE_SA
+        sa: SaId,
+        /// the path that it came on
+        path: Path,
+    },
     /// Our request will not be answered, for a rekey of the IKE_SA has overtaken it.
     Lost {
         /// which IKE_SA

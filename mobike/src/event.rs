@@ -56,6 +56,8 @@ pub enum Hint {
     Unreachable,
     /// the machine has slept
     Resumed,
+    /// the peer says that its answers do not arrive
+    Asked,
 }
 
 impl fmt::Display for Hint {
@@ -65,6 +67,7 @@ impl fmt::Display for Hint {
             Hint::Silence => "nothing comes back",
             Hint::Unreachable => "an ICMP error says that the peer can't be reached",
             Hint::Resumed => "the machine has slept",
+            Hint::Asked => "the peer says that its answers do not arrive",
         })
     }
 }

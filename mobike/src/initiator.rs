@@ -21,6 +21,12 @@ pub(crate) fn candidates(mobility: &Mobility, locals: &[LocalAddress], current: 
     let mut remotes = vec![current.remote.ip()];
     remotes.retain(|remote| mobility.peer_addresses.contains(remote));
     remotes.extend(mobility.peer_addresses.iter().filter(|a| **a != current.remote.ip()));
+    let cost = |remote: &IpAddr| {
+        mobility.peer_costs.iter().find(|(address, _)| address == remote).map(|(_, cost)| *cost)
+    };
+    // The peer's own wishes count after what is in use.
+    let rest = usize::from(remotes.first() == Some(&current.remote.ip()));
+    remotes[rest..].sort_by_key(|remote| cost(remote).unwrap_or(u32::MAX));
     // Where traffic was last is never forgotten, whatever a list says: last, but there.
     remotes.push(mobility.children_at.remote.ip());
     let mut paths: Vec<Path> = Vec::new();
@@ -140,4 +146,36 @@ pub(crate) fn seen_as(payloads: &[Payload]) -> Option<Vec<u8>> {
         }
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bewick_ike::{ConnectionId, Role, SaId, SaView};
+
+    use super::*;
+
+    #[test]
+    fn the_peer_s_cheaper_address_comes_first_after_the_one_in_use() {
+        let at = |text: &str| text.parse().unwrap();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let path = Path::new(at("198.51.100.2:4500"), at("192.0.2.1:4500"));
+        let (id, connection, role) = (SaId(1), ConnectionId(0), Role::Initiator);
+        let view = SaView { id, connection, role, spi_i: 1, spi_r: 2, epoch: 0, path };
+        let mut mobility = Mobility::new(&view);
+        let told = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"].map(ip);
+        mobility.peer_addresses = told.to_vec();
+        let locals = [LocalAddress {
+            cost: 0,
+            metric: 0,
+            address: ip("198.51.100.2"),
+            interface: "wlan0".into(),
+            metered: false,
+        }];
+        let order = |mobility: &Mobility| -> Vec<IpAddr> {
+            candidates(mobility, &locals, path).iter().map(|path| path.remote.ip()).collect()
+        };
+        assert_eq!(order(&mobility), told);
+        mobility.peer_costs = vec![(told[1], 300), (told[3], 10)];
+        assert_eq!(order(&mobility), [told[0], told[3], told[1], told[2]]);
+    }
 }

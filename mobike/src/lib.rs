@@ -10,6 +10,7 @@ pub mod address;
 pub mod event;
 pub mod host;
 mod initiator;
+mod kin;
 mod mobility;
 mod notify;
 mod path;

@@ -17,6 +17,7 @@ use crate::{
     address::LocalAddress,
     event::{Cause, Hint},
     host::Counts,
+    kin::{self, Heard},
     notify,
     path::Pairs,
     policy::ConnectionPolicy,
@@ -125,6 +126,16 @@ pub(crate) struct Mobility {
     pub(crate) esp_seen: Option<Path>,
     /// responder: traffic has followed the peer before it has shown that it receives there; where it did
     pub(crate) capped: Option<Path>,
+    /// the peer is a Bewick too
+    pub(crate) kin: bool,
+    /// what its addresses cost, as it says
+    pub(crate) peer_costs: Vec<(IpAddr, u32)>,
+    /// from where it was heard lately
+    pub(crate) heard: Heard,
+    /// responder: how often the newest request came again on one path, and when that was counted
+    pub(crate) repeats: (Option<Path>, u32),
+    /// responder: when the peer was asked last to look for another pair
+    pub(crate) pleaded: Option<Time>,
 }
 
 impl Mobility {
@@ -168,6 +179,11 @@ impl Mobility {
             updates: (Time::ZERO, 0),
             esp_seen: None,
             capped: None,
+            kin: false,
+            peer_costs: Vec::new(),
+            heard: Heard::default(),
+            repeats: (None, 0),
+            pleaded: None,
         }
     }
 }
@@ -181,6 +197,8 @@ pub(crate) enum Intent {
     PeerList,
     /// without MOBIKE: a genuine request came from this path
     Seen { path: Path },
+    /// initiator: the peer's answers do not arrive, it says
+    PleaseProbe,
     /// responder with MOBIKE: a genuine request that is no update came from another path
     Heard { path: Path },
 }
@@ -246,11 +264,24 @@ impl Movers {
         if !nat_t && view.role == Role::Initiator {
             payloads.push(notify::no_nats(view.path));
         }
+        let kin = view.role == Role::Initiator || self.sas.get(&view.id).is_some_and(|m| m.kin);
+        if kin {
+            payloads.push(kin::vendor_id());
+        }
         if let Some(mobility) = self.sas.get_mut(&view.id) {
             mobility.announced = addresses;
             mobility.nat_t = nat_t;
         }
         payloads
+    }
+
+    /// What our addresses cost, for a peer that can make use of it.
+    pub(crate) fn costs(&self, addresses: &[IpAddr]) -> Vec<Payload> {
+        let cost = |address: &IpAddr| {
+            let local = self.locals.iter().find(|local| local.address == *address)?;
+            Some((*address, local.cost))
+        };
+        kin::costs(&addresses.iter().filter_map(cost).collect::<Vec<_>>())
     }
 
     /// The peer's list, if it is heeded.
@@ -272,11 +303,20 @@ impl Extension for Movers {
         mobility.supported =
             self.is_enabled(view) && notify::has(payloads, NotifyType::MOBIKE_SUPPORTED);
         let supported = mobility.supported;
+        mobility.kin = supported && kin::is_kin(payloads);
         if let Some(list) = self.peer_list(view, payloads).filter(|_| supported) {
             mobility.peer_addresses = list;
         }
+        let kin = mobility.kin;
         self.sas.insert(view.id, mobility);
-        if supported { self.offer(view) } else { Vec::new() }
+        if !supported {
+            return Vec::new();
+        }
+        let mut payloads = self.offer(view);
+        if kin {
+            payloads.extend(self.costs(&self.own_addresses(view.connection, view.path)));
+        }
+        payloads
     }
 
     fn auth_response_received(&mut self, view: &SaView, payloads: &[Payload]) {
@@ -284,6 +324,10 @@ impl Extension for Movers {
         let list = self.peer_list(view, payloads);
         let Some(mobility) = self.sas.get_mut(&view.id) else { return };
         mobility.supported = enabled && notify::has(payloads, NotifyType::MOBIKE_SUPPORTED);
+        mobility.kin = mobility.supported && kin::is_kin(payloads);
+        if mobility.kin {
+            mobility.peer_costs = kin::read_costs(payloads);
+        }
         if let Some(list) = list.filter(|_| mobility.supported) {
             mobility.peer_addresses = list;
         }
@@ -312,6 +356,14 @@ impl Extension for Movers {
                     self.intents.extend(intents.into_iter().map(|intent| (view.id, intent)));
                 }
                 Err(refusal) => response.push(notify::empty(refusal)),
+            }
+            if mobility.kin {
+                mobility.heard.note(request.now, request.path.remote);
+                mobility.repeats = (None, 0);
+                if view.role == Role::Responder {
+                    response.push(kin::observed(request.path.remote));
+                    response.extend(mobility.heard.tell(request.now));
+                }
             }
             // RFC 4555 §3.7: the cookie goes back as it is, also with a refusal (§3.5).
             if let Some(cookie) = notify::read_cookie2(request.payloads) {

@@ -3,7 +3,11 @@
 //! draft-ietf-multi6-failure-detection-00 §3 to §5: a pair has a state and a history; the newest result
 //! counts most. What is learnt about one of our addresses is shared by all IKE_SAs.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bewick_ike::{Path, Time};
 
@@ -85,6 +89,12 @@ pub(crate) struct PairRecord {
     pub(crate) nat: Option<bool>,
     /// the peer has returned a COOKIE2 of this pair alone
     pub(crate) validated: Option<Time>,
+    /// with the ports that it had then
+    pub(crate) path: Option<Path>,
+    /// as whom the peer sees us on it
+    pub(crate) seen: Option<SocketAddr>,
+    /// when the peer last heard us on it, as it says
+    pub(crate) heard: Option<Time>,
 }
 
 impl PairRecord {
@@ -110,6 +120,13 @@ impl PairRecord {
 
     pub(crate) fn is_valid(&self, now: Time) -> bool {
         self.validated.is_some_and(|at| now.since(at) < VALID)
+    }
+
+    /// Whether the peer hears us on it, but we do not hear the peer
+    /// (draft-ietf-multi6-failure-detection-00 §5.4).
+    pub(crate) fn is_one_way(&self, now: Time) -> bool {
+        let lately = |at: Time| now.since(at) < HALF_LIFE;
+        self.has_failed(now) && self.heard.is_some_and(|at| lately(at) && self.answered < Some(at))
     }
 
     fn note(&mut self, now: Time, good: bool) {
@@ -187,6 +204,31 @@ impl Pairs {
         let record = self.of(path);
         record.pending = None;
         record.note(now, false);
+    }
+
+    /// The pair on which the peer has shown last that it receives, other than `but`.
+    pub(crate) fn newest_valid(&self, now: Time, but: Path) -> Option<Path> {
+        let valid = self.0.values().filter(|record| record.is_valid(now));
+        let newest = valid.filter(|record| record.path.is_some_and(|path| path != but));
+        newest.max_by_key(|record| record.validated).and_then(|record| record.path)
+    }
+
+    /// The peer has heard us from there, so long ago.
+    pub(crate) fn heard(&mut self, now: Time, from: SocketAddr, age: Duration) {
+        let at = Time::from_micros(
+            (now.since(Time::ZERO).saturating_sub(age)).as_micros().try_into().unwrap_or(0),
+        );
+        for ((local, _), record) in &mut self.0 {
+            if record.seen == Some(from) || *local == from.ip() {
+                record.heard = record.heard.max(Some(at));
+            }
+        }
+    }
+
+    /// It was in use, was asked several times and stayed silent.
+    pub(crate) fn failed(&mut self, now: Time, path: Path) {
+        self.silent(now, path);
+        self.of(path).score = Score { value: -FULL, at: now };
     }
 
     /// Every probe that is still without an answer has none.

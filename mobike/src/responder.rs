@@ -3,6 +3,7 @@
 use bewick_ike::{Role, SaView, extension::Request, nat, wire::NotifyType};
 
 use crate::{
+    kin,
     mobility::{Intent, Mobility},
     notify,
     policy::ConnectionPolicy,
@@ -38,6 +39,9 @@ pub(crate) fn on_request(
     {
         // RFC 4555 §3.6: the new list replaces the old one whole.
         mobility.newest_list = Some(at);
+        if mobility.kin {
+            mobility.peer_costs = kin::read_costs(request.payloads);
+        }
         mobility.peer_addresses = list;
         intents.push(Intent::PeerList);
     }
@@ -51,6 +55,9 @@ pub(crate) fn on_request(
         intents.push(Intent::Updated { path: request.path, nat: None });
     } else if view.role == Role::Responder && view.path != request.path {
         intents.push(Intent::Heard { path: request.path });
+    }
+    if view.role == Role::Initiator && mobility.kin && kin::asks_to_probe(request.payloads) {
+        intents.push(Intent::PleaseProbe);
     }
     Ok(intents)
 }

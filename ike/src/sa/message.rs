@@ -2,6 +2,7 @@
 //! and who takes care of them (RFC 7296 §2.1, §2.2, §2.5, §2.21).
 
 use crate::{
+    config::Role,
     event::{CloseReason, Event},
     path::Path,
     wire::{ExchangeType, Message, NotifyType, Payload},
@@ -110,7 +111,7 @@ impl Sa {
             return;
         }
         let Some(inside) = self.received(cx, received) else { return };
-        self.last_heard = cx.now;
+        self.heard(cx, path);
         if let Some(channel) = self.on(on) {
             channel.incoming.begin(id);
         }
@@ -172,6 +173,18 @@ impl Sa {
         if let Some(smaller) = smaller {
             channel.incoming.recut(id, smaller);
         }
+        if matches!(self.state, State::Live(_)) {
+            cx.shared.event(Event::Repeated { sa: self.id, path });
+        }
+    }
+
+    /// Something genuine has come on `path`. It shows that the peer is there; to an initiator, who decides
+    /// where the IKE_SA is, it shows nothing of the pair in use if it came on another (RFC 4555 §3.12).
+    fn heard(&mut self, cx: &Cx<'_>, path: Path) {
+        let pair = |path: Path| (path.local.ip(), path.remote.ip());
+        if self.role == Role::Responder || pair(path) == pair(self.path) {
+            self.last_heard = cx.now;
+        }
     }
 
     /// The content of what arrived, if a message has become whole.
@@ -216,7 +229,7 @@ impl Sa {
         let Some(inside) = self.received(cx, received) else { return };
         let Some(request) = self.on(on).and_then(|c| c.outgoing.take(id, exchange)) else { return };
         self.arm_retransmit(cx);
-        self.last_heard = cx.now;
+        self.heard(cx, path);
         if matches!(self.state, State::Live(_)) {
             let once = request.tries == 1 && path == request.astray.unwrap_or(self.path);
             let sent = once.then_some(request.sent);

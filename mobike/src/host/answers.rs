@@ -10,6 +10,7 @@ use super::{CALM, CHECKS, Host, MOST_UPDATES, TRIES_BEFORE_DOUBT, TRIES_OF_CHECK
 use crate::{
     event::{Cause, Event, Hint},
     initiator::{self, Verdict},
+    kin,
     mobility::{Awaiting, Intent, Underway},
     notify,
     policy::ReturnRoutability,
@@ -50,6 +51,7 @@ impl Host {
             }
             Intent::Seen { path } => self.follow_nat(now, id, path),
             Intent::Heard { path } => self.on_heard(now, id, path),
+            Intent::PleaseProbe => self.suspect(now, id, Hint::Asked),
             Intent::PeerList => {
                 let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
                 let Some(mobility) = self.movers.sas.get(&id) else { return };
@@ -209,6 +211,14 @@ impl Host {
         // Copies of a request that went out from several addresses have one answer, to whichever of them
         // the peer took: what it says of addresses is of no pair in particular (RFC 4555 §3.6).
         let scattered = std::mem::take(&mut mobility.scattered);
+        if mobility.kin {
+            if let Some(seen) = kin::read_observed(payloads).filter(|_| !scattered) {
+                mobility.pairs.of(path).seen = Some(seen);
+            }
+            for (from, age) in kin::read_heard(payloads) {
+                mobility.pairs.heard(now, from, age);
+            }
+        }
         // A hash with SPIs that a rekey has replaced can't be compared, nor one of another pair.
         let comparable = of_today && path == view.path && !scattered;
         if tag == Tag::Liveness {
@@ -269,7 +279,8 @@ impl Host {
                         }
                     }
                 } else {
-                    mobility.pairs.of(checked).validated = Some(now);
+                    let record = mobility.pairs.of(checked);
+                    (record.validated, record.path) = (Some(now), Some(checked));
                     let there = mobility.capped.is_some() && mobility.children_at == checked;
                     self.lift(now, id);
                     self.confirm(now, id);
@@ -332,7 +343,7 @@ impl Host {
             }
             Some(_) if answered == asked => {
                 let record = mobility.pairs.of(asked);
-                record.validated = Some(now);
+                (record.validated, record.path) = (Some(now), Some(asked));
                 record.nat = nat.map(|nat| nat.any()).or(record.nat);
                 if mobility.esp_seen.take_if(|seen| *seen == asked).is_some() && current != asked {
                     mobility.agreed = asked;
@@ -380,7 +391,8 @@ impl Host {
                     return;
                 }
                 // The update had a COOKIE2 of its own.
-                mobility.pairs.of(current).validated = Some(now);
+                let record = mobility.pairs.of(current);
+                (record.validated, record.path) = (Some(now), Some(current));
                 if mobility.children_at != current {
                     self.move_children(now, id, current);
                 }

@@ -355,6 +355,7 @@ impl Host {
             event::Event::Answered { sa, path, sent } => self.on_answered(now, sa, path, sent),
             event::Event::Reached { sa } => self.on_reached(sa),
             event::Event::Answering { sa } => self.on_answering(now, sa),
+            event::Event::Repeated { sa, path } => self.on_repeated(now, sa, path),
             event::Event::Unknown { sa, tries } => self.on_unknown(now, sa, tries),
             event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
             event::Event::Closed { sa, connection, path, reason } => {

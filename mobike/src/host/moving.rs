@@ -140,6 +140,8 @@ impl Host {
         let Some(view) = self.ike.view(id) else { return };
         let addresses = self.movers.own_addresses(view.connection, view.path);
         let force = self.force_encap(id);
+        let kin = self.movers.sas.get(&id).is_some_and(|m| m.kin);
+        let costs = if kin { self.movers.costs(&addresses) } else { Vec::new() };
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let idle = mobility.awaiting.is_none() && !mobility.stranded;
         if !mobility.supported || !mobility.established || !idle {
@@ -155,7 +157,8 @@ impl Host {
             mobility.announced.clone_from(&addresses);
             let cookie = notify::new_cookie2(self.ike.random());
             let random = self.ike.random();
-            let payloads = initiator::update(here, nat_t, &cookie, &addresses, random);
+            let mut payloads = initiator::update(here, nat_t, &cookie, &addresses, random);
+            payloads.extend(costs);
             (Awaiting::Update { generation, cookie }, payloads)
         } else if mobility.pending_check {
             mobility.pending_check = false;
@@ -166,7 +169,9 @@ impl Host {
             (Awaiting::Routability { generation, cookie, path: view.path }, payloads)
         } else if mobility.announced != addresses && !addresses.is_empty() && !mobility.stranded {
             mobility.announced.clone_from(&addresses);
-            (Awaiting::List, initiator::list(&addresses, view.path, nat_t))
+            let mut payloads = initiator::list(&addresses, view.path, nat_t);
+            payloads.extend(costs);
+            (Awaiting::List, payloads)
         } else if mobility.pending_mapping {
             mobility.pending_mapping = false;
             let random = self.ike.random();

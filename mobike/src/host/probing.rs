@@ -1,14 +1,14 @@
 //! Whether the pair in use works and which other one would: hints, races, alternatives that are kept
 //! warm (RFC 4555 §3.5, §3.10; draft-ietf-multi6-failure-detection-00).
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use bewick_ike::{ChildId, Path, Role, SaId, Tag, Time, wire::Payload};
 
 use super::{Host, Output};
 use crate::{
     event::{Cause, Event, Hint},
-    initiator,
+    initiator, kin,
     mobility::Awaiting,
     notify,
     path::PairState,
@@ -26,6 +26,9 @@ const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 
 /// So long before a responder gives an absent initiator up it asks whether it is there.
 const LAST_QUESTION: Duration = Duration::from_secs(330);
+
+/// So often a request comes again before the peer is told, elsewhere, that our answers do not arrive.
+const REPEATS: u32 = 2;
 
 /// Alternatives that are kept warm.
 const WARM: usize = 2;
@@ -98,6 +101,10 @@ pub struct PairStatus {
     pub nat: Option<bool>,
     /// the peer has shown lately that it receives there (RFC 4555 §3.7)
     pub validated: bool,
+    /// as whom the peer sees us, if it is a Bewick
+    pub seen: Option<SocketAddr>,
+    /// the peer hears us on it and we do not hear the peer
+    pub one_way: bool,
 }
 
 impl Host {
@@ -129,6 +136,8 @@ impl Host {
                 age: record.answered.map(|at| now.since(at)),
                 nat,
                 validated: record.is_valid(now) || mobility.children_at.remote == path.remote,
+                seen: record.seen,
+                one_way: record.is_one_way(now),
             }
         };
         paths.into_iter().map(status).collect()
@@ -331,7 +340,7 @@ impl Host {
         let cause = race.cause;
         mobility.tried = race.tried().to_vec();
         mobility.race = None;
-        mobility.pairs.silent(now, current);
+        mobility.pairs.failed(now, current);
         self.uplinks.note(now, current.local.ip(), false);
         self.timers.clear(id, Timer::Race);
         // RFC 4555 §3.7: that it answered there shows nothing about one address alone: a fresh
@@ -460,6 +469,23 @@ impl Host {
         }
     }
 
+    /// The peer repeats itself: what we answer does not arrive there. Another Bewick is told so where it has
+    /// shown that it receives.
+    pub(super) fn on_repeated(&mut self, now: Time, id: SaId, path: Path) {
+        let Some(mobility) = self.movers.sas.get_mut(&id).filter(|m| m.kin) else { return };
+        mobility.heard.note(now, path.remote);
+        let (last, count) = &mut mobility.repeats;
+        if *last != Some(path) {
+            (*last, *count) = (Some(path), 0);
+        }
+        *count += 1;
+        let lately = mobility.pleaded.is_some_and(|at| now.since(at) < BETWEEN_STRANGERS);
+        let wanted = mobility.role == Role::Responder && mobility.repeats.1 >= REPEATS && !lately;
+        let Some(other) = mobility.pairs.newest_valid(now, path).filter(|_| wanted) else { return };
+        mobility.pleaded = Some(now);
+        self.request(now, id, &[kin::please_probe()], Awaiting::Probe, Some(other));
+    }
+
     /// Responder: a genuine request came from elsewhere than where the IKE_SA is. It moves nothing
     /// (RFC 4555 §3.5); but if the peer shows now that it receives there, its update needs no second
     /// round trip.
@@ -484,7 +510,7 @@ impl Hint {
     fn cause(self) -> Cause {
         match self {
             Hint::Silence => Cause::Silence,
-            Hint::Unanswered | Hint::Unreachable | Hint::Resumed => Cause::NoAnswer,
+            Hint::Unanswered | Hint::Unreachable | Hint::Resumed | Hint::Asked => Cause::NoAnswer,
         }
     }
 }
