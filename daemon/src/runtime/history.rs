@@ -146,8 +146,9 @@ fn tried_path(tried: &Tried) -> TriedPath {
     }
 }
 
-fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
+/// Milliseconds, with no more digits than were measured.
+pub(super) fn ms(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1e6
 }
 
 /// A time of day as RFC 3339 has it, in UTC, with milliseconds.

@@ -3,7 +3,7 @@
 use bewick_ike::{ConnectionId, endpoint::SaStatus};
 use bewick_mobike::PairStatus;
 
-use super::Daemon;
+use super::{Daemon, history::ms};
 use crate::control::{
     Reply,
     roaming::{ConnectionPaths, Moves, PathRecord, Paths, SaPaths},
@@ -57,7 +57,7 @@ impl Daemon {
             interface: local.map(|local| local.interface.clone()),
             current: pair.current,
             state: pair.state.as_str().into(),
-            rtt_ms: pair.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+            rtt_ms: pair.rtt.map(ms),
             loss_percent: pair.loss,
             age_ms: pair.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             nat: pair.nat,
