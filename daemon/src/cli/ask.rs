@@ -9,7 +9,7 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    cli::{fail, show},
+    cli::{fail, roaming, show},
     control::{Client, Reply, Request},
 };
 
@@ -31,6 +31,10 @@ pub fn ask(control: &Path, request: &Request, json: bool) -> ExitCode {
             Reply::Event(record) => print(&show::event(&record)),
             Reply::Status(status) if json => print_json(&status),
             Reply::Status(status) => print(&show::status(&status)),
+            Reply::Paths(paths) if json => print_json(&paths),
+            Reply::Paths(paths) => print(&roaming::paths(&paths)),
+            Reply::Moves(moves) if json => print_json(&moves),
+            Reply::Moves(moves) => print(&roaming::moves(&moves)),
             Reply::Done { text } if json => print_json(&json!({ "ok": true, "text": text })),
             Reply::Done { text } => print(&format!("{text}\n")),
         };

@@ -4,6 +4,7 @@
 //! stderr with a remedy, and the exit status is 1. Wrong usage is status 2.
 
 mod ask;
+mod roaming;
 mod run;
 mod show;
 
@@ -55,6 +56,16 @@ enum Command {
     },
     /// Show connections, their SAs, paths and traffic
     Status,
+    /// Show the paths that a connection could take, how each works, and which one is in use
+    Paths {
+        /// The connection's name in the configuration; without it all of them
+        name: Option<String>,
+    },
+    /// Show the last moves: when, why, from where to where, and what each cost
+    Moves {
+        /// The connection's name in the configuration; without it all of them
+        name: Option<String>,
+    },
     /// Move a connection to another address of this machine, with no packet lost if both work
     Move {
         /// The connection's name in the configuration
@@ -90,6 +101,8 @@ pub fn main() -> ExitCode {
         Command::Up { name } => Request::Up { name },
         Command::Down { name } => Request::Down { name },
         Command::Status => Request::Status {},
+        Command::Paths { name } => Request::Paths { name },
+        Command::Moves { name } => Request::Moves { name },
         Command::Move { name, to } => Request::Move { name, to },
         Command::Rekey { name, ike } => Request::Rekey { name, ike },
         Command::Events => Request::Events {},

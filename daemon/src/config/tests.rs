@@ -170,6 +170,49 @@ fn the_limits_of_what_strangers_can_do_are_the_operator_s() {
 }
 
 #[test]
+fn how_a_connection_moves_is_the_initiators_choice() {
+    let ms = std::time::Duration::from_millis;
+    let policy =
+        |keys: &str| read(&format!("{CLIENT}{keys}")).unwrap().connections[0].policy.clone();
+    let otherwise = policy("");
+    assert_eq!((otherwise.dead_after, otherwise.standby), (ms(1000), ms(25_000)));
+    assert_eq!((otherwise.standby_metered, otherwise.strict), (false, false));
+    assert_eq!(otherwise.hold, ms(3_600_000));
+    let said = policy(
+        "dead_after_ms = 400\nstandby = 0\nstandby_metered = true\nprobing = \"strict\"\nhold = 300\n",
+    );
+    assert_eq!((said.dead_after, said.standby), (ms(400), ms(0)));
+    assert_eq!((said.standby_metered, said.strict), (true, true));
+    assert_eq!(said.hold, ms(300_000));
+    for (key, word) in [
+        ("hold = 299", "from 300 to"),
+        ("dead_after_ms = 60001", "from 0 to 60000"),
+        ("standby = \"25 s\"", "standby is a string"),
+        ("probing = \"guess\"", "strict"),
+    ] {
+        let found = problems(&format!("{CLIENT}{key}\n"));
+        assert!(found.len() == 1 && found[0].contains(word), "{found:?}");
+    }
+    let found = problems(&format!("{GATEWAY}dead_after_ms = 400\nhold = 300\n"));
+    assert!(found.len() == 1 && found[0].contains("dead_after_ms is for role"), "{found:?}");
+}
+
+#[test]
+fn an_uplink_is_what_the_operator_says() {
+    let text = "[[uplink]]\ninterface = \"wl*\"\ncost = 10\n\n\
+                [[uplink]]\ninterface = \"wwan0\"\nmetered = false\nuse = false\n\n";
+    let uplinks = read(&format!("{text}{CLIENT}")).unwrap().uplinks;
+    let wlan = super::uplink::of(&uplinks, "wlan0");
+    assert_eq!((wlan.cost, wlan.metered, wlan.used), (10, false, true));
+    let wwan = super::uplink::of(&uplinks, "wwan0");
+    assert_eq!((wwan.cost, wwan.metered, wwan.used), (100, false, false));
+    let found = problems(&format!("{}{CLIENT}", text.replace("wl*\"\ncost", "wl*\"\nprice")));
+    assert!(found.len() == 1 && found[0].contains("unknown key price in [[uplink]]"), "{found:?}");
+    let found = problems(&format!("[[uplink]]\ncost = 1\n{CLIENT}"));
+    assert!(found.len() == 1 && found[0].contains("expected interface = "), "{found:?}");
+}
+
+#[test]
 fn a_wrong_type() {
     assert_eq!(
         problem("virtual_ip = true", "virtual_ip = \"yes\""),

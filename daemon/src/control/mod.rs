@@ -1,11 +1,12 @@
 //! The control socket: a Unix socket, mode 0600 in a directory of its own, on which the daemon and
-//! `bewick up`, `down`, `status`, `move` and `events` speak one JSON object per line.
+//! the other commands speak one JSON object per line.
 //!
 //! A client sends one [`Request`] and reads [`Reply`]s until [`Reply::Done`], [`Reply::Error`] or the
 //! end of the stream.
 
 pub mod client;
 pub mod protocol;
+pub mod roaming;
 pub mod server;
 
 pub use client::{Client, ClientError};

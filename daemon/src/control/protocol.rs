@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::control::roaming::{Moves, Paths};
+
 /// What a client asks for: the one line that it sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
@@ -21,6 +23,18 @@ pub enum Request {
     },
     /// the state of everything, once
     Status {},
+    /// the pairs of addresses of each IKE_SA, once
+    Paths {
+        /// the connection's name in the configuration; none for all
+        #[serde(default)]
+        name: Option<String>,
+    },
+    /// the last moves of this run of the daemon
+    Moves {
+        /// the connection's name in the configuration; none for all
+        #[serde(default)]
+        name: Option<String>,
+    },
     /// use another local address
     Move {
         /// the connection's name in the configuration
@@ -48,6 +62,10 @@ pub enum Reply {
     Event(EventRecord),
     /// the answer to [`Request::Status`], and the last line
     Status(Box<Status>),
+    /// the answer to [`Request::Paths`], and the last line
+    Paths(Paths),
+    /// the answer to [`Request::Moves`], and the last line
+    Moves(Moves),
     /// what was asked is done; the last line
     Done {
         /// one sentence for a person

@@ -196,6 +196,8 @@ impl Agent {
             Request::Up { name } => format!("up {name}"),
             Request::Down { name } => format!("down {name}"),
             Request::Status {} => "status".to_owned(),
+            Request::Paths { .. } => "paths".to_owned(),
+            Request::Moves { .. } => "moves".to_owned(),
             Request::Move { name, to } => format!("move {name} --to {to}"),
             Request::Rekey { name, .. } => format!("rekey {name}"),
             Request::Events {} => "events".to_owned(),

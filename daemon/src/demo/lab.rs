@@ -8,7 +8,7 @@
 use std::{
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -27,7 +27,7 @@ use super::{
 };
 
 /// One of the client's ways out.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Uplink {
     /// the interface's name
     pub name: &'static str,
@@ -37,6 +37,8 @@ pub struct Uplink {
     pub via: Ipv4Addr,
     /// the metric of its default route
     pub metric: u32,
+    /// the router's interface for it
+    port: &'static str,
 }
 
 /// The client's uplinks, best first.
@@ -46,12 +48,14 @@ pub const UPLINKS: [Uplink; 2] = [
         address: Ipv4Addr::new(10, 77, 1, 2),
         via: Ipv4Addr::new(10, 77, 1, 1),
         metric: 100,
+        port: "to-wifi",
     },
     Uplink {
         name: "lte",
         address: Ipv4Addr::new(10, 77, 2, 2),
         via: Ipv4Addr::new(10, 77, 2, 1),
         metric: 200,
+        port: "to-nat",
     },
 ];
 
@@ -89,9 +93,9 @@ pub struct Lab {
     /// whether the second uplink is behind a NAT
     pub nat: Nat,
     wires: [Watch; 2],
-    seen: [IpAddr; UPLINKS.len()],
-    _router: Netns,
-    _translator: Netns,
+    seen: [Ipv4Addr; UPLINKS.len()],
+    router: Netns,
+    translator: Netns,
     _echo: Echo,
 }
 
@@ -119,8 +123,8 @@ impl Lab {
         };
         let hop = |last| Ipv4Addr::new(198, 51, 100, last);
         let outside = Ipv4Addr::new(203, 0, 113, 1);
-        cable(end(&router, "to-wifi", wifi.via), end(&client, wifi.name, wifi.address))?;
-        cable(end(&router, "to-nat", hop(1)), end(&translator, "outside", NAT))?;
+        cable(end(&router, wifi.port, wifi.via), end(&client, wifi.name, wifi.address))?;
+        cable(end(&router, lte.port, hop(1)), end(&translator, "outside", NAT))?;
         cable(end(&translator, "inside", lte.via), end(&client, lte.name, lte.address))?;
         cable(end(&router, "to-gateway", outside), end(&gateway, "wan", GATEWAY))?;
         gateway.add_address("lo", Ipv4Net::from(INNER))?;
@@ -148,25 +152,26 @@ impl Lab {
             gateway,
             nat,
             wires,
-            seen: UPLINKS.each_ref().map(|uplink| uplink.address.into()),
-            _router: router,
-            _translator: translator,
+            seen: UPLINKS.each_ref().map(|uplink| uplink.address),
+            router,
+            translator,
             _echo: echo,
         };
         for (index, uplink) in UPLINKS.iter().enumerate() {
-            let seen = lab.probe(uplink)?;
-            if let Some(address) = lab.seen.get_mut(index) {
-                *address = seen.ip();
+            if let (IpAddr::V4(seen), Some(address)) =
+                (lab.probe(uplink)?.ip(), lab.seen.get_mut(index))
+            {
+                *address = seen;
             }
         }
         Ok(lab)
     }
 
     /// The address under which the gateway sees an uplink.
-    pub fn seen(&self, uplink: &Uplink) -> IpAddr {
+    pub fn seen(&self, uplink: &Uplink) -> Ipv4Addr {
         let mut pairs = UPLINKS.iter().zip(self.seen);
         let own = pairs.find(|(other, _)| other.name == uplink.name);
-        own.map_or(uplink.address.into(), |(_, seen)| seen)
+        own.map_or(uplink.address, |(_, seen)| seen)
     }
 
     /// How many packets that belong into the tunnel went over the wires in the clear since it was
@@ -185,6 +190,32 @@ impl Lab {
         self.client.set_link(uplink.name, true)?;
         self.client.add_route(ANYWHERE, uplink.via, uplink.metric)?;
         self.probe(uplink).map(|_| ())
+    }
+
+    /// Has the router drop everything that comes and goes by an uplink, while every link stays up.
+    pub fn silence(&self, uplink: &Uplink) -> Result<(), NetError> {
+        self.set_forwarding(uplink, "0")?;
+        self.router.set_blackhole(self.seen(uplink), true)
+    }
+
+    /// Lets the packets of an uplink pass again, and waits until it reaches the gateway.
+    pub fn unsilence(&self, uplink: &Uplink) -> Result<(), NetError> {
+        self.router.set_blackhole(self.seen(uplink), false)?;
+        self.set_forwarding(uplink, "1")?;
+        self.probe(uplink).map(|_| ())
+    }
+
+    /// A port that forwards nothing answers nothing either, as ICMP would give it away.
+    fn set_forwarding(&self, uplink: &Uplink, value: &str) -> Result<(), NetError> {
+        self.router.set_sysctl(&[&format!("ipv4/conf/{}/forwarding", uplink.port)], value)
+    }
+
+    /// Has the NAT forget its mappings and make the new ones with other ports.
+    pub fn rebind(&self) -> Result<(), NetError> {
+        if let Nat::Nft(nft) = &self.nat {
+            load(nft, &self.translator, OTHER_PORTS)?;
+        }
+        self.translator.forget_connections()
     }
 
     /// Asks the gateway, outside of any tunnel, under which address it sees an uplink, as soon as
@@ -234,31 +265,53 @@ fn net(address: Ipv4Addr) -> Ipv4Net {
     Ipv4Net::new_assert(address, 24)
 }
 
+/// A NAT that keeps the ports of the inside where it can, and says nothing to strangers.
+const MASQUERADE: &str = r#"table ip demo {
+ chain out {
+  type nat hook postrouting priority 100;
+  oifname "outside" masquerade;
+ }
+ chain in {
+  type filter hook input priority 0;
+  iifname "outside" meta l4proto udp drop;
+ }
+}
+"#;
+
+/// The same, with other ports from now on: one of the range would be kept, and no client has one.
+const OTHER_PORTS: &str = r#"flush chain ip demo out
+add rule ip demo out oifname "outside" meta l4proto udp masquerade to :10000-19999
+"#;
+
 /// Makes `translator` a NAT with `nft`, the only other program that the demo has a use for.
 fn masquerade(translator: &Netns) -> Result<PathBuf, NetError> {
-    const RULES: &str = "table ip demo {\n chain out {\n  type nat hook postrouting priority 100;\n  \
-                         oifname \"outside\" masquerade;\n }\n}\n";
     let path = std::env::var_os("PATH").unwrap_or_default();
     let nft = std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
         .map(|directory| directory.join("nft"))
         .find(|nft| nft.is_file())
         .ok_or_else(|| NetError::new("find nft", "there is none on this machine"))?;
-    let output = translator.enter(|| {
-        let mut child = Command::new(&nft)
+    load(&nft, translator, MASQUERADE)?;
+    Ok(nft)
+}
+
+/// Has `nft` put these rules into force.
+fn load(nft: &Path, netns: &Netns, rules: &str) -> Result<(), NetError> {
+    let output = netns.enter(|| {
+        let mut child = Command::new(nft)
             .args(["-f", "-"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(RULES.as_bytes())?;
+            stdin.write_all(rules.as_bytes())?;
         }
         child.wait_with_output()
     });
     let output = output.map_err(|error| NetError::new("run nft", error))?;
     if output.status.success() {
-        return Ok(nft);
+        return Ok(());
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     Err(NetError::new("use nft", stderr.lines().next().unwrap_or("without a word")))
@@ -340,6 +393,40 @@ mod tests {
         // One on the first uplink's wire, one on each side of the NAT.
         assert_eq!(lab.leaked(), 3);
         assert_eq!(lab.leaked(), 0);
+    }
+
+    #[test]
+    fn a_silent_uplink_reaches_nobody_until_it_is_let_pass_again() {
+        let Some(lab) = lab() else { return };
+        for uplink in &UPLINKS {
+            lab.silence(uplink).expect("silence");
+            assert!(lab.client.is_running(uplink.name).expect("a state"), "the link stays up");
+            assert!(lab.probe(uplink).is_err(), "{}", uplink.name);
+            lab.unsilence(uplink).expect("an answer");
+        }
+    }
+
+    #[test]
+    fn a_nat_that_forgets_gives_another_port() {
+        let Some(lab) = lab() else { return };
+        if !matches!(lab.nat, Nat::Nft(_)) {
+            return;
+        }
+        let ask = |socket: &UdpSocket| {
+            let mut buffer = [0; 64];
+            socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a timeout");
+            socket.send_to(b"who am I?", (GATEWAY, ECHO_PORT)).expect("sent");
+            let length = socket.recv(&mut buffer).expect("an answer");
+            String::from_utf8_lossy(&buffer[..length]).parse::<SocketAddr>().expect("an address")
+        };
+        let socket = lab.client.enter(|| bound(&UPLINKS[1])).expect("a socket");
+        let before = ask(&socket);
+        assert_eq!(before, ask(&socket));
+        lab.rebind().expect("another mapping");
+        let after = ask(&socket);
+        assert_eq!(before.ip(), after.ip());
+        assert_ne!(before.port(), after.port());
+        assert_eq!(after, ask(&socket));
     }
 
     #[test]

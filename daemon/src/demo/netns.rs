@@ -11,11 +11,19 @@ use std::{
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use rtnetlink::{
     Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::link::{InfoData, InfoVeth, LinkFlags, LinkMessage},
+    packet_route::{
+        link::{InfoData, InfoVeth, LinkFlags, LinkMessage},
+        route::RouteType,
+    },
 };
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+
+// linux/netlink.h
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
 
 /// What could not be done to the network, with the kernel's word on it.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +142,49 @@ impl Netns {
                 .priority(metric)
                 .build();
             handle.route().add(route).execute().await
+        })
+    }
+
+    /// Drops whatever would go to `to`, without a word to the sender, or no longer does.
+    pub fn set_blackhole(&self, to: Ipv4Addr, on: bool) -> Result<(), NetError> {
+        let what = if on { "drop" } else { "no longer drop" };
+        self.netlink(format!("{what} what goes to {to}"), |handle| async move {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, 32)
+                .kind(RouteType::BlackHole)
+                .build();
+            match on {
+                true => handle.route().add(route).execute().await,
+                false => handle.route().del(route).execute().await,
+            }
+        })
+    }
+
+    /// Has the connection tracking forget everything, NAT mappings included.
+    pub fn forget_connections(&self) -> Result<(), NetError> {
+        // linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h: IPCTNL_MSG_CT_DELETE of
+        // NFNL_SUBSYS_CTNETLINK, which without attributes means all of them.
+        const CT_DELETE: u16 = (1 << 8) | 2;
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        let mut request = Vec::with_capacity(20);
+        request.extend(20_u32.to_ne_bytes());
+        request.extend(CT_DELETE.to_ne_bytes());
+        request.extend(flags.to_ne_bytes());
+        // sequence number, port, and a generic header for every family
+        request.extend([0; 12]);
+        self.enter(|| {
+            let socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.send(&request, 0)?;
+            let (answer, _) = socket.recv_from_full()?;
+            let errno = answer.get(16..).and_then(|rest| rest.first_chunk::<4>());
+            match errno.map(|errno| i32::from_ne_bytes(*errno)) {
+                Some(0) => Ok(()),
+                Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
+                None => Err(io::Error::other("the kernel's answer is too short")),
+            }
+        })
+        .map_err(|error| {
+            NetError::new(format!("forget the connections of the {}", self.name), error)
         })
     }
 

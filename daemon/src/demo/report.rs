@@ -39,12 +39,18 @@ pub struct MoveRecord {
     pub from: SocketAddr,
     /// the client's outer address after, if it changed
     pub to: Option<SocketAddr>,
-    /// the same as the gateway sees it
+    /// the client's address before as the gateway saw it
+    pub seen_before: SocketAddr,
+    /// the client's address after as the gateway sees it, if it changed
     pub seen: Option<SocketAddr>,
     /// what happened, in order
     pub lines: Vec<Line>,
     /// the worse of the two directions
     pub figures: Figures,
+    /// what made the client doubt its path, if anything did
+    pub hint: Option<String>,
+    /// why the client moved, in its own words
+    pub cause: Option<String>,
     /// why the move did not end well, if so
     pub trouble: Option<String>,
 }
@@ -65,6 +71,8 @@ pub struct Report {
     pub setup: Option<Duration>,
     /// the moves that were made
     pub moves: Vec<MoveRecord>,
+    /// the moves that this machine has no means for
+    pub skipped: Vec<&'static str>,
     /// why the run ended early, if so
     pub error: Option<String>,
 }
@@ -73,7 +81,7 @@ impl Report {
     /// Whether all of `expected` moves ended well.
     pub fn ok(&self, expected: usize) -> bool {
         self.error.is_none()
-            && self.moves.len() == expected
+            && self.moves.len() + self.skipped.len() == expected
             && self.moves.iter().all(MoveRecord::ok)
     }
 
@@ -83,6 +91,7 @@ impl Report {
             dataplane: self.dataplane.as_deref(),
             setup_ms: self.setup.map(milliseconds),
             moves: self.moves.iter().map(JsonMove::from).collect(),
+            skipped: &self.skipped,
             ok: self.ok(expected),
             error: self.error.as_deref(),
         };
@@ -96,6 +105,8 @@ struct Object<'a> {
     dataplane: Option<&'a str>,
     setup_ms: Option<u64>,
     moves: Vec<JsonMove<'a>>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    skipped: &'a [&'static str],
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
@@ -106,9 +117,15 @@ struct JsonMove<'a> {
     kind: &'static str,
     from: SocketAddr,
     to: Option<SocketAddr>,
+    seen_from: SocketAddr,
+    seen_to: Option<SocketAddr>,
     sent: u64,
     lost: u64,
     gap_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'a str>,
     ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     trouble: Option<&'a str>,
@@ -120,9 +137,13 @@ impl<'a> From<&'a MoveRecord> for JsonMove<'a> {
             kind: record.kind,
             from: record.from,
             to: record.to,
+            seen_from: record.seen_before,
+            seen_to: record.seen,
             sent: record.figures.sent,
             lost: record.figures.lost,
             gap_ms: milliseconds(record.figures.gap),
+            hint: record.hint.as_deref(),
+            cause: record.cause.as_deref(),
             ok: record.ok(),
             trouble: record.trouble.as_deref(),
         }
@@ -202,9 +223,21 @@ fn verdict(record: &MoveRecord) -> String {
     let figures = &record.figures;
     let gap = figures.gap.as_secs_f64() * 1000.0;
     let to = record.to.map_or("nowhere".to_owned(), |to| to.to_string());
-    let mut text = format!("    {} -> {to}", record.from);
-    if let Some(seen) = record.seen.filter(|seen| Some(*seen) != record.to) {
-        text.push_str(&format!(", which the gateway sees as {seen}"));
+    let (from, before) = (record.from, record.seen_before);
+    let mut text = match record.seen {
+        Some(seen) if record.to == Some(from) => {
+            format!("    {before} -> {seen}, as the gateway sees {from}")
+        }
+        Some(seen) if record.to != Some(seen) => {
+            format!("    {from} -> {to}, which the gateway sees as {seen}")
+        }
+        _ => format!("    {from} -> {to}"),
+    };
+    let found = [("found", &record.hint), ("moved", &record.cause)];
+    for (what, words) in found {
+        if let Some(words) = words {
+            text.push_str(&format!("\n    {what}: {words}"));
+        }
     }
     text.push_str(&format!("\n    {gap:.1} ms without traffic, {} of ", figures.lost));
     text.push_str(&format!("{} packets lost", figures.sent));
@@ -230,6 +263,7 @@ mod tests {
             at: ms(2000),
             from: "10.77.1.2:4500".parse().expect("an address"),
             to: "10.77.2.2:4500".parse().ok(),
+            seen_before: "10.77.1.2:4500".parse().expect("an address"),
             seen: "198.51.100.2:1024".parse().ok(),
             lines: vec![Line {
                 at: Duration::from_micros(2_003_400),
@@ -243,6 +277,8 @@ mod tests {
                 resumed: ms(2010),
                 flowing: true,
             },
+            hint: None,
+            cause: Some("our address 10.77.1.2 is gone".to_owned()),
             trouble: None,
         }
     }
@@ -253,13 +289,18 @@ mod tests {
             dataplane: Some("userspace".to_owned()),
             setup: Some(ms(43)),
             moves: vec![record()],
+            skipped: Vec::new(),
             error: None,
         };
         assert_eq!(
             report.json(1),
-            r#"{"dataplane":"userspace","setup_ms":43,"moves":[{"kind":"uplink-lost","from":"10.77.1.2:4500","to":"10.77.2.2:4500","sent":3000,"lost":9,"gap_ms":10,"ok":true}],"ok":true}"#
+            r#"{"dataplane":"userspace","setup_ms":43,"moves":[{"kind":"uplink-lost","from":"10.77.1.2:4500","to":"10.77.2.2:4500","seen_from":"10.77.1.2:4500","seen_to":"198.51.100.2:1024","sent":3000,"lost":9,"gap_ms":10,"cause":"our address 10.77.1.2 is gone","ok":true}],"ok":true}"#
         );
         assert!(!report.ok(2), "a move that was never made is not well");
+        report.skipped.push("nat-rebind");
+        assert!(report.ok(2), "one that can't be made here is no failure");
+        assert!(report.json(2).ends_with(r#""skipped":["nat-rebind"],"ok":true}"#));
+        report.skipped.clear();
         report.error = Some("killed".to_owned());
         assert!(report.json(1).ends_with(r#""ok":false,"error":"killed"}"#));
     }
@@ -273,8 +314,19 @@ mod tests {
         assert_eq!(
             verdict(&record),
             "    10.77.1.2:4500 -> 10.77.2.2:4500, which the gateway sees as 198.51.100.2:1024\n    \
+             moved: our address 10.77.1.2 is gone\n    \
              9.6 ms without traffic, 9 of 3000 packets lost: ok"
         );
+        let rebound = MoveRecord {
+            from: "10.77.2.2:4500".parse().expect("an address"),
+            seen_before: "198.51.100.2:4500".parse().expect("an address"),
+            hint: Some("nothing comes back".to_owned()),
+            ..record.clone()
+        };
+        assert!(verdict(&rebound).starts_with(
+            "    198.51.100.2:4500 -> 198.51.100.2:1024, as the gateway sees 10.77.2.2:4500\n    \
+             found: nothing comes back\n    moved: "
+        ));
         let stuck = MoveRecord { to: None, trouble: Some("no way out".to_owned()), ..record };
         assert!(verdict(&stuck).ends_with("\n    NOT OK: no way out"));
     }

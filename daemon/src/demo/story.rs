@@ -52,12 +52,18 @@ enum Cause {
     UplinkLost,
     /// The user asks for the other uplink, while both work.
     Asked,
+    /// The path that carries it drops everything, while every link stays up.
+    Silent,
+    /// The NAT on the path forgets its mappings.
+    NatRebind,
 }
 
 /// The moves, in order.
-pub const MOVES: [Move; 2] = [
+pub const MOVES: [Move; 4] = [
     Move { kind: "uplink-lost", cause: Cause::UplinkLost, packets: 2000 },
     Move { kind: "planned", cause: Cause::Asked, packets: 5000 },
+    Move { kind: "silent", cause: Cause::Silent, packets: 2000 },
+    Move { kind: "nat-rebind", cause: Cause::NatRebind, packets: 2000 },
 ];
 
 /// Why the demo ended before its end.
@@ -117,6 +123,12 @@ impl Story {
         let started = self.start_daemons(&lab).await?;
         self.connect(&lab, started).await?;
         for (index, step) in MOVES.iter().enumerate() {
+            if let (Cause::NatRebind, Nat::Missing(_)) = (step.cause, &lab.nat) {
+                self.narrator.say("");
+                self.note(&format!("{} is left out, for there is no NAT", step.kind));
+                self.report.skipped.push(step.kind);
+                continue;
+            }
             let record = self.make_move(&lab, step).await?;
             self.narrator.tell_move(index + 1, MOVES.len(), &record);
             self.told = self.clock.now();
@@ -242,7 +254,13 @@ impl Story {
     }
 
     async fn make_move(&mut self, lab: &Arc<Lab>, step: &Move) -> Result<MoveRecord, StoryError> {
-        let before = self.sides().await?;
+        let mut before = self.sides().await?;
+        let [_, behind_nat] = &UPLINKS;
+        if matches!(step.cause, Cause::NatRebind)
+            && uplink_of(before.client.local) != Some(behind_nat)
+        {
+            before = self.go_to(lab, before, behind_nat).await?;
+        }
         let from = before.client.local;
         let (Some(current), Some(other)) = (uplink_of(from), other_than(&before.client)) else {
             return Err(StoryError::NoTunnel(format!("the tunnel is at {from}, not at an uplink")));
@@ -266,9 +284,22 @@ impl Story {
                 let title = format!("a request to use {}, while both uplinks work", other.name);
                 (title, what, refused)
             }
+            Cause::Silent => {
+                let lab = lab.clone();
+                blocking(move || lab.silence(current)).await??;
+                let title =
+                    format!("the path by {} goes silent, while every link is up", current.name);
+                (title, format!("has the router drop all packets of {}", current.name), None)
+            }
+            Cause::NatRebind => {
+                let lab = lab.clone();
+                blocking(move || lab.rebind()).await??;
+                let title = format!("the NAT of {} forgets its mappings", current.name);
+                (title, "has the NAT forget all, and give other ports from now on".to_owned(), None)
+            }
         };
         let mut lines = vec![Line { at, who: "demo", text: what }];
-        let after = self.moved(lab, &before, at + MOVE).await?;
+        let after = self.moved(lab, step.cause, &before, at + MOVE).await?;
         let settled = self.clock.now();
         while self.flow()?.sent() < sent + step.packets || self.clock.now() < settled + TAIL {
             sleep(Duration::from_millis(5)).await;
@@ -284,11 +315,17 @@ impl Story {
             let text = "packets arrive again in both directions".to_owned();
             lines.push(Line { at: figures.resumed, who: "demo", text });
         }
-        if matches!(step.cause, Cause::UplinkLost) {
-            let lab = lab.clone();
-            blocking(move || lab.restore(current)).await??;
-            self.knows(current).await?;
+        let restored = lab.clone();
+        match step.cause {
+            Cause::UplinkLost => {
+                blocking(move || restored.restore(current)).await??;
+                self.knows(current).await?;
+            }
+            Cause::Silent => blocking(move || restored.unsilence(current)).await??,
+            Cause::Asked | Cause::NatRebind => {}
         }
+        let hint = self.told_by_client("suspected", "hint", at, until)?;
+        let reason = self.told_by_client("moving", "cause", at, until)?;
         // The daemons' marks are whole milliseconds, so that a consequence may seem to come first.
         let events = self.events(at.saturating_sub(Duration::from_millis(1)), until);
         lines.extend(events.into_iter().map(|line| Line { at: line.at.max(at), ..line }));
@@ -305,11 +342,37 @@ impl Story {
             at,
             from,
             to: after.as_ref().map(|sides| sides.client.local),
+            seen_before: before.gateway.remote,
             seen: after.as_ref().map(|sides| sides.gateway.remote),
             lines,
             figures,
+            hint,
+            cause: reason,
             trouble,
         })
+    }
+
+    /// Moves the tunnel to this uplink, so that something else can happen there.
+    async fn go_to(&self, lab: &Lab, before: Sides, uplink: &Uplink) -> Result<Sides, StoryError> {
+        let (name, to) = (CONNECTION.to_owned(), uplink.address.to_string());
+        self.client()?.ask(Request::Move { name, to }).await?;
+        let deadline = self.clock.now() + MOVE;
+        self.moved(lab, Cause::Asked, &before, deadline).await?.map_err(StoryError::NoTunnel)
+    }
+
+    /// The first that the client's daemon said of this in an event of this kind.
+    fn told_by_client(
+        &self,
+        event: &str,
+        field: &str,
+        from: Duration,
+        until: Duration,
+    ) -> Result<Option<String>, StoryError> {
+        let from = from.saturating_sub(Duration::from_millis(1));
+        let events = self.client()?.events(from, until);
+        let found = events.iter().find(|(_, record)| record.event == event);
+        let text = found.and_then(|(_, record)| record.fields.get(field)?.as_str());
+        Ok(text.map(str::to_owned))
     }
 
     /// Waits until the client's daemon has seen an uplink come back.
@@ -333,6 +396,7 @@ impl Story {
     async fn moved(
         &self,
         lab: &Lab,
+        cause: Cause,
         before: &Sides,
         deadline: Duration,
     ) -> Result<Result<Sides, String>, StoryError> {
@@ -340,10 +404,15 @@ impl Story {
             let now = self.sides().await;
             let trouble = match now {
                 Ok(now) => {
-                    let expected = uplink_of(now.client.local).map(|uplink| lab.seen(uplink));
-                    if now.client.local == before.client.local {
+                    let seen = uplink_of(now.client.local).map(|uplink| lab.seen(uplink).into());
+                    if matches!(cause, Cause::NatRebind) {
+                        if now.gateway.remote != before.gateway.remote {
+                            return Ok(Ok(now));
+                        }
+                        format!("the gateway still sees the client at {}", now.gateway.remote)
+                    } else if now.client.local == before.client.local {
                         format!("the client is still at {}", now.client.local)
-                    } else if expected != Some(now.gateway.remote.ip()) {
+                    } else if seen != Some(now.gateway.remote.ip()) {
                         format!(
                             "the client is at {}, but the gateway sees it at {}",
                             now.client.local, now.gateway.remote

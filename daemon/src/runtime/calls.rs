@@ -137,6 +137,8 @@ impl Daemon {
             Request::Status {} => Some(Reply::Status(Box::new(self.status().await))),
             // the server answers it itself
             Request::Events {} => None,
+            Request::Paths { name } => Some(self.paths(name.as_deref())),
+            Request::Moves { name } => Some(self.moves(name.as_deref())),
             Request::Up { name } => self.up(name, &call.replies),
             Request::Down { name } => self.down(name, &call.replies).await,
             Request::Move { name, to } => self.move_to(name, to, &call.replies),
@@ -148,7 +150,7 @@ impl Daemon {
         }
     }
 
-    fn find(&self, name: &str) -> Result<ConnectionId, Reply> {
+    pub(super) fn find(&self, name: &str) -> Result<ConnectionId, Reply> {
         if let Some(index) = self.connections.iter().position(|c| c.name() == name) {
             return Ok(ConnectionId(index));
         }

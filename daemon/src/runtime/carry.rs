@@ -77,6 +77,13 @@ impl Daemon {
             Action::Move(moves) => {
                 let report = self.plane.move_children(moves).await.map_err(|e| refused(&e))?;
                 debug!(requests = report.requests, took = ?report.took, "data plane moved");
+                let children = moves.iter().map(|one| one.id).collect::<Vec<_>>();
+                let of = |sa: &bewick_ike::endpoint::SaStatus<'_>| {
+                    sa.children.iter().any(|child| children.contains(&child.id))
+                };
+                if let Some(sa) = self.host.status().find(of).map(|sa| sa.id) {
+                    self.history.reprogrammed(sa, children.len(), &report);
+                }
                 Ok(())
             }
         }
@@ -148,6 +155,7 @@ impl Daemon {
             }
             _ => {}
         }
+        self.history.event(event);
         self.recorder.event(event);
         self.waiters.note(event);
         self.waiters.forward(event, &self.recorder.last());

@@ -3,6 +3,8 @@
 
 mod calls;
 mod carry;
+mod history;
+mod paths;
 mod plane;
 mod record;
 mod status;
@@ -38,6 +40,7 @@ use crate::{
 
 use calls::Waiters;
 use carry::Resolved;
+use history::History;
 use record::Recorder;
 
 /// How long the peers have to confirm that their IKE_SAs are deleted when the daemon ends.
@@ -140,6 +143,7 @@ struct Daemon {
     gateways: BTreeMap<String, Vec<IpAddr>>,
     resolved: mpsc::Sender<Resolved>,
     recorder: Recorder,
+    history: History,
     waiters: Waiters,
     _server: Server,
 }
@@ -233,7 +237,7 @@ impl Daemon {
             can_cap: false,
         };
         let (resolved, resolved_receiver) = mpsc::channel(CALLS);
-        let names = config.connections.iter().map(|c| c.name().to_owned()).collect();
+        let names: Vec<String> = config.connections.iter().map(|c| c.name().to_owned()).collect();
         let inputs = Inputs {
             ike,
             plane: plane_events,
@@ -258,6 +262,7 @@ impl Daemon {
             established: BTreeMap::new(),
             gateways: BTreeMap::new(),
             resolved,
+            history: History::new(clock.0, names.clone()),
             recorder: Recorder::new(clock.0, names, config.daemon.log_addresses, events),
             waiters: Waiters::default(),
             _server: server,

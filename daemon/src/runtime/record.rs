@@ -6,7 +6,7 @@ use bewick_ike::{CloseReason, ConnectionId};
 use bewick_mobike::Event;
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast;
-use tracing::{info, warn};
+use tracing::{Level, debug, info, warn};
 
 use crate::{control::EventRecord, net::LocalAddress};
 
@@ -45,18 +45,22 @@ impl Recorder {
 
     /// Something that the machines say.
     pub(super) fn event(&mut self, event: &Event) {
-        let trouble = match event {
-            Event::Closed { reason, .. } => !matches!(
-                reason,
-                CloseReason::Local | CloseReason::PeerDeleted | CloseReason::Replaced
-            ),
+        let level = match event {
+            Event::Closed { reason, .. } => match reason {
+                CloseReason::Local | CloseReason::PeerDeleted | CloseReason::Replaced => {
+                    Level::INFO
+                }
+                _ => Level::WARN,
+            },
             Event::Refused { .. }
             | Event::MoveFailed { .. }
             | Event::Stranded { .. }
-            | Event::Waiting { .. } => true,
-            _ => false,
+            | Event::Waiting { .. } => Level::WARN,
+            // Traffic that is never answered makes a pair of these every 10 s, for as long as it goes.
+            Event::Suspected { .. } | Event::Alive { .. } => Level::DEBUG,
+            _ => Level::INFO,
         };
-        self.record(trouble, event.name(), event.connection(), fields(event), event.to_string());
+        self.record(level, event.name(), event.connection(), fields(event), event.to_string());
     }
 
     /// Our addresses were `before` and are `now`: one record for each that has gone or come.
@@ -65,17 +69,17 @@ impl Recorder {
             |a: &LocalAddress, b: &LocalAddress| (a.address, a.ifindex) == (b.address, b.ifindex);
         for gone in before.iter().filter(|a| !now.iter().any(|b| same(a, b))) {
             let text = format!("address {} on {} is gone", gone.address, gone.interface);
-            self.record(false, "address-gone", None, address_fields(gone), text);
+            self.record(Level::INFO, "address-gone", None, address_fields(gone), text);
         }
         for come in now.iter().filter(|a| !before.iter().any(|b| same(a, b))) {
             let text = format!("address {} on {} can be used", come.address, come.interface);
-            self.record(false, "address-usable", None, address_fields(come), text);
+            self.record(Level::INFO, "address-usable", None, address_fields(come), text);
         }
     }
 
     fn record(
         &mut self,
-        trouble: bool,
+        level: Level,
         name: &str,
         connection: Option<ConnectionId>,
         fields: Map<String, Value>,
@@ -84,9 +88,10 @@ impl Recorder {
         let connection = connection.and_then(|id| self.names.get(id.0)).cloned();
         let logged = if self.log_addresses { text.clone() } else { without_addresses(&text) };
         let shown = connection.as_deref();
-        match trouble {
-            true => warn!(event = name, connection = shown, "{logged}"),
-            false => info!(event = name, connection = shown, "{logged}"),
+        match level {
+            Level::WARN => warn!(event = name, connection = shown, "{logged}"),
+            Level::DEBUG => debug!(event = name, connection = shown, "{logged}"),
+            _ => info!(event = name, connection = shown, "{logged}"),
         }
         let at_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last = Arc::new(EventRecord { at_ms, event: name.into(), connection, fields, text });

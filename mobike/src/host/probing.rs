@@ -7,7 +7,7 @@ use bewick_ike::{ChildId, Path, Role, SaId, Tag, Time, wire::Payload};
 
 use super::{Host, Output};
 use crate::{
-    event::{Cause, Event, Hint},
+    event::{Cause, Event, Hint, PrimaryState},
     initiator, kin,
     mobility::Awaiting,
     notify,
@@ -141,6 +141,16 @@ impl Host {
             }
         };
         paths.into_iter().map(status).collect()
+    }
+
+    /// How the pair in use of an IKE_SA stands.
+    pub fn primary_state(&self, id: SaId) -> PrimaryState {
+        match self.movers.sas.get(&id) {
+            None => PrimaryState::None,
+            Some(mobility) if mobility.stranded => PrimaryState::None,
+            Some(mobility) if mobility.race.is_some() => PrimaryState::Testing,
+            Some(_) => PrimaryState::Operational,
+        }
     }
 
     /// The pairs of an IKE_SA, best first: those that failed lately last.

@@ -1,0 +1,202 @@
+//! Paths and moves for a person's eyes.
+
+use std::fmt::Write;
+
+use crate::control::roaming::{ConnectionPaths, MoveRecord, Moves, Outcome, PathRecord, Paths};
+
+/// The pairs of each connection, the one in use with a star.
+pub fn paths(paths: &Paths) -> String {
+    let mut out = String::new();
+    for (i, connection) in paths.connections.iter().enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        connection_paths(&mut out, connection);
+    }
+    out
+}
+
+// writing to a String can't fail, here and below
+fn connection_paths(out: &mut String, connection: &ConnectionPaths) {
+    if connection.ike_sas.is_empty() {
+        let _ = writeln!(out, "{}: not established", connection.name);
+    }
+    for sa in &connection.ike_sas {
+        let _ = writeln!(out, "{}: {}, {}", connection.name, sa.remote_id, primary(&sa.primary));
+        let shown: Vec<(String, &PathRecord)> =
+            sa.paths.iter().map(|path| (pair(path), path)).collect();
+        let width = shown.iter().map(|(pair, _)| pair.len()).max().unwrap_or(0);
+        for (pair, path) in shown {
+            let star = if path.current { '*' } else { ' ' };
+            let _ = writeln!(out, "  {star} {pair:<width$}  {}", standing(path));
+        }
+    }
+}
+
+fn primary(state: &str) -> &str {
+    match state {
+        "none" => "no path is left",
+        "testing" => "the path in use is being tested",
+        "operational" => "the path in use works",
+        other => other,
+    }
+}
+
+fn pair(path: &PathRecord) -> String {
+    match &path.interface {
+        Some(interface) => format!("{} ({interface}) -> {}", path.local, path.remote),
+        None => format!("{} -> {}", path.local, path.remote),
+    }
+}
+
+fn standing(path: &PathRecord) -> String {
+    let mut notes = vec![path.state.clone()];
+    notes.extend(path.rtt_ms.map(|rtt| format!("{rtt:.1} ms")));
+    notes.extend(path.loss_percent.map(|loss| format!("{loss} % lost")));
+    notes.extend(path.age_ms.map(|age| format!("answered {:.1} s ago", age as f64 / 1000.0)));
+    notes.extend(path.nat.map(|nat| if nat { "NAT" } else { "no NAT" }.to_owned()));
+    notes.push(if path.validated { "validated" } else { "not validated" }.to_owned());
+    notes.join(", ")
+}
+
+/// A paragraph for each move, the oldest first.
+pub fn moves(moves: &Moves) -> String {
+    if moves.moves.is_empty() {
+        return "nothing has moved since the daemon started\n".to_owned();
+    }
+    let mut out = String::new();
+    for one in &moves.moves {
+        one_move(&mut out, one);
+    }
+    out
+}
+
+fn one_move(out: &mut String, one: &MoveRecord) {
+    let (seconds, millis) = (one.at_ms / 1000, one.at_ms % 1000);
+    let took = one.took_ms.map(|took| format!(" {took:.1} ms")).unwrap_or_default();
+    let end = match one.outcome {
+        Outcome::Moving => "under way".to_owned(),
+        Outcome::Moved => format!("moved in{took}"),
+        Outcome::Failed => format!("failed after{took}"),
+    };
+    let _ = writeln!(
+        out,
+        "{}  {seconds:>6}.{millis:03} s  {:<14}  {end}: {}",
+        one.time, one.connection, one.cause
+    );
+    let _ = writeln!(
+        out,
+        "    {} -> {}  to  {} -> {}",
+        one.from, one.remote_from, one.to, one.remote_to
+    );
+    if let Some(error) = &one.error {
+        let _ = writeln!(out, "    {error}");
+    }
+    for tried in &one.tried {
+        let answer = match tried.answered_ms {
+            Some(ms) => format!("answered in {ms:.1} ms"),
+            None => "no answer".to_owned(),
+        };
+        let after = tried.after_ms;
+        let _ = writeln!(
+            out,
+            "    asked {} -> {} after {after:.1} ms: {answer}",
+            tried.local, tried.remote
+        );
+    }
+    let plural = if one.children == 1 { "" } else { "s" };
+    let _ = writeln!(
+        out,
+        "    {} CHILD_SA{plural}, {} netlink requests, {:.2} ms in the data plane",
+        one.children, one.requests, one.plane_ms
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::roaming::{SaPaths, TriedPath};
+
+    #[test]
+    fn the_path_in_use_has_a_star() {
+        let current = PathRecord {
+            local: "10.0.1.2:4500".parse().unwrap(),
+            remote: "192.0.2.1:4500".parse().unwrap(),
+            interface: Some("wlan0".into()),
+            current: true,
+            state: "operational".into(),
+            rtt_ms: Some(12.34),
+            loss_percent: Some(0),
+            age_ms: Some(3210),
+            nat: Some(true),
+            validated: true,
+        };
+        let other = PathRecord {
+            local: "10.0.20.2:4500".parse().unwrap(),
+            interface: None,
+            current: false,
+            state: "untried".into(),
+            rtt_ms: None,
+            loss_percent: None,
+            age_ms: None,
+            nat: None,
+            validated: false,
+            ..current.clone()
+        };
+        let sa = SaPaths {
+            spi_i: "00112233445566aa".into(),
+            spi_r: "bb00112233445566".into(),
+            remote_id: "vpn.example.com".into(),
+            primary: "operational".into(),
+            paths: vec![current, other],
+        };
+        let office = ConnectionPaths { name: "office".into(), ike_sas: vec![sa] };
+        let lab = ConnectionPaths { name: "lab".into(), ike_sas: Vec::new() };
+        assert_eq!(
+            paths(&Paths { connections: vec![office, lab] }),
+            "office: vpn.example.com, the path in use works\n  \
+             * 10.0.1.2:4500 (wlan0) -> 192.0.2.1:4500  operational, 12.3 ms, 0 % lost, answered \
+             3.2 s ago, NAT, validated\n    \
+             10.0.20.2:4500 -> 192.0.2.1:4500         untried, not validated\n\n\
+             lab: not established\n"
+        );
+    }
+
+    #[test]
+    fn a_move_is_a_paragraph() {
+        let one = MoveRecord {
+            at_ms: 61_007,
+            time: "2026-11-22T10:11:12.013Z".into(),
+            connection: "office".into(),
+            outcome: Outcome::Moved,
+            cause: "asked for".into(),
+            from: "10.0.1.2:4500".parse().unwrap(),
+            to: "10.0.2.2:4500".parse().unwrap(),
+            remote_from: "192.0.2.1:4500".parse().unwrap(),
+            remote_to: "192.0.2.1:4500".parse().unwrap(),
+            tried: vec![TriedPath {
+                local: "10.0.2.2:4500".parse().unwrap(),
+                remote: "192.0.2.1:4500".parse().unwrap(),
+                after_ms: 100.0,
+                answered_ms: Some(7.0),
+            }],
+            took_ms: Some(3.25),
+            children: 1,
+            requests: 4,
+            plane_ms: 0.5,
+            error: None,
+        };
+        assert_eq!(
+            moves(&Moves { moves: vec![one.clone()] }),
+            "2026-11-22T10:11:12.013Z      61.007 s  office          moved in 3.2 ms: asked for\n    \
+             10.0.1.2:4500 -> 192.0.2.1:4500  to  10.0.2.2:4500 -> 192.0.2.1:4500\n    \
+             asked 10.0.2.2:4500 -> 192.0.2.1:4500 after 100.0 ms: answered in 7.0 ms\n    \
+             1 CHILD_SA, 4 netlink requests, 0.50 ms in the data plane\n"
+        );
+        let failed = MoveRecord { outcome: Outcome::Failed, error: Some("no".into()), ..one };
+        let shown = moves(&Moves { moves: vec![failed] });
+        assert!(shown.contains("failed after 3.2 ms: asked for\n"), "{shown}");
+        assert!(shown.contains("\n    no\n"), "{shown}");
+        assert!(moves(&Moves { moves: Vec::new() }).starts_with("nothing has moved"));
+    }
+}

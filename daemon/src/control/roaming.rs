@@ -1,0 +1,204 @@
+//! What `bewick paths` and `bewick moves` show: where a tunnel could be, and where it has been.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The answer to [`Request::Paths`](crate::control::Request::Paths).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Paths {
+    /// the connections in the order of the configuration
+    pub connections: Vec<ConnectionPaths>,
+}
+
+/// The IKE_SAs of a connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionPaths {
+    /// its name
+    pub name: String,
+    /// those that are established, the oldest first
+    pub ike_sas: Vec<SaPaths>,
+}
+
+/// The pairs of addresses of an IKE_SA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SaPaths {
+    /// the initiator's SPI, 16 hex digits
+    pub spi_i: String,
+    /// the responder's SPI, 16 hex digits
+    pub spi_r: String,
+    /// the peer's identity
+    pub remote_id: String,
+    /// how the pair in use stands: `none`, `testing` or `operational`
+    pub primary: String,
+    /// the pair in use and those that could take its place, best first
+    pub paths: Vec<PathRecord>,
+}
+
+/// A pair of addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PathRecord {
+    /// our address and port
+    pub local: SocketAddr,
+    /// the peer's address and port as we see them
+    pub remote: SocketAddr,
+    /// the interface that holds our address, if one does
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// whether it is the pair in use
+    pub current: bool,
+    /// `untried`, `testing`, `operational` or `failed`
+    pub state: String,
+    /// the smoothed round-trip time, in milliseconds
+    #[serde(default)]
+    pub rtt_ms: Option<f64>,
+    /// lost probes of a hundred
+    #[serde(default)]
+    pub loss_percent: Option<u32>,
+    /// milliseconds since the last answer
+    #[serde(default)]
+    pub age_ms: Option<u64>,
+    /// whether a NAT is on it, if that was asked
+    #[serde(default)]
+    pub nat: Option<bool>,
+    /// whether the peer has shown lately that it receives there (RFC 4555 §3.7)
+    pub validated: bool,
+}
+
+/// The answer to [`Request::Moves`](crate::control::Request::Moves).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Moves {
+    /// the oldest first; those that are under way come last
+    pub moves: Vec<MoveRecord>,
+}
+
+/// How a move ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// it has not ended yet
+    Moving,
+    /// the peer has confirmed it and the data plane has followed
+    Moved,
+    /// it has not come about
+    Failed,
+}
+
+/// One move of an IKE_SA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    /// milliseconds from the start of the daemon to the decision
+    pub at_ms: u64,
+    /// the time of day of the decision, as RFC 3339 has it, in UTC
+    pub time: String,
+    /// the connection
+    pub connection: String,
+    /// how it ended
+    pub outcome: Outcome,
+    /// why the IKE_SA moved
+    pub cause: String,
+    /// our address before
+    pub from: SocketAddr,
+    /// our address after
+    pub to: SocketAddr,
+    /// the peer's address before
+    pub remote_from: SocketAddr,
+    /// the peer's address after
+    pub remote_to: SocketAddr,
+    /// the pairs that were asked before, in that order; not known of a move that failed
+    pub tried: Vec<TriedPath>,
+    /// milliseconds from the decision to the confirmation, or to the failure
+    #[serde(default)]
+    pub took_ms: Option<f64>,
+    /// CHILD_SAs that the data plane moved
+    pub children: u64,
+    /// netlink requests for that, 0 in userspace
+    pub requests: u64,
+    /// milliseconds that the data plane took
+    pub plane_ms: f64,
+    /// why it failed, if it did
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A pair that was asked before a move.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TriedPath {
+    /// our address and port
+    pub local: SocketAddr,
+    /// the peer's address and port
+    pub remote: SocketAddr,
+    /// milliseconds from the first doubt to the question
+    pub after_ms: f64,
+    /// milliseconds from the question to the answer, if one came
+    #[serde(default)]
+    pub answered_ms: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Reply, Request};
+
+    #[test]
+    fn paths_and_moves_are_asked_for_all_connections_or_for_one() {
+        let read = |text| serde_json::from_str::<Request>(text).unwrap();
+        assert_eq!(read(r#"{"command":"paths"}"#), Request::Paths { name: None });
+        let one = Request::Moves { name: Some("office".into()) };
+        assert_eq!(read(r#"{"command":"moves","name":"office"}"#), one);
+        assert_eq!(read(&serde_json::to_string(&one).unwrap()), one);
+    }
+
+    #[test]
+    fn what_is_sent_is_what_is_read() {
+        let path = PathRecord {
+            local: "10.0.1.2:4500".parse().unwrap(),
+            remote: "192.0.2.1:4500".parse().unwrap(),
+            interface: Some("wlan0".into()),
+            current: true,
+            state: "operational".into(),
+            rtt_ms: Some(12.5),
+            loss_percent: Some(0),
+            age_ms: Some(40),
+            nat: None,
+            validated: true,
+        };
+        let sa = SaPaths {
+            spi_i: "00112233445566aa".into(),
+            spi_r: "bb00112233445566".into(),
+            remote_id: "vpn.example.com".into(),
+            primary: "testing".into(),
+            paths: vec![path],
+        };
+        let connections = vec![ConnectionPaths { name: "office".into(), ike_sas: vec![sa] }];
+        let moved = MoveRecord {
+            at_ms: 12,
+            time: "2026-11-22T10:11:12.013Z".into(),
+            connection: "office".into(),
+            outcome: Outcome::Failed,
+            cause: "asked for".into(),
+            from: "10.0.1.2:4500".parse().unwrap(),
+            to: "10.0.2.2:4500".parse().unwrap(),
+            remote_from: "192.0.2.1:4500".parse().unwrap(),
+            remote_to: "192.0.2.1:4500".parse().unwrap(),
+            tried: vec![TriedPath {
+                local: "10.0.2.2:4500".parse().unwrap(),
+                remote: "192.0.2.1:4500".parse().unwrap(),
+                after_ms: 100.0,
+                answered_ms: None,
+            }],
+            took_ms: Some(1.25),
+            children: 1,
+            requests: 4,
+            plane_ms: 0.5,
+            error: Some("no".into()),
+        };
+        for reply in
+            [Reply::Paths(Paths { connections }), Reply::Moves(Moves { moves: vec![moved] })]
+        {
+            assert!(reply.is_last());
+            let line = serde_json::to_string(&reply).unwrap();
+            assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), reply, "{line}");
+        }
+    }
+}
