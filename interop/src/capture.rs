@@ -34,9 +34,11 @@ impl Capture {
     /// It does not start.
     pub fn start(mut tcpdump: Command, out: &Path) -> Result<Self> {
         let file = out.join("router.pcap");
-        // A capture may be short: nothing waits in a buffer.
+        // A capture may be short: nothing waits in a buffer. The buffer has room for as many packets as it has
+        // for as long as they may be: 2048 octets, and none is dropped.
         tcpdump
-            .args(["--immediate-mode", "-i", "any", "-n", "-U", "-s", "0", "-Z", "root", "-w"])
+            .args(["--immediate-mode", "-i", "any", "-n", "-U", "-s", "2048", "-B", "16384"])
+            .args(["-Z", "root", "-w"])
             .arg(&file);
         let log = out.join("tcpdump.log");
         let mut daemon = Daemon::start(&mut tcpdump, &log)?;

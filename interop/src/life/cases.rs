@@ -354,7 +354,10 @@ pub fn ends() -> Vec<Case> {
 }
 
 fn travels(name: impl Into<String>, travel: Travel) -> Case {
-    Case { act: Act::Travel(travel), ..Case::new(name, Tunnel::default()) }
+    let mut tunnel = Tunnel::default();
+    tunnel.client.asks_again_soon = true;
+    tunnel.gateway.asks_again_soon = true;
+    Case { act: Act::Travel(travel), ..Case::new(name, tunnel) }
 }
 
 /// The current path drops everything.
@@ -369,8 +372,9 @@ pub fn families_move() -> Vec<Case> {
 
 /// Two CHILD_SAs and a lost uplink.
 pub fn two_children_move() -> Vec<Case> {
-    let tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
-    vec![Case { tunnel, ..travels("two-children", Travel::LosesUplink) }]
+    let mut case = travels("two-children", Travel::LosesUplink);
+    case.tunnel.children = two_children();
+    vec![case]
 }
 
 /// New keys asked for on a path that is lost before the answer comes.
@@ -383,9 +387,7 @@ pub fn move_during_rekey(client: Program) -> Vec<Case> {
             // It gives the CHILD_SAs new keys after each move in userspace.
             let put_off = ike && (client, by) == (Program::Strongswan, Node::Gateway);
             let unheard = (client, by) != (Program::Strongswan, Node::Client);
-            let mut case = travels(name, Travel::DuringRekey { ike, by, unheard, put_off });
-            case.tunnel.client.asks_again_soon = true;
-            case.tunnel.gateway.asks_again_soon = true;
+            let case = travels(name, Travel::DuringRekey { ike, by, unheard, put_off });
             cases.push(case);
         }
     }
