@@ -9,11 +9,11 @@ use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage},
     link::{LinkAttribute, LinkFlags, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteNextHop, RouteType, RouteVia},
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use crate::net::{NetError, TABLE};
+use crate::net::{NetError, is_our_table};
 
 /// RT_TABLE_LOCAL: the kernel's own entries for every address, which lead nowhere.
 const TABLE_LOCAL: u32 = 255;
@@ -29,6 +29,15 @@ pub struct LocalAddress {
     pub interface: String,
     /// the metric of the best default route through the interface, if it has one
     pub metric: Option<u32>,
+    /// the router of that default route; none on a point-to-point link
+    pub gateway: Option<IpAddr>,
+}
+
+/// A default route through an interface; the better one is the smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct DefaultRoute {
+    metric: u32,
+    gateway: Option<IpAddr>,
 }
 
 /// Links, addresses and routes at one moment, reduced to what matters here.
@@ -37,8 +46,8 @@ struct Snapshot {
     /// by index; only those that can carry packets
     links: BTreeMap<u32, String>,
     addresses: Vec<(IpAddr, u32)>,
-    /// by interface and whether it is IPv4; the metric of the best default route
-    routes: BTreeMap<(u32, bool), Option<u32>>,
+    /// by interface and whether it is IPv4; the best default route
+    routes: BTreeMap<(u32, bool), Option<DefaultRoute>>,
 }
 
 /// Asks the kernel for the addresses that an outer packet can have, best route first.
@@ -119,15 +128,16 @@ impl Snapshot {
     fn add_route(&mut self, route: &RouteMessage) {
         let header = &route.header;
         let ipv4 = header.address_family == AddressFamily::Inet;
-        let (mut table, mut metric, mut interfaces) = (u32::from(header.table), 0, Vec::new());
-        let mut destination = None;
+        let (mut table, mut metric, mut hops) = (u32::from(header.table), 0, Vec::new());
+        let (mut destination, mut interface) = (None, None);
         for attribute in &route.attributes {
             match attribute {
                 RouteAttribute::Table(id) => table = *id,
                 RouteAttribute::Priority(priority) => metric = *priority,
-                RouteAttribute::Oif(index) => interfaces.push(*index),
-                RouteAttribute::MultiPath(hops) => {
-                    interfaces.extend(hops.iter().map(|hop| hop.interface_index));
+                RouteAttribute::Oif(index) => interface = Some(*index),
+                RouteAttribute::MultiPath(several) => {
+                    let hop = |hop: &RouteNextHop| (hop.interface_index, gateway(&hop.attributes));
+                    hops.extend(several.iter().map(hop));
                 }
                 RouteAttribute::Destination(RouteAddress::Inet(a)) => {
                     destination = Some((*a).into())
@@ -140,13 +150,15 @@ impl Snapshot {
         }
         let leads_somewhere = header.kind == RouteType::Unicast
             && table != TABLE_LOCAL
-            && table != TABLE
+            && !is_our_table(table)
             && destination.is_none_or(is_routable);
         if !leads_somewhere {
             return;
         }
-        let default = (header.destination_prefix_length == 0).then_some(metric);
-        for index in interfaces {
+        hops.extend(interface.map(|index| (index, gateway(&route.attributes))));
+        for (index, gateway) in hops {
+            let default =
+                (header.destination_prefix_length == 0).then_some(DefaultRoute { metric, gateway });
             let best = self.routes.entry((index, ipv4)).or_insert(default);
             *best = match (*best, default) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -161,8 +173,10 @@ impl Snapshot {
             .iter()
             .filter_map(|&(address, ifindex)| {
                 let interface = self.links.get(&ifindex)?.clone();
-                let metric = *self.routes.get(&(ifindex, address.is_ipv4()))?;
-                Some(LocalAddress { address, ifindex, interface, metric })
+                let default = *self.routes.get(&(ifindex, address.is_ipv4()))?;
+                let metric = default.map(|route| route.metric);
+                let gateway = default.and_then(|route| route.gateway);
+                Some(LocalAddress { address, ifindex, interface, metric, gateway })
             })
             .collect();
         // interfaces with a default route first, the lowest metric at the head
@@ -185,6 +199,17 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
     out
 }
 
+/// The router of a route or of one of its ways.
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(a)) => Some((*a).into()),
+        RouteAttribute::Gateway(RouteAddress::Inet6(a)) => Some((*a).into()),
+        RouteAttribute::Via(RouteVia::Inet(a)) => Some((*a).into()),
+        RouteAttribute::Via(RouteVia::Inet6(a)) => Some((*a).into()),
+        _ => None,
+    })
+}
+
 /// Whether an address can be reached from beyond the link.
 fn is_routable(address: IpAddr) -> bool {
     let local = match address {
@@ -202,6 +227,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::net::{TABLE, UPLINK_TABLE};
 
     const UP: LinkFlags = LinkFlags::Up.union(LinkFlags::LowerUp).union(LinkFlags::Running);
 
@@ -266,6 +292,33 @@ mod tests {
     #[test]
     fn the_best_default_route_comes_first_and_our_device_never() {
         assert_eq!(names(&snapshot()), ["10.1.0.7 eth0", "10.2.0.7 wifi"]);
+    }
+
+    #[test]
+    fn the_router_is_the_one_of_the_best_default_route_and_our_copy_is_none() {
+        let via = |to, metric, table, text: &str| {
+            let mut route = route(3, to, 0, metric, table);
+            let gateway: IpAddr = text.parse().unwrap();
+            route.attributes.push(RouteAttribute::Gateway(gateway.into()));
+            route
+        };
+        let mut s = snapshot();
+        s.add_route(&via(None, 700, 254, "10.2.0.9"));
+        s.add_route(&via(None, 500, 254, "10.2.0.1"));
+        s.add_route(&via(None, 1, UPLINK_TABLE, "10.2.0.5"));
+        let wifi = s.candidates().into_iter().find(|a| a.ifindex == 3).unwrap();
+        assert_eq!((wifi.metric, wifi.gateway), (Some(500), Some("10.2.0.1".parse().unwrap())));
+
+        let mut hop = RouteNextHop::default();
+        hop.interface_index = 2;
+        let v6: std::net::Ipv6Addr = "fe80::1".parse().unwrap();
+        hop.attributes.push(RouteAttribute::Via(RouteVia::Inet6(v6)));
+        let mut several = route(2, None, 0, 50, 254);
+        several.attributes.retain(|a| !matches!(a, RouteAttribute::Oif(_)));
+        several.attributes.push(RouteAttribute::MultiPath(vec![hop]));
+        s.add_route(&several);
+        let eth0 = s.candidates().into_iter().find(|a| a.ifindex == 2).unwrap();
+        assert_eq!((eth0.metric, eth0.gateway), (Some(50), Some(v6.into())));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod routes;
 pub mod sysctl;
 #[cfg(test)]
 mod tests;
+mod uplinks;
 
 pub use addresses::LocalAddress;
 pub use monitor::Monitor;
@@ -18,11 +19,28 @@ pub const MARK: u32 = 0xbe1c;
 /// The routing table of the inner routes.
 pub const TABLE: u32 = 0xbe1c;
 
+/// The first of the routing tables with one uplink's default route each, [`UPLINKS`] of them.
+pub const UPLINK_TABLE: u32 = TABLE + 1;
+
+/// Uplinks that have a table at most.
+pub const UPLINKS: u32 = 16;
+
+/// Where the rules stand that let the main table's networks come before an uplink's default route.
+pub const NEAR_PRIORITY: u32 = 4863;
+
+/// Where the rules stand that send our outer packets to the table of their source address' uplink.
+pub const UPLINK_PRIORITY: u32 = 4864;
+
 /// Where the rule that leads to [`TABLE`] stands: before the main table's (32766).
 pub const RULE_PRIORITY: u32 = 4866;
 
 /// Where the rules for outer packets stand, which carry no mark when the kernel checks their source.
 pub const OUTER_PRIORITY: u32 = 4865;
+
+/// Whether a routing table is one that we fill.
+fn is_our_table(table: u32) -> bool {
+    (TABLE..UPLINK_TABLE + UPLINKS).contains(&table)
+}
 
 /// The kernel refused something about addresses, routes or links.
 #[derive(Debug, thiserror::Error)]

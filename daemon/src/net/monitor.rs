@@ -282,6 +282,7 @@ mod tests {
             ifindex,
             interface: "eth0".into(),
             metric: None,
+            gateway: None,
         };
         let loss = Loss::Address(7, "10.0.0.1".parse().unwrap());
         assert!(loss.takes(&local(7, "10.0.0.1")));

@@ -6,6 +6,9 @@
 //! tunnel is for everything. More rules let that check, which has the packet's ports swapped, see
 //! the main table only.
 //!
+//! Which uplink an outer packet of the kernel's leaves by is told by more rules and tables
+//! (`uplinks`).
+//!
 //! What is wanted is kept here and compared with what was made, so that adding is idempotent and
 //! removing is exact. Once a client's connection has been up, its networks stay blocked until it is
 //! taken down, so that nothing leaves in clear while the tunnel is away.
@@ -27,15 +30,18 @@ use netlink_packet_route::{
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
-use crate::net::{MARK, NetError, OUTER_PRIORITY, RULE_PRIORITY, TABLE};
+use crate::net::{
+    LocalAddress, MARK, NEAR_PRIORITY, NetError, OUTER_PRIORITY, RULE_PRIORITY, TABLE,
+    UPLINK_PRIORITY, is_our_table, uplinks::Uplinks,
+};
 
 /// rtm_protocol of our routes, so that others can tell whose they are.
-const PROTOCOL: u8 = 0xbe;
+pub(super) const PROTOCOL: u8 = 0xbe;
 /// The metric of what blocks: worse than any other route.
 const BLOCK_METRIC: u32 = 0xffff_0000;
 
 /// RT_TABLE_MAIN, where the way to the peers is.
-const TABLE_MAIN: u32 = 254;
+pub(super) const TABLE_MAIN: u32 = 254;
 
 /// fe80::/10: never beyond the link (RFC 4291 §2.5.6).
 const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
@@ -49,6 +55,7 @@ pub struct Routes {
     raw_esp: bool,
     wanted: Wanted,
     made: State,
+    uplinks: Uplinks,
 }
 
 /// What the connections ask for.
@@ -147,7 +154,9 @@ impl Routes {
             rtnetlink::new_connection().map_err(|e| NetError::io("open a netlink socket", &e))?;
         let connection = tokio::spawn(connection);
         let (wanted, made) = (Wanted::default(), State::default());
-        let routes = Routes { handle, connection, device: device.into(), raw_esp, wanted, made };
+        let uplinks = Uplinks::new(handle.clone());
+        let device = device.into();
+        let routes = Routes { handle, connection, device, raw_esp, wanted, made, uplinks };
         routes.remove_leftovers().await?;
         Ok(routes)
     }
@@ -183,16 +192,32 @@ impl Routes {
         self.reconcile().await
     }
 
-    /// Puts back what the kernel has dropped by itself: it removes a route with its source address.
-    pub async fn refresh(&mut self) -> Result<(), NetError> {
+    /// Lets the kernel's outer packets leave by an uplink that is new, or has another router, before
+    /// anything moves to it. What is gone waits for [`Routes::refresh`].
+    pub async fn prepare(&mut self, locals: &[LocalAddress]) -> Result<(), NetError> {
+        match self.raw_esp {
+            true => self.uplinks.prepare(locals).await,
+            // ESP leaves by our sockets, which are told the uplink
+            false => Ok(()),
+        }
+    }
+
+    /// Puts back what the kernel has dropped by itself, for it removes a route with its source
+    /// address, and takes back what was for addresses that are not among `locals` any more.
+    pub async fn refresh(&mut self, locals: &[LocalAddress]) -> Result<(), NetError> {
+        let uplinks = match self.raw_esp {
+            true => self.uplinks.refresh(locals).await,
+            false => Ok(()),
+        };
         self.made.routes.clear();
-        self.reconcile().await
+        self.reconcile().await.and(uplinks)
     }
 
     /// Removes everything.
     pub async fn shutdown(&mut self) -> Result<(), NetError> {
         self.wanted = Wanted::default();
         let result = self.reconcile().await;
+        let result = result.and(self.uplinks.refresh(&[]).await);
         self.remove_leftovers().await?;
         result
     }
@@ -391,7 +416,7 @@ impl Routes {
         gone_is_fine(self.handle.rule().del(Self::rule(rule)).execute().await, what.into())
     }
 
-    /// Removes every rule that leads to our table or is ours, and every route in the table.
+    /// Removes every rule that leads to our tables or is ours, and every route in the tables.
     async fn remove_leftovers(&self) -> Result<(), NetError> {
         for version in [IpVersion::V4, IpVersion::V6] {
             let mut rules = self.handle.rule().get(version).execute();
@@ -399,8 +424,9 @@ impl Routes {
             // a machine without the family has none of its rules
             while let Ok(Some(rule)) = rules.try_next().await {
                 let has = |attribute| rule.attributes.contains(&attribute);
-                let outer = has(RuleAttribute::Priority(OUTER_PRIORITY))
-                    && has(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+                let marked = has(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+                let places = [NEAR_PRIORITY, UPLINK_PRIORITY, OUTER_PRIORITY];
+                let outer = marked && places.map(RuleAttribute::Priority).into_iter().any(has);
                 if outer || has(RuleAttribute::Table(TABLE)) {
                     ours.push(rule);
                 }
@@ -418,7 +444,13 @@ impl Routes {
             let mut routes = self.handle.route().get(family).execute();
             let mut ours = Vec::new();
             while let Ok(Some(route)) = routes.try_next().await {
-                if route.attributes.contains(&RouteAttribute::Table(TABLE)) {
+                let marked = route.header.protocol == RouteProtocol::from(PROTOCOL);
+                let ours_only = route.attributes.iter().any(|attribute| match attribute {
+                    RouteAttribute::Table(TABLE) => true,
+                    RouteAttribute::Table(table) => marked && is_our_table(*table),
+                    _ => false,
+                });
+                if ours_only {
                     ours.push(route);
                 }
             }
@@ -437,7 +469,7 @@ impl Drop for Routes {
     }
 }
 
-fn family(ipv4: bool) -> AddressFamily {
+pub(super) fn family(ipv4: bool) -> AddressFamily {
     if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
@@ -446,7 +478,10 @@ fn host_prefix(address: IpAddr) -> u8 {
 }
 
 /// The result of a removal: what is not there any more is removed.
-fn gone_is_fine(result: Result<(), rtnetlink::Error>, what: String) -> Result<(), NetError> {
+pub(super) fn gone_is_fine(
+    result: Result<(), rtnetlink::Error>,
+    what: String,
+) -> Result<(), NetError> {
     const GONE: [i32; 4] = [libc::ESRCH, libc::ENOENT, libc::ENODEV, libc::EADDRNOTAVAIL];
     match result {
         Err(rtnetlink::Error::NetlinkError(e)) if GONE.contains(&e.raw_code().saturating_abs()) => {

@@ -4,6 +4,7 @@ use std::{future::Future, net::IpAddr, time::Duration};
 
 use bewick_ike::{ChildId, ChildSa, EspKeys, EspSpi, EspSuite, Path, Secret, TrafficSelector};
 use futures_util::TryStreamExt;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, IpVersion, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::*;
@@ -122,7 +123,9 @@ async fn count(handle: &Handle) -> (usize, usize, usize) {
             .filter(|rule| {
                 let at = |at| netlink_packet_route::rule::RuleAttribute::Priority(at);
                 let has = |at| rule.attributes.contains(&at);
-                has(at(RULE_PRIORITY)) || has(at(OUTER_PRIORITY))
+                [RULE_PRIORITY, OUTER_PRIORITY, NEAR_PRIORITY, UPLINK_PRIORITY]
+                    .into_iter()
+                    .any(|priority| has(at(priority)))
             })
             .count();
     }
@@ -132,8 +135,8 @@ async fn count(handle: &Handle) -> (usize, usize, usize) {
     ];
     for family in families {
         let all: Vec<_> = handle.route().get(family).execute().try_collect().await.unwrap();
-        let ours = netlink_packet_route::route::RouteAttribute::Table(TABLE);
-        routes += all.iter().filter(|route| route.attributes.contains(&ours)).count();
+        let ours = |attribute: &_| matches!(attribute, RouteAttribute::Table(table) if is_our_table(*table));
+        routes += all.iter().filter(|route| route.attributes.iter().any(ours)).count();
     }
     for address in addresses::all(handle).await.unwrap() {
         own += usize::from(sa().virtual_ips.contains(&address));
@@ -143,11 +146,14 @@ async fn count(handle: &Handle) -> (usize, usize, usize) {
 
 /// Where the kernel sends a packet to `to`: the interface's index and the source address.
 async fn lookup(handle: &Handle, to: &str, mark: u32) -> (Option<u32>, Option<IpAddr>) {
-    use netlink_packet_route::route::{RouteAddress, RouteAttribute};
     let query = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
         .destination_prefix(to.parse().unwrap(), 32)
         .mark(mark)
         .build();
+    ask(handle, query).await
+}
+
+async fn ask(handle: &Handle, query: RouteMessage) -> (Option<u32>, Option<IpAddr>) {
     let found = handle.route().get(query).execute().try_next().await.unwrap().unwrap();
     let (mut link, mut source) = (None, None);
     for attribute in &found.attributes {
@@ -182,7 +188,7 @@ fn inner_packets_go_to_the_device_outer_ones_do_not_and_nothing_stays_behind() {
         assert_eq!(lookup(&handle, "192.0.2.2", MARK).await.0, eth0);
 
         routes.block("office", vec!["192.0.2.0/24".parse().unwrap()]).await.unwrap();
-        routes.refresh().await.unwrap();
+        routes.refresh(&[]).await.unwrap();
         assert_eq!(count(&handle).await, (5, 3, 2));
         routes.remove(sa.id).await.unwrap();
         assert_eq!(count(&handle).await, (4, 1, 0));
@@ -197,6 +203,98 @@ fn inner_packets_go_to_the_device_outer_ones_do_not_and_nothing_stays_behind() {
         assert_eq!(count(&handle).await, (0, 0, 2));
         routes.add(&sa, &[]).await.unwrap();
         routes.shutdown().await.unwrap();
+        assert_eq!(count(&handle).await, (0, 0, 0));
+    });
+}
+
+/// The uplink, an interface's index, that the kernel's ESP from one address to another takes.
+async fn uplink_of(handle: &Handle, from: &str, to: &str) -> Option<u32> {
+    let (from, to): (IpAddr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
+    let bits = if from.is_ipv4() { 32 } else { 128 };
+    let mut query = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(to, bits)
+        .unwrap()
+        .mark(MARK)
+        .build();
+    query.attributes.push(RouteAttribute::Source(from.into()));
+    query.header.source_prefix_length = bits;
+    ask(handle, query).await.0
+}
+
+/// Gives an uplink an IPv6 address and a default route too.
+async fn ipv6(handle: &Handle, name: &str, address: &str, gateway: &str, metric: u32) {
+    let link = index(handle, name).await;
+    let mut request = handle.address().add(link, address.parse().unwrap(), 64);
+    request.message_mut().header.flags = netlink_packet_route::address::AddressHeaderFlags::Nodad;
+    request.execute().await.unwrap();
+    let route = RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+        .gateway(gateway.parse().unwrap())
+        .output_interface(link)
+        .priority(metric)
+        .build();
+    handle.route().add(route).execute().await.unwrap();
+}
+
+#[test]
+fn outer_packets_of_the_kernel_leave_by_the_uplink_of_their_source_address() {
+    in_namespace(|handle| async move {
+        uplink(&handle, "eth0", "10.1.0.7", "10.1.0.1", 100).await;
+        uplink(&handle, "wifi", "10.2.0.7", "10.2.0.1", 600).await;
+        ipv6(&handle, "eth0", "2001:db8:1::7", "2001:db8:1::1", 100).await;
+        ipv6(&handle, "wifi", "2001:db8:2::7", "2001:db8:2::1", 600).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let (eth0, wifi) = (Some(index(&handle, "eth0").await), Some(index(&handle, "wifi").await));
+        let (far, far6) = ("192.0.2.2", "2001:db8:f::2");
+        let locals = addresses::dump(&handle, "bewick0").await.unwrap();
+        assert_eq!(locals.len(), 4);
+        assert_eq!(uplink_of(&handle, "10.2.0.7", far).await, eth0);
+
+        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        // a tunnel for everything that is down must not be in the way
+        let everything = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap());
+        handle.link().add(LinkVeth::new("bewick0", "b-far").build()).execute().await.unwrap();
+        routes.block("office", everything.to_vec()).await.unwrap();
+        let tunnel = count(&handle).await;
+        routes.prepare(&locals).await.unwrap();
+        let all = (tunnel.0 + 8, tunnel.1 + 4, 0);
+        assert_eq!(count(&handle).await, all);
+        for _ in 0..2 {
+            assert_eq!(uplink_of(&handle, "10.1.0.7", far).await, eth0);
+            assert_eq!(uplink_of(&handle, "10.2.0.7", far).await, wifi);
+            assert_eq!(uplink_of(&handle, "2001:db8:1::7", far6).await, eth0);
+            assert_eq!(uplink_of(&handle, "2001:db8:2::7", far6).await, wifi);
+            // a network that is nearer than that
+            assert_eq!(uplink_of(&handle, "10.2.0.7", "10.1.0.9").await, eth0);
+            assert_eq!(uplink_of(&handle, "2001:db8:2::7", "2001:db8:1::9").await, eth0);
+            routes.refresh(&locals).await.unwrap();
+            assert_eq!(count(&handle).await, all);
+        }
+        // our copies are no default routes of an uplink's
+        assert_eq!(addresses::dump(&handle, "bewick0").await.unwrap(), locals);
+
+        // one is gone, which waits; then it is back
+        let left: Vec<_> = locals.iter().filter(|a| Some(a.ifindex) == wifi).cloned().collect();
+        routes.prepare(&left).await.unwrap();
+        assert_eq!(count(&handle).await, all);
+        routes.refresh(&left).await.unwrap();
+        assert_eq!(count(&handle).await, (tunnel.0 + 4, tunnel.1 + 2, 0));
+        assert_eq!(uplink_of(&handle, "10.2.0.7", far).await, wifi);
+        routes.prepare(&locals).await.unwrap();
+        assert_eq!(count(&handle).await, all);
+
+        // an earlier run that was killed
+        drop(routes);
+        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        assert_eq!(count(&handle).await, (0, 0, 0));
+        routes.prepare(&locals).await.unwrap();
+        assert_eq!(count(&handle).await, (8, 4, 0));
+        routes.shutdown().await.unwrap();
+        assert_eq!(count(&handle).await, (0, 0, 0));
+
+        // our own sockets need none of it
+        let mut routes = Routes::open("bewick0", false).await.unwrap();
+        routes.prepare(&locals).await.unwrap();
+        routes.refresh(&locals).await.unwrap();
         assert_eq!(count(&handle).await, (0, 0, 0));
     });
 }

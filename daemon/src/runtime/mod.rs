@@ -413,11 +413,15 @@ impl Daemon {
             })
             .collect();
         self.recorder.addresses(&self.addresses, &found);
+        // by a new uplink nothing leaves before the kernel knows how
+        if let Err(e) = self.routes.prepare(&found).await {
+            warn!("{e}");
+        }
         self.addresses = found;
         self.host.handle(self.clock.now(), Input::Addresses(locals));
         // the move comes first: what is left to do here has time
         self.carry_out().await;
-        if let Err(e) = self.routes.refresh().await {
+        if let Err(e) = self.routes.refresh(&self.addresses).await {
             warn!("{e}");
         }
     }

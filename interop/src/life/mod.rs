@@ -240,8 +240,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Planned, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
-    // The kernel's ESP takes the default route's uplink, whichever the tunnel is at.
-    (Topic::SilentPath, Plane::Kernel, [false, false]),
+    (Topic::SilentPath, Plane::Kernel, [true, false]),
     // A few packets are lost.
     (Topic::Planned, Plane::Kernel, [false, false]),
     (Topic::Suites, Plane::Kernel, [true, true]),
