@@ -17,10 +17,12 @@ pub(crate) enum Timer {
     Standby,
     /// the peer's updates have come to rest
     Settle,
+    /// whether the IKE_SA has all that the one has which it replaces
+    Retire,
 }
 
-const ALL: [Timer; 5] =
-    [Timer::Keepalive, Timer::Race, Timer::Count, Timer::Standby, Timer::Settle];
+const ALL: [Timer; 6] =
+    [Timer::Keepalive, Timer::Race, Timer::Count, Timer::Standby, Timer::Settle, Timer::Retire];
 
 /// At most one deadline for each IKE_SA and [`Timer`].
 #[derive(Debug, Default)]

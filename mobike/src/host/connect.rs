@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
 
 use super::{
-    BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, MOST_MISLED, MOST_RIVALS, Output, RETRY,
-    TRIES_OF_UNKNOWN, Wanted,
+    BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, LOOK, MAKING, MOST_MISLED, MOST_RIVALS,
+    Output, RETRY, TRIES_OF_UNKNOWN, Wanted,
 };
 use crate::{address, event::Event, timers::Timer};
 
@@ -168,8 +168,23 @@ impl Host {
         }
         wanted.successor = None;
         if let Some(old) = wanted.current.replace(sa) {
-            self.ike.close_because(now, old, CloseReason::Replaced, &mut self.movers);
+            wanted.retiring = Some((old, now + MAKING));
+            self.on_retire(now, sa);
         }
+    }
+
+    /// RFC 7296 §2.8.3: the old IKE_SA goes when the new one has all the CHILD_SAs that it has.
+    pub(super) fn on_retire(&mut self, now: Time, sa: SaId) {
+        let children = |id: SaId| self.ike.sa(id).map_or(0, |sa| sa.children.len());
+        let new = children(sa);
+        let Some(wanted) = self.wanted.values_mut().find(|w| w.current == Some(sa)) else { return };
+        let Some((old, until)) = wanted.retiring else { return };
+        if new < children(old) && now < until {
+            self.timers.set(sa, Timer::Retire, now + LOOK);
+            return;
+        }
+        wanted.retiring = None;
+        self.ike.close_because(now, old, CloseReason::Replaced, &mut self.movers);
     }
 
     pub(super) fn retry_later(&mut self, now: Time, connection: ConnectionId, wait: bool) {
@@ -213,6 +228,7 @@ impl Host {
                 Timer::Count => self.on_count(now, id),
                 Timer::Standby => self.on_standby(now, id),
                 Timer::Settle => self.on_settled(now, id),
+                Timer::Retire => self.on_retire(now, id),
             }
         }
     }
@@ -256,6 +272,10 @@ impl Host {
             return;
         }
         if wanted.current != Some(sa) {
+            return;
+        }
+        if let Some((old, _)) = wanted.retiring.take() {
+            wanted.current = Some(old);
             return;
         }
         if !established && !wanted.rivals.is_empty() {

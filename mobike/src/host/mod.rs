@@ -64,6 +64,10 @@ const BETWEEN_RIVALS: Duration = Duration::from_millis(250);
 /// Pairs that are tried for one connection at the same time.
 const MOST_RIVALS: usize = 16;
 
+/// How long a new IKE_SA may take to make the CHILD_SAs of the one that it replaces, and between two looks.
+const MAKING: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);
+
 /// The least time between such IKE_SAs: whoever can forge the hint can make us ask, but not often.
 const BETWEEN_HINTS: Duration = Duration::from_secs(10);
 
@@ -90,6 +94,8 @@ struct Wanted {
     next_rival: Option<Time>,
     /// the IKE_SA that is to take the place of `current`
     successor: Option<SaId>,
+    /// the IKE_SA that `current` has taken the place of, and when that goes at the latest
+    retiring: Option<(SaId, Time)>,
     /// when a successor was last made on a mere hint
     hinted: Option<Time>,
     /// tries in a row that a forged COOKIE may have spoilt
