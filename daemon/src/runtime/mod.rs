@@ -16,7 +16,7 @@ use std::{
 };
 
 use bewick_ike::{
-    Established, Random, Role, SaId, Time,
+    Established, Path, Random, Role, SaId, Time,
     auth::{UnixSeconds, WallClock},
 };
 use bewick_mobike::{Command, Host, HostConfig, Input};
@@ -148,6 +148,8 @@ struct Daemon {
 struct Inputs {
     ike: mpsc::Receiver<IkeDatagram>,
     plane: Option<mpsc::Receiver<PlaneEvent>>,
+    /// paths that an ICMP error speaks of
+    unreachable: Option<mpsc::Receiver<Path>>,
     addresses: watch::Receiver<Vec<LocalAddress>>,
     calls: mpsc::Receiver<Call>,
     resolved: mpsc::Receiver<Resolved>,
@@ -236,6 +238,7 @@ impl Daemon {
         let inputs = Inputs {
             ike,
             plane: plane_events,
+            unreachable: udp.take_unreachable(),
             addresses: monitor.addresses(),
             calls: call_receiver,
             resolved: resolved_receiver,
@@ -327,7 +330,8 @@ impl Daemon {
                 () = sleep_until(due) => self.on_timeout(),
                 Some(resolved) = inputs.resolved.recv() => self.on_resolved(resolved),
                 Some(call) = inputs.calls.recv() => self.on_call(call).await,
-                Some(event) = next_event(&mut inputs.plane) => self.on_plane_event(&event),
+                Some(event) = next_of(&mut inputs.plane) => self.on_plane_event(&event),
+                Some(path) = next_of(&mut inputs.unreachable) => self.on_unreachable(path),
                 // last, for strangers can send without end
                 Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
             }
@@ -416,6 +420,11 @@ impl Daemon {
         }
     }
 
+    fn on_unreachable(&mut self, path: Path) {
+        debug!(%path, "an ICMP error says that the other end can't be reached");
+        self.host.handle(self.clock.now(), Input::Unreachable(path));
+    }
+
     fn on_plane_event(&mut self, event: &PlaneEvent) {
         debug!(?event, "data plane");
         if let PlaneEvent::Expire { id, .. } = event {
@@ -424,9 +433,9 @@ impl Daemon {
     }
 }
 
-async fn next_event(events: &mut Option<mpsc::Receiver<PlaneEvent>>) -> Option<PlaneEvent> {
-    match events {
-        Some(events) => events.recv().await,
+async fn next_of<T>(source: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match source {
+        Some(source) => source.recv().await,
         None => std::future::pending().await,
     }
 }
