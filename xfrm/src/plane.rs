@@ -89,7 +89,8 @@ pub enum PlaneEvent {
         /// the reqid of the trap policy
         reqid: u32,
     },
-    /// the kernel dropped events: compare desired with actual state
+    /// events were lost before they got here: a lifetime's end among them means that a CHILD_SA gets
+    /// its successor late, or is gone from the kernel
     EventsLost,
 }
 

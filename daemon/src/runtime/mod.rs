@@ -482,8 +482,16 @@ impl Daemon {
 
     fn on_plane_event(&mut self, event: &PlaneEvent) {
         debug!(?event, "data plane");
-        if let PlaneEvent::Expire { id, .. } = event {
-            self.host.handle(self.clock.now(), Input::Expiring(*id));
+        match event {
+            PlaneEvent::Expire { id, .. } => {
+                self.host.handle(self.clock.now(), Input::Expiring(*id));
+            }
+            PlaneEvent::EventsLost => warn!(
+                "the data plane's events came faster than they could be read, and some are lost: if \
+                 one said that a CHILD_SA's limit of octets or packets is near, its new keys come with \
+                 the next rekey by time only (`bewick rekey` asks for them now)"
+            ),
+            PlaneEvent::Mapping { .. } | PlaneEvent::Acquire { .. } => {}
         }
     }
 }

@@ -15,13 +15,13 @@ use tokio::sync::mpsc;
 use super::{
     ecn::{self, Fate},
     esp::{self, HEADROOM, NEXT_IPV4, NEXT_IPV6, NEXT_NONE, TAILROOM},
-    events::Events,
     selector::Inner,
     table::{Sa, Sequence, Shared},
     tun::Device,
 };
 use crate::{
     PlaneEvent,
+    events::Events,
     udp::{EspSink, UdpSockets},
 };
 
@@ -243,7 +243,7 @@ impl Flow {
         let last = sa.last_mapping.load(Relaxed);
         let due = last == 0 || now.saturating_sub(last) >= MAPPING_INTERVAL;
         if due && sa.last_mapping.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
-            self.events.mapping(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
+            self.events.hint(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
         }
     }
 }
