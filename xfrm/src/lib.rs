@@ -13,5 +13,5 @@ pub mod udp;
 pub mod userspace;
 
 pub use plane::{
-    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Since,
 };

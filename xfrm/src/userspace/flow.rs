@@ -191,6 +191,7 @@ impl Flow {
         if !sa.replay.lock().unwrap_or_else(PoisonError::into_inner).accept(sequence) {
             return count(&sa.traffic.rejected);
         }
+        sa.arrived(self.started.elapsed());
         if path != slot.path {
             self.wrong_path(sa, path, slot.path);
         }
