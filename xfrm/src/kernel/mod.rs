@@ -20,6 +20,7 @@ mod tests;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
 };
 
 use bewick_ike::{
@@ -35,8 +36,9 @@ use self::{
     socket::Socket,
     state::{Key, Place, Replay, Side, Spent, Usage},
 };
-use crate::plane::{
-    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+use crate::{
+    events::Events,
+    plane::{Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent},
 };
 
 pub use self::sockopt::bypass;
@@ -89,7 +91,8 @@ pub struct KernelPlane {
     children: BTreeMap<ChildId, Child>,
     owners: Owners,
     ledger: Shared,
-    events: Option<mpsc::Receiver<PlaneEvent>>,
+    events: Arc<Events>,
+    receiver: Option<mpsc::Receiver<PlaneEvent>>,
     task: tokio::task::AbortHandle,
     closed: bool,
 }
@@ -116,7 +119,7 @@ impl KernelPlane {
         };
         remove_leftovers(&mut xfrm, config.mark)?;
         let ledger = Shared::default();
-        let (events, task) = events::start(ledger.clone())?;
+        let events::Started { events, receiver, task } = events::start(ledger.clone())?;
         let mut route = Socket::open(libc::NETLINK_ROUTE)?;
         device::create(&mut route, &config.device).inspect_err(|_| task.abort())?;
         Ok(KernelPlane {
@@ -127,7 +130,8 @@ impl KernelPlane {
             children: BTreeMap::new(),
             owners: Owners::default(),
             ledger,
-            events: Some(events),
+            events,
+            receiver: Some(receiver),
             task,
             closed: false,
         })
@@ -199,6 +203,7 @@ impl KernelPlane {
             result = result.and(self.delete_state(key));
         }
         self.ledger.lock().forget(id);
+        self.events.forget(id);
         result
     }
 
@@ -340,7 +345,7 @@ impl DataPlane for KernelPlane {
     }
 
     fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>> {
-        self.events.take()
+        self.receiver.take()
     }
 
     fn path(&self, id: ChildId) -> Option<Path> {

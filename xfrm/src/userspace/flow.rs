@@ -15,13 +15,13 @@ use tokio::sync::mpsc;
 use super::{
     ecn::{self, Fate},
     esp::{self, HEADROOM, NEXT_IPV4, NEXT_IPV6, NEXT_NONE, TAILROOM},
-    events::Events,
     selector::Inner,
     table::{Sa, Sequence, Shared},
     tun::Device,
 };
 use crate::{
     PlaneEvent,
+    events::Events,
     udp::{EspSink, UdpSockets},
 };
 
@@ -191,6 +191,7 @@ impl Flow {
         if !sa.replay.lock().unwrap_or_else(PoisonError::into_inner).accept(sequence) {
             return count(&sa.traffic.rejected);
         }
+        sa.arrived(self.started.elapsed());
         if path != slot.path {
             self.wrong_path(sa, path, slot.path);
         }
@@ -243,7 +244,7 @@ impl Flow {
         let last = sa.last_mapping.load(Relaxed);
         let due = last == 0 || now.saturating_sub(last) >= MAPPING_INTERVAL;
         if due && sa.last_mapping.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
-            self.events.mapping(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
+            self.events.hint(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
         }
     }
 }
