@@ -171,6 +171,15 @@ pub trait DataPlane: Send {
     /// The traffic of `id` so far.
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters>;
 
+    /// Whether [`DataPlane::cap`] does anything.
+    fn can_cap(&self) -> bool {
+        false
+    }
+
+    /// From now on these send no more than three times the octets that come for them on their path, or
+    /// as much as they like again (RFC 4555 §3.7, §5.3).
+    fn cap(&mut self, _ids: &[ChildId], _on: bool) {}
+
     /// Begins to count anew what [`DataPlane::since_mark`] tells of `id`.
     fn mark(&mut self, _id: ChildId) {}
 

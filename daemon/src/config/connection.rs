@@ -275,7 +275,11 @@ impl ResponderPart {
             ("keep", Uniqueness::Keep),
             ("never", Uniqueness::Never),
         ];
-        let checks = [("before", ReturnRoutability::Before), ("off", ReturnRoutability::Off)];
+        let checks = [
+            ("before", ReturnRoutability::Before),
+            ("after", ReturnRoutability::After),
+            ("off", ReturnRoutability::Off),
+        ];
         ResponderPart {
             pools: pools.into_iter().map(|(pool, _)| pool).collect(),
             dns: dns.into_iter().map(|field| field.value).collect(),

@@ -281,7 +281,7 @@ impl Daemon {
                 .map(|connection| (connection.ike.clone(), connection.policy.clone()))
                 .collect(),
             force_encap,
-            can_cap: false,
+            can_cap: plane.can_cap(),
         };
         let (resolved, resolved_receiver) = mpsc::channel(CALLS);
         let names: Vec<String> = config.connections.iter().map(|c| c.name().to_owned()).collect();
@@ -497,7 +497,11 @@ impl Daemon {
                  one said that a CHILD_SA's limit of octets or packets is near, its new keys come with \
                  the next rekey by time only (`bewick rekey` asks for them now)"
             ),
-            PlaneEvent::Mapping { .. } | PlaneEvent::Acquire { .. } => {}
+            PlaneEvent::Mapping { id, seen } => {
+                let input = Input::Mapping { child: *id, remote: *seen };
+                self.host.handle(self.clock.now(), input);
+            }
+            PlaneEvent::Acquire { .. } => {}
         }
     }
 }

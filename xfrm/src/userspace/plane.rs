@@ -174,6 +174,17 @@ impl DataPlane for UserspacePlane {
         Box::pin(ready(slot.map(|slot| slot.sa.counters())))
     }
 
+    fn can_cap(&self) -> bool {
+        true
+    }
+
+    fn cap(&mut self, ids: &[ChildId], on: bool) {
+        let table = self.flow.table.load();
+        for slot in ids.iter().filter_map(|id| table.child(*id)) {
+            slot.sa.cap(on);
+        }
+    }
+
     fn mark(&mut self, id: ChildId) {
         if let Some(slot) = self.flow.table.load().child(id) {
             slot.sa.mark();

@@ -25,6 +25,13 @@ use super::{
 };
 use crate::{Counters, PlaneError, Since};
 
+/// Nothing limits what is sent.
+const NO_CAP: u64 = u64::MAX;
+
+/// So many octets may go to where the peer has not shown yet that it receives, for each that came from
+/// there (RFC 9000 §8.1 has the same).
+const CAP: u64 = 3;
+
 /// One CHILD_SA: what stays the same over moves, and its running state.
 pub(super) struct Sa {
     pub(super) id: ChildId,
@@ -43,6 +50,8 @@ pub(super) struct Sa {
     pub(super) traffic: Traffic,
     arrivals: Arrivals,
     limits: Limits,
+    /// octets that may still be sent; [`NO_CAP`] for any number
+    allowance: AtomicU64,
     /// the limits are reached, and that has been said
     told: AtomicBool,
     /// when the last mapping event was given, in milliseconds of the plane's clock, plus 1
@@ -100,6 +109,7 @@ impl Sa {
             traffic: Traffic::default(),
             arrivals: Arrivals::default(),
             limits: sa.limits,
+            allowance: AtomicU64::new(NO_CAP),
             told: AtomicBool::new(false),
             last_mapping: AtomicU64::new(0),
         })
@@ -130,6 +140,31 @@ impl Sa {
         let octets = octets as u64;
         let total = total.fetch_add(octets, Relaxed) + octets;
         self.limits.are_reached(total, packets) && !self.told.swap(true, Relaxed)
+    }
+
+    /// Limits what is sent to [`CAP`] times what comes in from now on, or lifts that.
+    pub(super) fn cap(&self, on: bool) {
+        self.allowance.store(if on { 0 } else { NO_CAP }, SeqCst);
+    }
+
+    /// A genuine packet of so many octets came on the path in use.
+    pub(super) fn earn(&self, octets: usize) {
+        let more = |left: u64| {
+            (left != NO_CAP).then(|| left.saturating_add(CAP * octets as u64).min(NO_CAP - 1))
+        };
+        // Where nothing is limited nothing is to be counted.
+        let _ = self.allowance.fetch_update(Relaxed, Relaxed, more);
+    }
+
+    /// Whether a packet of so many octets may be sent.
+    pub(super) fn spend(&self, octets: usize) -> bool {
+        self.allowance.load(Relaxed) == NO_CAP || {
+            let less = |left: u64| match left {
+                NO_CAP => Some(NO_CAP),
+                left => left.checked_sub(octets as u64),
+            };
+            self.allowance.fetch_update(Relaxed, Relaxed, less).is_ok()
+        }
     }
 
     /// A genuine packet has come in, `now` after the plane began.
@@ -341,6 +376,21 @@ mod tests {
             nets.iter().map(|net| TrafficSelector::from_net(net.parse().unwrap())).collect()
         };
         ChildSa { ts_local: parse(local), ts_remote: parse(remote), ..child(id) }
+    }
+
+    #[test]
+    fn m_5_3_2_a_capped_sa_sends_three_times_what_came_in() {
+        let table = Table::default().with(&with_selectors(1, &["10.9.0.0/24"], &["10.1.0.0/16"]));
+        let table = table.unwrap();
+        let sa = &table.child(ChildId(1)).unwrap().sa;
+        assert!(sa.spend(1 << 40), "nothing is limited at first");
+        sa.cap(true);
+        assert!(!sa.spend(1), "nothing has come from there");
+        sa.earn(100);
+        assert!(sa.spend(200) && !sa.spend(101) && sa.spend(100) && !sa.spend(1));
+        sa.cap(false);
+        sa.earn(100);
+        assert!(sa.spend(1 << 40) && sa.spend(1 << 40), "and nothing again");
     }
 
     #[test]
