@@ -115,10 +115,10 @@ fn expire(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
     let hard = expire.hard != 0;
     let mut ledger = ledger.lock();
     let entry = ledger.get(&key).filter(|_| info.id.proto == IPPROTO_ESP)?;
-    if entry.lingering {
+    if let Some(left) = entry.left {
         // The end that the move has set for it.
         if hard {
-            ledger.close(&key, Usage::of_info(body).unwrap_or_default());
+            ledger.close(&key, Usage::of_info(body).unwrap_or(left));
         }
         return None;
     }
@@ -133,7 +133,7 @@ fn mapping(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
     let mut ledger = ledger.lock();
     let entry = ledger.get(&key).filter(|_| id.proto == IPPROTO_ESP)?;
     // During a move, and on a path that it has left, other addresses are what one expects.
-    if entry.lingering || entry.side == Side::Out || entry.remote == seen {
+    if entry.left.is_some() || entry.side == Side::Out || entry.remote == seen {
         return None;
     }
     ledger.count_wrong_path(entry.id);
