@@ -4,7 +4,7 @@
 //! restart, CHILD_SAs are rekeyed and data planes refuse. Then everything is made well again, and in the end the tunnel must
 //! stand: both ends agree on it, on where it is, and traffic flows without a loss.
 //!
-//! `BEWICK_SEEDS` is how many seeds are run (1000 if unset), `BEWICK_SEED` runs one and tells its
+//! `BEWICK_SEEDS` is how many seeds are run (2000 if unset), `BEWICK_SEED` runs one and tells its
 //! story.
 
 use std::{
@@ -372,7 +372,7 @@ fn any_seed_ends_with_a_tunnel_that_stands() {
         return;
     }
     let seeds: u64 =
-        std::env::var("BEWICK_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
+        std::env::var("BEWICK_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
     // The stories of panics that are caught are told once, by the seed that is reported.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
