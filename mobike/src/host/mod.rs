@@ -68,6 +68,10 @@ const MOST_RIVALS: usize = 16;
 const MAKING: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
 
+/// An IKE_SA that has answered nowhere for so long is kept, but a new one is tried beside it, so often: the
+/// gateway's name may lead elsewhere by now.
+const ANEW: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(120));
+
 /// The least time between such IKE_SAs: whoever can forge the hint can make us ask, but not often.
 const BETWEEN_HINTS: Duration = Duration::from_secs(10);
 
@@ -94,6 +98,8 @@ struct Wanted {
     next_rival: Option<Time>,
     /// the IKE_SA that is to take the place of `current`
     successor: Option<SaId>,
+    /// when a new IKE_SA was last asked for, with the name looked up anew, beside one that answers nowhere
+    anew: Option<Time>,
     /// the IKE_SA that `current` has taken the place of, and when that goes at the latest
     retiring: Option<(SaId, Time)>,
     /// when a successor was last made on a mere hint

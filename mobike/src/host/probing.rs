@@ -296,6 +296,8 @@ impl Host {
                 }
             }
             Step::Pause(_) => {
+                let silent = now.since(race.since);
+                self.try_anew(now, id, silent);
                 let mut candidates = self.candidates(now, id, current);
                 candidates.retain(|path| *path != current);
                 let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
