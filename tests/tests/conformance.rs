@@ -224,12 +224,8 @@ const WITHOUT: [(&str, &str); 4] = [
 ];
 
 /// Those of which a test shows a part, and what is left.
-const PARTLY: [(&str, &str); 3] = [
+const PARTLY: [(&str, &str); 2] = [
     ("M-3.2-1", "EAP is not built, so that IKE_AUTH has two messages"),
-    (
-        "M-3.7-4",
-        "no plane of the simulator counts what goes to an address, so that `After` is `Before`",
-    ),
     (
         "M-3.12-1",
         "the simulator's plane looks at the addresses; the others do so in tests of their own",
