@@ -16,7 +16,7 @@ use std::{
 use bewick_ike::{
     CloseReason, ConnectionConfig, ConnectionId, Endpoint, Path, Random, Role, SaId, SaView, Time,
     auth::WallClock,
-    endpoint::{HalfOpenLimits, SaStatus},
+    endpoint::{HalfOpenLimits, SaStatus, timers::Timers},
     event,
 };
 
@@ -25,7 +25,7 @@ use crate::{
     initiator,
     mobility::Movers,
     path::Uplinks,
-    timers::{Timer, Timers},
+    timers::Timer,
 };
 
 use probing::Bucket;
@@ -114,7 +114,7 @@ pub struct Host {
     movers: Movers,
     wanted: BTreeMap<ConnectionId, Wanted>,
     outputs: VecDeque<Output>,
-    timers: Timers,
+    timers: Timers<Timer>,
     uplinks: Uplinks,
     bucket: Bucket,
     can_cap: bool,
@@ -199,7 +199,7 @@ impl Host {
     pub fn next_timeout(&self) -> Option<Time> {
         let waits = |w: &Wanted| w.retry_at.into_iter().chain(w.next_rival).min();
         let retries = self.wanted.values().filter_map(waits).min();
-        let own = self.timers.next();
+        let own = self.timers.next().map(|(at, _)| at);
         let ike = self.ike.next_timeout().map(|(at, _)| at);
         [retries, own, ike].into_iter().flatten().min()
     }
