@@ -89,6 +89,8 @@ pub(crate) struct Mobility {
     pub(crate) seen_as: Option<Vec<u8>>,
     /// initiator behind a NAT: `seen_as` is still to be asked for
     pub(crate) pending_mapping: bool,
+    /// that question was asked while the path was in doubt: the mapping may have changed before the answer
+    pub(crate) mapping_doubted: bool,
     /// pairs that the peer did not accept since our addresses changed (UNACCEPTABLE_ADDRESSES)
     pub(crate) refused: Vec<Path>,
     /// responder: checks of the present address that were answered without proof
@@ -161,6 +163,7 @@ impl Mobility {
             newest_list: None,
             seen_as: None,
             pending_mapping: false,
+            mapping_doubted: false,
             refused: Vec::new(),
             failed_checks: 0,
             claimed: None,

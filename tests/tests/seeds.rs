@@ -322,7 +322,8 @@ impl Story {
                 self.lab.ms(100);
             }
         }
-        assert!(self.lab.is_up(), "the tunnel does not stand");
+        let sas = [self.lab.client, self.lab.gateway].map(|end| format!("{:?}", self.lab.sas(end)));
+        assert!(self.lab.is_up(), "the tunnel does not stand: {sas:#?}");
         for end in [self.lab.client, self.lab.gateway] {
             let sa = &self.lab.sas(end)[0];
             let plane = self.lab.world.end(end).plane.path();

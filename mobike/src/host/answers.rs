@@ -251,6 +251,10 @@ impl Host {
                 self.on_standby_answered(now, id, (asked, path), &cookie, (payloads, nat));
             }
             Awaiting::Mapping if !of_today => mobility.pending_mapping = true,
+            // RFC 4555 §3.8: as whom the peer knows us is not known; an update tells it.
+            Awaiting::Mapping if std::mem::take(&mut mobility.mapping_doubted) => {
+                mobility.pending_update = mobility.role == Role::Initiator;
+            }
             Awaiting::Mapping => {
                 mobility.seen_as = mobility.seen_as.take().or(initiator::seen_as(payloads));
             }

@@ -304,6 +304,10 @@ impl Host {
             wanted.successor = None;
             return;
         }
+        if wanted.retiring.is_some_and(|(old, _)| old == sa) {
+            wanted.retiring = None;
+            return;
+        }
         if let Some(at) = wanted.rivals.iter().position(|rival| *rival == sa) {
             wanted.rivals.remove(at);
             return;

@@ -190,6 +190,8 @@ impl Host {
         if mobility.race.is_some() {
             return;
         }
+        let looking = matches!(&mobility.awaiting, Some((_, Awaiting::Mapping)));
+        mobility.mapping_doubted |= looking || mobility.pending_mapping;
         let (connection, cause) = (mobility.connection, hint.cause());
         mobility.hint = Some(hint);
         self.event(Event::Suspected { connection, sa: id, path: current, hint });
