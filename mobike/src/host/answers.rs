@@ -73,11 +73,13 @@ impl Host {
     /// Whether the peer sends updates without end.
     fn is_stormy(&mut self, now: Time, id: SaId) -> bool {
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return false };
-        let (since, count) = &mut mobility.updates;
-        if now.since(*since) >= MOST_UPDATES.1 {
-            (*since, *count) = (now, 0);
+        // Until it has kept still for a while it goes on being one storm.
+        let (last, count) = &mut mobility.updates;
+        let still = now.since(*last);
+        if still >= MOST_UPDATES.1 || (still >= CALM && *count <= MOST_UPDATES.0) {
+            *count = 0;
         }
-        *count = count.saturating_add(1);
+        (*last, *count) = (now, count.saturating_add(1));
         *count > MOST_UPDATES.0
     }
 
@@ -90,7 +92,7 @@ impl Host {
     }
 
     /// The peer's ESP comes from another address or port than it should: a hint (RFC 4555 §3.8, §3.12).
-    pub(super) fn on_mapping(&mut self, id: SaId, remote: SocketAddr) {
+    pub(super) fn on_mapping(&mut self, now: Time, id: SaId, remote: SocketAddr) {
         let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
         let path = Path::new(sa.path.local, remote);
         let same_port = sa.path.remote.ip() == remote.ip() && sa.path != path;
@@ -98,7 +100,10 @@ impl Host {
         let follows = mobility.role == Role::Responder && mobility.supported;
         let policy = self.movers.policies.get(mobility.connection.0);
         let follows = follows && policy.is_some_and(|policy| policy.esp_follow);
-        if follows && same_port && mobility.esp_seen != Some(path) {
+        // One that jumps between ports is not run after.
+        let asked = mobility.pairs.of(path).asked;
+        let lately = asked.is_some_and(|at| now.since(at) < CALM);
+        if follows && same_port && mobility.esp_seen != Some(path) && !lately {
             mobility.esp_seen = Some(path);
             mobility.pending_standby = Some(path);
         }
@@ -166,6 +171,10 @@ impl Host {
         }
         mobility.underway = None;
         let (connection, Underway { from, cause, since, .. }) = (mobility.connection, underway);
+        // One who goes away and comes back before traffic has followed has not moved.
+        if cause == Cause::PeerMoved && from == to {
+            return;
+        }
         let took = now.since(since);
         let tried = std::mem::take(&mut mobility.tried);
         self.event(Event::Moved { connection, sa: id, from, to, cause, took, tried });
@@ -350,6 +359,10 @@ impl Host {
                 (record.validated, record.path) = (Some(now), Some(asked));
                 record.nat = nat.map(|nat| nat.any()).or(record.nat);
                 if mobility.esp_seen.take_if(|seen| *seen == asked).is_some() && current != asked {
+                    if self.is_stormy(now, id) {
+                        return;
+                    }
+                    let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
                     mobility.agreed = asked;
                     self.begin(now, id, asked, Cause::NatMapping);
                     self.confirm(now, id);

@@ -40,7 +40,8 @@ const TRIES_BEFORE_DOUBT: u32 = 2;
 /// Unanswered transmissions after which a responder no longer believes that the peer is where it said.
 const TRIES_OF_CHECK: u32 = 5;
 
-/// Updates of one peer within that time that are followed at once.
+/// Updates of one peer, each less than [`CALM`] after the one before, that are followed at once; beyond that it
+/// has to keep still for this time to be followed at once again.
 const MOST_UPDATES: (u32, Duration) = (10, Duration::from_secs(10));
 
 /// How long a peer that sends more has to keep still before traffic follows it.
@@ -226,7 +227,7 @@ impl Host {
                 let carries = |sa: &SaStatus<'_>| sa.children.iter().any(|c| c.id == child);
                 for id in self.ids(carries) {
                     self.touched.insert(id);
-                    self.on_mapping(id, remote);
+                    self.on_mapping(now, id, remote);
                 }
             }
             Input::Unreachable(path) => {
