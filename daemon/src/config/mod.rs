@@ -29,7 +29,7 @@ use self::{
     report::{Problem, Problems, Report, Source},
 };
 pub use connection::{Connection, Start};
-pub use uplink::Uplink;
+pub use uplink::UplinkTable;
 
 /// A configuration in which everything has been checked.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub struct Config {
     /// the connections, in the order of the file; never empty
     pub connections: Vec<Connection>,
     /// what is said of interfaces, in the order of the file
-    pub uplinks: Vec<Uplink>,
+    pub uplinks: Vec<UplinkTable>,
 }
 
 /// The `[daemon]` table.

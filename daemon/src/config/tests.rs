@@ -208,6 +208,10 @@ fn an_uplink_is_what_the_operator_says() {
     assert_eq!((wwan.cost, wwan.metered, wwan.used), (100, false, false));
     let found = problems(&format!("{}{CLIENT}", text.replace("wl*\"\ncost", "wl*\"\nprice")));
     assert!(found.len() == 1 && found[0].contains("unknown key price in [[uplink]]"), "{found:?}");
+    for (name, expected) in [("", "interface is empty"), ("wl*", "an earlier [[uplink]]")] {
+        let found = problems(&format!("{}{CLIENT}", text.replace("wwan0", name)));
+        assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+    }
     let found = problems(&format!("[[uplink]]\ncost = 1\n{CLIENT}"));
     assert!(found.len() == 1 && found[0].contains("expected interface = "), "{found:?}");
 }

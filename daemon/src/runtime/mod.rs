@@ -33,7 +33,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::{Config, Connection, Start, Uplink, uplink},
+    config::{Config, Connection, Start, UplinkTable, uplink},
     control::{Call, EventRecord, Server, ServerError},
     net::{LocalAddress, Monitor, NetError, Routes, sysctl},
 };
@@ -130,7 +130,7 @@ pub fn run(config: Config, control: PathBuf) -> Result<(), RunError> {
 struct Daemon {
     host: Host,
     connections: Vec<Connection>,
-    uplinks: Vec<Uplink>,
+    uplinks: Vec<UplinkTable>,
     clock: Clock,
     sleep: Sleep,
     udp: Arc<UdpSockets>,
