@@ -170,18 +170,17 @@ impl Daemon {
             }
             _ => {}
         }
-        self.history.event(event);
-        if let Event::Moving { sa, .. } = event
-            && !self.history.is_under_way(*sa)
-        {
+        // The gap that a move makes counts from where it begins.
+        if let Some(sa) = self.history.begins(event) {
             let children: Vec<ChildId> = self
                 .host
                 .status()
-                .filter(|status| status.id == *sa)
+                .filter(|status| status.id == sa)
                 .flat_map(|status| status.children.iter().map(|child| child.id))
                 .collect();
             children.into_iter().for_each(|id| self.plane.mark(id));
         }
+        self.history.event(event);
         self.recorder.event(event);
         self.waiters.note(event);
         self.waiters.forward(event, &self.recorder.last());

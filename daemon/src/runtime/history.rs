@@ -63,9 +63,12 @@ impl History {
         record.plane_ms += ms(report.took);
     }
 
-    /// Whether a move of this IKE_SA is going on.
-    pub(super) fn is_under_way(&self, sa: SaId) -> bool {
-        self.under_way.contains_key(&sa)
+    /// The IKE_SA that begins to move with an event that [`History::event`] does not know yet.
+    pub(super) fn begins(&self, event: &Event) -> Option<SaId> {
+        match event {
+            Event::Moving { sa, .. } if !self.under_way.contains_key(sa) => Some(*sa),
+            _ => None,
+        }
     }
 
     /// Whether the last move of this IKE_SA has been over for so long that its cost can be told.
@@ -264,7 +267,9 @@ mod tests {
     #[test]
     fn two_moves_in_a_row_are_one_from_where_traffic_was() {
         let mut history = history();
+        assert_eq!(history.begins(&moving(OFFICE, 1, 1, 2)), Some(SaId(1)));
         history.event(&moving(OFFICE, 1, 1, 2));
+        assert_eq!(history.begins(&moving(OFFICE, 1, 2, 3)), None, "the gap counts from the first");
         history.event(&moving(OFFICE, 1, 2, 3));
         let list = history.list(None);
         assert_eq!(list.len(), 1);

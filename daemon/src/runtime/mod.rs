@@ -33,7 +33,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::{Config, Connection, Start, Uplink, uplink},
+    config::{Config, Connection, Start, UplinkTable, uplink},
     control::{Call, EventRecord, Server, ServerError},
     net::{LocalAddress, Monitor, NetError, Routes, sysctl},
 };
@@ -79,6 +79,17 @@ pub enum RunError {
     /// the operating system
     #[error("{0}: {1}")]
     System(&'static str, std::io::Error),
+    /// ESP outside UDP is wanted, and the plane knows none
+    #[error(
+        "connection \"{name}\" has nat_traversal = false, which needs the kernel's data plane, and the \
+         data plane is userspace ({reason})"
+    )]
+    NoNats {
+        /// the connection
+        name: String,
+        /// why it is userspace
+        reason: String,
+    },
     /// no randomness
     #[error("the operating system gives no randomness: {0}")]
     Random(getrandom::Error),
@@ -88,6 +99,12 @@ impl RunError {
     /// What the operator can do about it, where the message does not say so itself.
     pub fn remedy(&self) -> Option<&'static str> {
         let errno = match self {
+            RunError::NoNats { .. } => {
+                return Some(
+                    "remove nat_traversal, or load the modules that are missing (`modprobe -a esp4 esp6 \
+                     xfrm_user dummy`)",
+                );
+            }
             RunError::Net(e) => e.errno,
             RunError::Plane(PlaneError::Io { source, .. })
             | RunError::KernelPlane(PlaneError::Io { source, .. }) => source.raw_os_error(),
@@ -130,7 +147,7 @@ pub fn run(config: Config, control: PathBuf) -> Result<(), RunError> {
 struct Daemon {
     host: Host,
     connections: Vec<Connection>,
-    uplinks: Vec<Uplink>,
+    uplinks: Vec<UplinkTable>,
     clock: Clock,
     sleep: Sleep,
     udp: Arc<UdpSockets>,
@@ -264,6 +281,11 @@ impl Daemon {
         let server = Server::open(&control, calls, events.clone())?;
         let plane::Opened { plane, udp, ike, force_encap } = plane::open(&config.daemon)?;
         let description = plane.describe();
+        let refuses_nat = |connection: &&Connection| !connection.ike.nat_traversal;
+        if force_encap && let Some(one) = config.connections.iter().find(refuses_nat) {
+            let name = one.name().to_owned();
+            return Err(RunError::NoNats { name, reason: description.reason.clone() });
+        }
         for note in udp.notes() {
             warn!("{note}");
         }
