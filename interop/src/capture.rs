@@ -1,6 +1,8 @@
 //! What passed the router, and what it shows.
 
-use std::collections::BTreeMap;
+mod pcap;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,6 +10,11 @@ use std::time::Duration;
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::process::{self, Daemon};
+use crate::topology::GATEWAYS;
+use pcap::Kind;
+
+/// The exchange that shows who an end is (RFC 7296 §3.1).
+const IKE_AUTH: u8 = 35;
 
 /// A running capture of what passes the router.
 pub struct Capture {
@@ -27,9 +34,11 @@ impl Capture {
     /// It does not start.
     pub fn start(mut tcpdump: Command, out: &Path) -> Result<Self> {
         let file = out.join("router.pcap");
-        // A capture may be short: nothing waits in a buffer.
+        // A capture may be short: nothing waits in a buffer. The buffer has room for as many packets as it has
+        // for as long as they may be: 2048 octets, and none is dropped.
         tcpdump
-            .args(["--immediate-mode", "-i", "any", "-n", "-U", "-s", "0", "-Z", "root", "-w"])
+            .args(["--immediate-mode", "-i", "any", "-n", "-U", "-s", "2048", "-B", "16384"])
+            .args(["-Z", "root", "-w"])
             .arg(&file);
         let log = out.join("tcpdump.log");
         let mut daemon = Daemon::start(&mut tcpdump, &log)?;
@@ -91,6 +100,38 @@ impl Captured {
         command.args(["-n", "-x", "-r"]).arg(&self.file);
         command.arg("udp port 4500 and udp[8:4] = 0");
         Ok(most_at_once(&process::output(&mut command, Duration::from_secs(20))?))
+    }
+
+    /// Looks for ESP from the gateway to an address that IKE had not come from before: if `answered`, not an
+    /// answer, nor an IKE_AUTH, which answers for its sender too, for it knows what IKE_SA_INIT was answered.
+    ///
+    /// # Errors
+    /// There is some.
+    pub fn esp_only_where_heard(&self, answered: bool) -> Result<()> {
+        let octets = std::fs::read(&self.file).context(self.file.display())?;
+        if octets.get(20..22) != Some(&pcap::LINK_TYPE.to_ne_bytes()) {
+            return Err(fail!("{} has another link type", self.file.display()));
+        }
+        let mut heard = BTreeSet::new();
+        let mut seen = 0;
+        for packet in pcap::packets(&octets) {
+            match packet.kind {
+                Kind::Ike { is_response, exchange } if !GATEWAYS.contains(&packet.from) => {
+                    if !answered || is_response || exchange == IKE_AUTH {
+                        heard.insert(packet.from);
+                    }
+                }
+                Kind::Esp if GATEWAYS.contains(&packet.from) => {
+                    seen += 1;
+                    if !heard.contains(&packet.to) {
+                        let to = packet.to;
+                        return Err(fail!("ESP went to {to} before that had answered"));
+                    }
+                }
+                Kind::Ike { .. } | Kind::Esp => {}
+            }
+        }
+        if seen == 0 { Err(fail!("no ESP from the gateway was seen")) } else { Ok(()) }
     }
 
     /// The first packet that matches the filter, or nothing.

@@ -51,6 +51,9 @@ pub struct CaseVerdict {
     /// How many of them never arrived.
     #[serde(default)]
     pub lost: u64,
+    /// The longest time without a packet in the worse direction, in milliseconds, if the tunnel moved.
+    #[serde(default)]
+    pub gap_ms: Option<f64>,
     /// What was not passed and why; `None` if all was.
     pub reason: Option<String>,
 }
@@ -123,6 +126,9 @@ impl Verdict {
             text.push_str(&format!("\n      {:<66} {:>5.1} s", one.name, one.seconds));
             if one.sent > 0 {
                 text.push_str(&format!("   {} of {} lost", one.lost, one.sent));
+            }
+            if let Some(gap) = one.gap_ms {
+                text.push_str(&format!(", {gap:.1} ms without"));
             }
             text.push_str(end);
         }

@@ -5,7 +5,8 @@
 //!        u2 203.0.113.2 or 192.168.7.2 ─(NAT)──┘
 //! ```
 //! Each uplink of the client has a default route in the main table. [`Topology::add_ipv6`] gives the
-//! first uplink, the gateway and what is behind it IPv6 addresses too.
+//! first uplink, the gateway and what is behind it IPv6 addresses too. What else a scenario of moves wants of
+//! the network is in [`ground`].
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -22,6 +23,10 @@ use crate::cleanup::{self, Guard};
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::process::{self, words};
+
+mod ground;
+
+pub use ground::{CLIENT_6, GATEWAY_OTHER, GATEWAYS, Ground};
 
 /// The gateway's address on the outer network.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -80,6 +85,8 @@ pub struct Uplink {
     pub next_hop: Ipv4Addr,
     /// The source address that the gateway sees.
     pub seen_as: Ipv4Addr,
+    /// The router's device towards it.
+    port: &'static str,
 }
 
 const FIRST: Uplink = Uplink {
@@ -87,18 +94,21 @@ const FIRST: Uplink = Uplink {
     address: Ipv4Addr::new(198, 51, 100, 2),
     next_hop: Ipv4Addr::new(198, 51, 100, 1),
     seen_as: Ipv4Addr::new(198, 51, 100, 2),
+    port: "c1",
 };
 const SECOND: Uplink = Uplink {
     device: "u2",
     address: Ipv4Addr::new(203, 0, 113, 2),
     next_hop: Ipv4Addr::new(203, 0, 113, 1),
     seen_as: Ipv4Addr::new(203, 0, 113, 2),
+    port: "c2",
 };
 const SECOND_BEHIND_NAT: Uplink = Uplink {
     device: "u2",
     address: Ipv4Addr::new(192, 168, 7, 2),
     next_hop: Ipv4Addr::new(192, 168, 7, 1),
     seen_as: Ipv4Addr::new(203, 0, 113, 9),
+    port: "n1",
 };
 
 /// How an uplink is taken away.
@@ -178,7 +188,7 @@ impl Topology {
             topology.address(Node::Nat, "out", SECOND_BEHIND_NAT.seen_as)?;
             topology.address(Node::Router, "n1", SECOND.next_hop)?;
             topology.ip(Node::Nat, &format!("route add default via {}", SECOND.next_hop))?;
-            topology.masquerade()?;
+            topology.masquerade("")?;
         } else {
             topology.cable(Node::Client, "u2", Node::Router, "c2")?;
             topology.address(Node::Router, "c2", SECOND.next_hop)?;
@@ -389,20 +399,5 @@ impl Topology {
 
     fn address(&self, node: Node, device: &str, address: Ipv4Addr) -> Result<()> {
         self.ip(node, &format!("addr add {address}/24 dev {device}"))
-    }
-
-    /// Translates with what the kernel has: nf_tables, or the older tables.
-    fn masquerade(&self) -> Result<()> {
-        let space = self.namespace(Node::Nat);
-        let nft = words(&format!("ip netns exec {space} nft add table ip nat")).and_then(|_| {
-            let chain = "{ type nat hook postrouting priority 100 ; }";
-            words(&format!("ip netns exec {space} nft add chain ip nat post {chain}"))?;
-            words(&format!("ip netns exec {space} nft add rule ip nat post oifname out masquerade"))
-        });
-        let Err(nft) = nft else { return Ok(()) };
-        let rule = "-t nat -A POSTROUTING -o out -j MASQUERADE";
-        words(&format!("ip netns exec {space} iptables-legacy {rule}"))
-            .map(drop)
-            .map_err(|legacy| fail!("no NAT: neither {nft}; nor {legacy}"))
     }
 }

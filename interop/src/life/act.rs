@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::case::Running;
+use super::travel::Travel;
 use crate::ends::AGREED;
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -34,6 +35,8 @@ pub enum Act {
     ClientDies,
     /// The gateway's operator restarts it, and the client connects again.
     GatewayRestarts,
+    /// The tunnel has to move.
+    Travel(Travel),
 }
 
 impl Act {
@@ -81,6 +84,7 @@ impl Act {
                 // The gateway must have forgotten the old one: INITIAL_CONTACT (RFC 7296 §2.4).
                 running.works().context("after the client died").map(drop)
             }
+            Act::Travel(travel) => travel.perform(running),
             Act::GatewayRestarts => {
                 running.ends.gateway.stop().context("end of the gateway")?;
                 process::eventually(AGREED, || match running.ends.client.sas()?.len() {

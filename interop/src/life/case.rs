@@ -80,6 +80,8 @@ pub struct Running<'a> {
     pub sent: u64,
     /// How many of them never arrived.
     pub lost: u64,
+    /// The longest time without a packet, if the tunnel moved.
+    pub gap: Option<Duration>,
     stage: &'a Stage<'a>,
     out: PathBuf,
 }
@@ -121,9 +123,10 @@ impl Case {
             *versions = ends.versions()?;
         }
         let out = out.to_owned();
-        let mut running = Running { ends, case: self, sent: 0, lost: 0, stage, out };
+        let mut running = Running { ends, case: self, sent: 0, lost: 0, gap: None, stage, out };
         let lived = self.live(&mut running);
         (verdict.sent, verdict.lost) = (running.sent, running.lost);
+        verdict.gap_ms = running.gap.map(|gap| gap.as_secs_f64() * 1000.0);
         let out = &running.out;
         if lived.is_err() {
             running.ends.write_states(out);
@@ -133,6 +136,10 @@ impl Case {
         running.ends.gateway.stop().context("end of the gateway")?;
         let captured = capture.finish()?;
         captured.none_in_the_clear()?;
+        if let Act::Travel(_) = self.act {
+            // strongSwan does not ask whether an address answers before traffic goes there.
+            captured.esp_only_where_heard(stage.life.gateway == Program::Bewick)?;
+        }
         self.seen.iter().try_for_each(|seen| captured.shows(seen.what, &seen.filter))?;
         for (program, words) in &self.said {
             let node = if stage.life.client == *program { Node::Client } else { Node::Gateway };

@@ -6,6 +6,7 @@ use super::act::Act;
 use super::case::{Case, Outcome};
 use super::seen::Seen;
 use super::stranger;
+use super::travel::Travel;
 use crate::failure::Result;
 use crate::peer::Program;
 use crate::peer::tunnel::{Child, Network, Proof, Signatures, Tunnel};
@@ -350,4 +351,72 @@ pub fn ends() -> Vec<Case> {
         case("client-dies", Act::ClientDies),
         case("gateway-restarts", Act::GatewayRestarts),
     ]
+}
+
+fn travels(name: impl Into<String>, travel: Travel) -> Case {
+    let mut tunnel = Tunnel::default();
+    tunnel.client.asks_again_soon = true;
+    tunnel.gateway.asks_again_soon = true;
+    Case { act: Act::Travel(travel), ..Case::new(name, tunnel) }
+}
+
+/// The current path drops everything.
+pub fn silent_path() -> Vec<Case> {
+    vec![travels("silent-path", Travel::SilentPath)]
+}
+
+/// One uplink has IPv4 alone, the other IPv6 alone.
+pub fn families_move() -> Vec<Case> {
+    vec![travels("ipv4-ipv6-ipv4", Travel::Families)]
+}
+
+/// Two CHILD_SAs and a lost uplink.
+pub fn two_children_move() -> Vec<Case> {
+    let mut case = travels("two-children", Travel::LosesUplink);
+    case.tunnel.children = two_children();
+    vec![case]
+}
+
+/// New keys asked for on a path that is lost before the answer comes.
+pub fn move_during_rekey(client: Program) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for by in [Node::Client, Node::Gateway] {
+        for (what, ike) in [("child", false), ("ike", true)] {
+            let name = format!("{what}-keys-from-{}", by.name());
+            // strongSwan asks again and again on the path that is gone, and moves only after the answer.
+            // It gives the CHILD_SAs new keys after each move in userspace.
+            let put_off = ike && (client, by) == (Program::Strongswan, Node::Gateway);
+            let unheard = (client, by) != (Program::Strongswan, Node::Client);
+            let case = travels(name, Travel::DuringRekey { ike, by, unheard, put_off });
+            cases.push(case);
+        }
+    }
+    cases
+}
+
+/// A gateway with two addresses.
+pub fn gateway_loses_address() -> Vec<Case> {
+    vec![travels("gateway-loses-address", Travel::GatewayLosesAddress)]
+}
+
+/// A NAT that forgets, and gives other ports from then on.
+pub fn nat_mappings(client: Program) -> Vec<Case> {
+    let mut case = travels("nat-mappings", Travel::NatForgets);
+    if client == Program::Strongswan {
+        // It sees the change in an answer to such a question, if the one before had an answer too.
+        case.tunnel.client.liveness = Some(1);
+    }
+    vec![case]
+}
+
+/// A move on request.
+pub fn planned() -> Vec<Case> {
+    vec![travels("planned", Travel::Planned)]
+}
+
+/// Moves in a kernel.
+pub fn moves(client: Program) -> Vec<Case> {
+    let rekey = move_during_rekey(client).into_iter();
+    let rekey = rekey.filter(|case| case.name == "child-keys-from-gateway");
+    two_children_move().into_iter().chain(rekey).chain(gateway_loses_address()).collect()
 }

@@ -6,6 +6,7 @@ mod case;
 mod cases;
 mod seen;
 mod stranger;
+mod travel;
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,7 +17,7 @@ use crate::fail;
 use crate::failure::{Context, Result};
 use crate::peer::{Plane, Program};
 use crate::report::{CaseVerdict, Verdict};
-use crate::topology::Topology;
+use crate::topology::{Ground, Topology};
 use case::Case;
 
 /// What a scenario of this family is about.
@@ -56,6 +57,22 @@ pub enum Topic {
     Ends,
     /// What is worth trying in a kernel too.
     Tunnels,
+    /// A path that dies without a word.
+    SilentPath,
+    /// From IPv4 to IPv6 and back.
+    FamiliesMove,
+    /// A move of several CHILD_SAs.
+    TwoChildrenMove,
+    /// New keys at the moment of a move.
+    MoveDuringRekey,
+    /// A gateway that loses an address.
+    GatewayLosesAddress,
+    /// A NAT that forgets.
+    NatMappings,
+    /// A move on request.
+    Planned,
+    /// Moves that are worth a look in a kernel too.
+    Moves,
 }
 
 impl Topic {
@@ -79,6 +96,14 @@ impl Topic {
             Topic::Esn => "esn",
             Topic::Ends => "ends",
             Topic::Tunnels => "tunnels",
+            Topic::SilentPath => "silent-path",
+            Topic::FamiliesMove => "families-move",
+            Topic::TwoChildrenMove => "two-children-move",
+            Topic::MoveDuringRekey => "move-during-rekey",
+            Topic::GatewayLosesAddress => "gateway-loses-address",
+            Topic::NatMappings => "nat-mappings",
+            Topic::Planned => "planned",
+            Topic::Moves => "moves",
         }
     }
 
@@ -112,6 +137,33 @@ impl Topic {
             Topic::Esn => "sequence numbers of 64 bits and of 32, with new keys",
             Topic::Ends => "DELETE from either end, a client that died, a gateway that restarts",
             Topic::Tunnels => "IPv4 in IPv6, both families in IPv4, two CHILD_SAs with new keys",
+            Topic::SilentPath => {
+                "the router drops all of the client's path: it is on the other one within 4 s"
+            }
+            Topic::FamiliesMove => "the outer packets go from IPv4 to IPv6 and back",
+            Topic::TwoChildrenMove => "two CHILD_SAs, and the current uplink is lost",
+            Topic::MoveDuringRekey => {
+                "the uplink is lost while new keys are asked for, of either kind, from either end"
+            }
+            Topic::GatewayLosesAddress => "the gateway loses the address in use and has another",
+            Topic::NatMappings => "the NAT in front of the client forgets its mappings",
+            Topic::Planned => "the client moves on request, there and back, no packet lost",
+            Topic::Moves => {
+                "two CHILD_SAs move, a move while new keys are asked for, a gateway loses its address"
+            }
+        }
+    }
+
+    fn ground(self) -> Ground {
+        match self {
+            Topic::SilentPath
+            | Topic::TwoChildrenMove
+            | Topic::MoveDuringRekey
+            | Topic::Planned => Ground::Plain,
+            Topic::FamiliesMove => Ground::SecondIsIpv6,
+            Topic::GatewayLosesAddress | Topic::Moves => Ground::SecondGatewayAddress,
+            Topic::NatMappings => Ground::BehindNat,
+            _ => Ground::Ipv6Too,
         }
     }
 
@@ -134,6 +186,14 @@ impl Topic {
             Topic::Esn => cases::esn(),
             Topic::Ends => cases::ends(),
             Topic::Tunnels => [cases::families_in_kernel(), cases::children()].concat(),
+            Topic::SilentPath => cases::silent_path(),
+            Topic::FamiliesMove => cases::families_move(),
+            Topic::TwoChildrenMove => cases::two_children_move(),
+            Topic::MoveDuringRekey => cases::move_during_rekey(client),
+            Topic::GatewayLosesAddress => cases::gateway_loses_address(),
+            Topic::NatMappings => cases::nat_mappings(client),
+            Topic::Planned => cases::planned(),
+            Topic::Moves => cases::moves(client),
         })
     }
 }
@@ -171,7 +231,19 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::ReauthenticationOfTwo, Plane::Userspace, [false, true]),
     (Topic::Windows, Plane::Userspace, [true, true]),
     (Topic::Ends, Plane::Userspace, [true, true]),
+    (Topic::SilentPath, Plane::Userspace, [true, false]),
+    (Topic::FamiliesMove, Plane::Userspace, [true, true]),
+    (Topic::TwoChildrenMove, Plane::Userspace, [true, true]),
+    (Topic::MoveDuringRekey, Plane::Userspace, [true, true]),
+    (Topic::GatewayLosesAddress, Plane::Userspace, [true, true]),
+    (Topic::NatMappings, Plane::Userspace, [true, true]),
+    (Topic::Planned, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
+    (Topic::Moves, Plane::Kernel, [true, true]),
+    // The kernel's ESP takes the default route's uplink, whichever the tunnel is at.
+    (Topic::SilentPath, Plane::Kernel, [false, false]),
+    // A few packets are lost.
+    (Topic::Planned, Plane::Kernel, [false, false]),
     (Topic::Suites, Plane::Kernel, [true, true]),
     // strongSwan has no ESN in userspace.
     (Topic::Esn, Plane::Kernel, [true, true]),
@@ -180,12 +252,19 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
 /// All of them, in the order in which they run: each in both roles.
 pub fn all() -> impl Iterator<Item = Life> {
     use Program::{Bewick, Strongswan};
-    TOPICS.iter().flat_map(|&(topic, plane, [as_client, as_gateway])| {
-        [
-            Life { topic, client: Bewick, gateway: Strongswan, plane, ready: as_client },
-            Life { topic, client: Strongswan, gateway: Bewick, plane, ready: as_gateway },
-        ]
-    })
+    TOPICS
+        .iter()
+        .flat_map(|&(topic, plane, [as_client, as_gateway])| {
+            [
+                Life { topic, client: Bewick, gateway: Strongswan, plane, ready: as_client },
+                Life { topic, client: Strongswan, gateway: Bewick, plane, ready: as_gateway },
+            ]
+        })
+        // strongSwan never leaves a path that is silent, and takes no request to.
+        .filter(|life| {
+            let bewicks = matches!(life.topic, Topic::SilentPath | Topic::Planned);
+            life.client == Bewick || !bewicks
+        })
 }
 
 impl Life {
@@ -197,8 +276,9 @@ impl Life {
         let (scratch, _guard) = cleanup::scratch_folder("life").context("scratch folder")?;
         let cases = verdict.step("prepare", || self.topic.cases(self.client, out))?;
         let topology = verdict.step("build the network", || {
-            let topology = Topology::build(self.plane.name(), false)?;
-            topology.add_ipv6()?;
+            let ground = self.topic.ground();
+            let topology = Topology::build(self.plane.name(), ground == Ground::BehindNat)?;
+            topology.make(ground)?;
             Ok(topology)
         })?;
         let before = Before::note(&topology, self.client, self.gateway)?;

@@ -91,6 +91,10 @@ impl Peer for Bewick {
         self.bewick(&["rekey", "tunnel", "--ike"], SHORT).map(drop)
     }
 
+    fn move_to(&mut self, device: &str) -> Result<()> {
+        self.bewick(&["move", "tunnel", "--to", device], SHORT).map(drop)
+    }
+
     fn reauthenticate(&mut self) -> Result<()> {
         // It does so by itself, and knows no command for it.
         Ok(())

@@ -146,6 +146,8 @@ pub trait Peer {
     fn rekey_children(&mut self) -> Result<()>;
     /// Gives the IKE_SA new keys.
     fn rekey_ike(&mut self) -> Result<()>;
+    /// Goes to another uplink, while both work (client only).
+    fn move_to(&mut self, device: &str) -> Result<()>;
     /// Proves anew who it is, with a whole new IKE_SA (client only).
     fn reauthenticate(&mut self) -> Result<()>;
     /// The established IKE_SAs.

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::{Peer, Place, SaView, UP};
+use crate::fail;
 use crate::failure::{Context, Result};
 use crate::process::{self, Daemon};
 
@@ -103,6 +104,10 @@ impl Peer for Strongswan {
 
     fn rekey_ike(&mut self) -> Result<()> {
         self.control.swanctl(&["--rekey", "--ike", "tunnel"], SHORT).map(drop)
+    }
+
+    fn move_to(&mut self, _device: &str) -> Result<()> {
+        Err(fail!("strongSwan has no word for a move"))
     }
 
     fn reauthenticate(&mut self) -> Result<()> {

@@ -42,6 +42,10 @@ pub struct Side {
     /// After how many seconds a client proves anew who it is, the new IKE_SA before the old one goes; a
     /// strongSwan is told when.
     pub reauth_lifetime: Option<u32>,
+    /// Whether strongSwan asks again after half a second, not after four.
+    pub asks_again_soon: bool,
+    /// After how many seconds of silence it asks whether its peer is there.
+    pub liveness: Option<u32>,
     /// How many requests bewick takes at once; strongSwan takes one.
     pub window: Option<u8>,
 }

@@ -69,6 +69,9 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if let Some(seconds) = own.reauth_lifetime.filter(|_| is_client) {
         line("reauth_lifetime", seconds.to_string());
     }
+    if let Some(seconds) = own.liveness {
+        line("liveness", seconds.to_string());
+    }
     if let Some(window) = own.window {
         line("window", window.to_string());
     }

@@ -31,9 +31,12 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
         options += "cookie_threshold = 1\ncookie_threshold_ip = 1\n";
     }
     if side.reauth_lifetime.is_some() {
-        // strongSwan 5.9.8 drops an answer that is there before the new IKE_SA is in its table, and would
-        // wait four seconds until it asks again.
-        options += "make_before_break = yes\nretransmit_timeout = 0.5\n";
+        options += "make_before_break = yes\n";
+    }
+    if side.reauth_lifetime.is_some() || side.asks_again_soon {
+        // strongSwan 5.9.8 drops an answer that is there before the new IKE_SA is in its table, or while it
+        // handles a request with the same number, and would wait four seconds until it asks again.
+        options += "retransmit_timeout = 0.5\n";
     }
     if matches!(side.signatures, Signatures::Pss) {
         options += "rsa_pss = yes\n";
@@ -122,6 +125,7 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         .replace("@ends@", &ends)
         .replace("@ike@", &words(&own.ike, IKE))
         .replace("@encap@", if place.plane == Plane::Userspace { "yes" } else { "no" })
+        .replace("@liveness@", &own.liveness.unwrap_or(0).to_string())
         .replace("@childless@", own.childless.unwrap_or("allow"))
         .replace("@local@", &format!("{}\nid = {own_id}", proof(&own.proof, true)))
         .replace("@remote@", &format!("{}\nid = {other_id}", proof(&other.proof, false)))
@@ -174,6 +178,7 @@ connections {
         proposals = @ike@
         encap = @encap@
         mobike = yes
+        dpd_delay = @liveness@
         childless = @childless@
         local { @local@ }
         remote { @remote@ }

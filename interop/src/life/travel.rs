@@ -1,0 +1,216 @@
+//! A tunnel that has to move, under traffic.
+
+use std::time::{Duration, Instant};
+
+use super::case::Running;
+use crate::ends::only;
+use crate::fail;
+use crate::failure::{Context, Result};
+use crate::flow::{Flow, Record};
+use crate::peer::SaView;
+use crate::peer::tunnel::Network;
+use crate::process;
+use crate::topology::{CLIENT_6, GATEWAY_OTHER, Loss, Node, Uplink};
+
+/// Between two numbered packets.
+const SPACING: Duration = Duration::from_millis(5);
+/// How long packets flow before something happens and after.
+const AROUND: Duration = Duration::from_millis(300);
+/// How long a move may take altogether.
+const MOVED: Duration = Duration::from_secs(20);
+/// How long the daemons get to take note of an uplink that came back.
+const SETTLED: Duration = Duration::from_secs(1);
+/// How long a client that asks every second whether its peer is there needs for a first answer.
+const ASKED: Duration = Duration::from_millis(2500);
+
+/// How long traffic may stay away from a silent path.
+const SILENT: Duration = Duration::from_secs(4);
+/// How long it may stay away when somebody has seen what happened.
+const SEEN: Duration = Duration::from_secs(2);
+/// How long it may stay away when a question on the way is lost too.
+const LOST_QUESTION: Duration = Duration::from_secs(4);
+/// How long it may stay away until somebody asks.
+const NAT: Duration = Duration::from_secs(6);
+
+/// What makes it move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Travel {
+    /// The router drops all of the current path.
+    SilentPath,
+    /// The IPv4 uplink is lost and the other has IPv6 alone, and then the reverse.
+    Families,
+    /// The current uplink is lost.
+    LosesUplink,
+    /// It is lost when an end has asked for new keys.
+    DuringRekey {
+        /// For the IKE_SA, not the CHILD_SA.
+        ike: bool,
+        /// Who asks.
+        by: Node,
+        /// Whether the question is lost too.
+        unheard: bool,
+        /// Whether it may be put off: an end that gives a CHILD_SA new keys refuses this for the IKE_SA.
+        put_off: bool,
+    },
+    /// The gateway loses the address in use.
+    GatewayLosesAddress,
+    /// The NAT forgets its mappings.
+    NatForgets,
+    /// The client is told to, there and back.
+    Planned,
+}
+
+impl Travel {
+    /// Does it.
+    ///
+    /// # Errors
+    /// The tunnel does not move as it must.
+    pub fn perform(self, running: &mut Running<'_>) -> Result<()> {
+        let topology = running.ends.topology;
+        let before = running.ends.agree(running.case.tunnel.children.len())?;
+        let [client, gateway] = &before;
+        let at = |uplink: Uplink| {
+            move |client: &SaView, gateway: &SaView| {
+                client.local.ip() == uplink.address && gateway.remote.ip() == uplink.seen_as
+            }
+        };
+        match self {
+            Travel::SilentPath => {
+                let lost = topology.uplink_of(client.local.ip())?;
+                let there = at(topology.other(&lost));
+                let moved = moves(running, Some(SILENT), |_| topology.silence(&lost), there);
+                topology.unsilence(&lost)?;
+                moved
+            }
+            Travel::Families => {
+                let lost = topology.uplink_of(client.local.ip())?;
+                let ipv6 = |client: &SaView, gateway: &SaView| {
+                    client.local.ip() == CLIENT_6 && gateway.remote.ip() == CLIENT_6
+                };
+                let lose = |_: &mut Running<'_>| topology.lose(&lost, Loss::LinkDown);
+                moves(running, Some(SEEN), lose, ipv6).context("to IPv6")?;
+                topology.restore(&lost)?;
+                std::thread::sleep(SETTLED);
+                let lose = |_: &mut Running<'_>| topology.lose_ipv6();
+                moves(running, Some(SEEN), lose, at(lost)).context("back to IPv4")?;
+                topology.restore_ipv6()
+            }
+            Travel::LosesUplink => {
+                let lost = topology.uplink_of(client.local.ip())?;
+                let there = at(topology.other(&lost));
+                moves(running, Some(SEEN), |_| topology.lose(&lost, Loss::LinkDown), there)?;
+                topology.restore(&lost)
+            }
+            Travel::DuringRekey { ike, by, unheard, put_off } => {
+                let lost = topology.uplink_of(client.local.ip())?;
+                let there = at(topology.other(&lost));
+                let asks = |running: &mut Running<'_>| {
+                    if unheard {
+                        topology.silence(&lost)?;
+                    }
+                    let peer = running.ends.at(by);
+                    if ike {
+                        peer.rekey_ike()?
+                    } else {
+                        peer.rekey_children()?
+                    }
+                    if unheard {
+                        // The daemon asks a moment after it was told to.
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                    topology.lose(&lost, Loss::LinkDown)?;
+                    if unheard { topology.unsilence(&lost) } else { Ok(()) }
+                };
+                let renewed = |client: &SaView, gateway: &SaView| {
+                    let children = client.children != before[0].children;
+                    let spis = client.spis != before[0].spis;
+                    there(client, gateway) && (put_off || if ike { spis } else { children })
+                };
+                let moved = moves(running, Some(LOST_QUESTION), asks, renewed);
+                topology.restore(&lost)?;
+                moved
+            }
+            Travel::GatewayLosesAddress => {
+                let there = |client: &SaView, gateway: &SaView| {
+                    client.remote.ip() == GATEWAY_OTHER && gateway.local.ip() == GATEWAY_OTHER
+                };
+                moves(running, Some(SEEN), |_| topology.gateway_loses_address(), there)?;
+                topology.gateway_regains_address()
+            }
+            Travel::NatForgets => {
+                let port = gateway.remote.port();
+                if running.case.tunnel.client.liveness.is_some() {
+                    std::thread::sleep(ASKED);
+                }
+                let there = |_: &SaView, gateway: &SaView| gateway.remote.port() != port;
+                moves(running, Some(NAT), |_| topology.forget_mappings(), there)
+            }
+            Travel::Planned => {
+                let first = topology.uplink_of(client.local.ip())?;
+                for to in [topology.other(&first), first] {
+                    let ask = |running: &mut Running<'_>| running.ends.client.move_to(to.device);
+                    moves(running, None, ask, at(to)).context(format!("to {}", to.device))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Has something happen under traffic both ways through each CHILD_SA, waits until both ends show that they
+/// are `there` with the same CHILD_SAs and packets go both ways, and looks how long none did; without a limit
+/// none may be lost.
+fn moves(
+    running: &mut Running<'_>,
+    limit: Option<Duration>,
+    cause: impl FnOnce(&mut Running<'_>) -> Result<()>,
+    there: impl Fn(&SaView, &SaView) -> bool,
+) -> Result<()> {
+    let networks: Vec<Network> = running.case.tunnel.networks().collect();
+    let mut flows = Vec::new();
+    for (network, port) in networks.iter().zip(7000..) {
+        flows.push(running.ends.flows(network.host, port, SPACING)?);
+    }
+    std::thread::sleep(AROUND);
+    let moment = Instant::now();
+    let moved = cause(running).and_then(|()| arrived(running, &networks, there));
+    std::thread::sleep(AROUND);
+    let records: Vec<Record> =
+        flows.into_iter().flat_map(|flows| flows.map(Flow::finish)).collect();
+    running.sent += records.iter().map(Record::sent).sum::<u64>();
+    let lost: u64 = records.iter().map(Record::lost).sum();
+    running.lost += lost;
+    let gaps: Option<Vec<Duration>> = records.iter().map(|record| record.gap(moment)).collect();
+    let gap = gaps.and_then(|gaps| gaps.into_iter().max());
+    running.gap = running.gap.max(gap);
+    moved?;
+    match (gap, limit) {
+        (None, _) => Err(fail!("numbered packets did not come back")),
+        (Some(gap), Some(limit)) if gap > limit => {
+            Err(fail!("no packet for {:.1} s", gap.as_secs_f64()))
+        }
+        (Some(_), None) if lost > 0 => Err(fail!("{lost} packets were lost")),
+        _ => Ok(()),
+    }
+}
+
+fn arrived(
+    running: &mut Running<'_>,
+    networks: &[Network],
+    there: impl Fn(&SaView, &SaView) -> bool,
+) -> Result<()> {
+    let children = running.case.tunnel.children.len();
+    process::eventually(MOVED, || {
+        let client = only(running.ends.client.sas()?).context("client")?;
+        let gateway = only(running.ends.gateway.sas()?).context("gateway")?;
+        if there(&client, &gateway) {
+            return Ok(());
+        }
+        Err(fail!("the client shows {client} ({}), the gateway {gateway}", client.spis))
+    })?;
+    running.ends.agree(children)?;
+    for network in networks {
+        running.ends.ping_both_ways(network.host, MOVED).context("after the move")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,176 @@
+//! What scenarios of moves want of the network, and what happens there.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use super::{FIRST, GATEWAY, GATEWAY_6, Loss, Node, Topology, Uplink};
+use crate::fail;
+use crate::failure::Result;
+use crate::process;
+
+/// The gateway's other address on the outer network, where it has one.
+pub const GATEWAY_OTHER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// All addresses that a gateway may have.
+pub const GATEWAYS: [IpAddr; 3] =
+    [IpAddr::V4(GATEWAY), IpAddr::V4(GATEWAY_OTHER), IpAddr::V6(GATEWAY_6)];
+/// The client's address where the second uplink has IPv6 alone.
+pub const CLIENT_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 2);
+
+/// The ways of the gateway, as arguments of `ip`.
+const WAY: &str = "default via 192.0.2.254 dev w0";
+
+/// What lies between the ends, besides what always does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ground {
+    /// Nothing.
+    Plain,
+    /// IPv6 on the first uplink and behind the gateway.
+    Ipv6Too,
+    /// The second uplink has IPv6 alone, the gateway both.
+    SecondIsIpv6,
+    /// The gateway has a second address, on another network.
+    SecondGatewayAddress,
+    /// The second uplink is behind a NAT, and the first one is down.
+    BehindNat,
+}
+
+impl Topology {
+    /// Makes of a new network what a scenario wants.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn make(&self, ground: Ground) -> Result<()> {
+        match ground {
+            Ground::Plain => Ok(()),
+            Ground::Ipv6Too => self.add_ipv6(),
+            Ground::SecondIsIpv6 => {
+                self.shell(Node::Router, "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")?;
+                let [_, second] = self.uplinks;
+                self.lose(&second, Loss::AddressDeleted)?;
+                self.ip(Node::Router, "addr add 2001:db8:3::1/64 dev c2 nodad")?;
+                self.ip(Node::Router, "addr add 2001:db8:2::fe/64 dev g1 nodad")?;
+                self.ip(Node::Gateway, &format!("addr add {GATEWAY_6}/64 dev w0 nodad"))?;
+                self.ip(
+                    Node::Gateway,
+                    "-6 route add default via 2001:db8:2::fe dev w0 metric 100",
+                )?;
+                self.restore_ipv6()
+            }
+            Ground::SecondGatewayAddress => {
+                self.cable(Node::Gateway, "w1", Node::Router, "g2")?;
+                self.address(Node::Router, "g2", Ipv4Addr::new(198, 18, 0, 254))?;
+                self.address(Node::Gateway, "w1", GATEWAY_OTHER)?;
+                self.ip(Node::Gateway, "route add default via 198.18.0.254 dev w1 metric 200")
+            }
+            Ground::BehindNat => self.lose(&FIRST, Loss::LinkDown),
+        }
+    }
+
+    /// Gives the second uplink its IPv6 (back), where it has IPv6 alone.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn restore_ipv6(&self) -> Result<()> {
+        self.ip(Node::Client, "link set u2 up")?;
+        self.ip(Node::Client, &format!("addr replace {CLIENT_6}/64 dev u2 nodad"))?;
+        self.ip(Node::Client, "-6 route replace default via 2001:db8:3::1 dev u2 metric 100")
+    }
+
+    /// Takes the second uplink away, where it has IPv6 alone.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn lose_ipv6(&self) -> Result<()> {
+        self.ip(Node::Client, "link set u2 down")
+    }
+
+    /// Has the router drop all that comes from an uplink or goes there, without a word to anybody.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn silence(&self, uplink: &Uplink) -> Result<()> {
+        self.forward(uplink, "0")?;
+        self.ip(Node::Router, &format!("route add blackhole {}/32", uplink.seen_as))
+    }
+
+    /// Lets the packets of an uplink pass again.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn unsilence(&self, uplink: &Uplink) -> Result<()> {
+        self.forward(uplink, "1")?;
+        self.ip(Node::Router, &format!("route del blackhole {}/32", uplink.seen_as))
+    }
+
+    /// Takes the gateway's first address away, and with it, as it is the device's only one, the route.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn gateway_loses_address(&self) -> Result<()> {
+        self.ip(Node::Gateway, &format!("addr del {GATEWAY}/24 dev w0"))
+    }
+
+    /// Gives it back.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn gateway_regains_address(&self) -> Result<()> {
+        self.address(Node::Gateway, "w0", GATEWAY)?;
+        self.ip(Node::Gateway, &format!("route add {WAY}"))
+    }
+
+    /// Has the NAT forget its mappings and give other ports to what comes.
+    ///
+    /// # Errors
+    /// What `ip`, `nft` or `iptables-legacy` said.
+    pub fn forget_mappings(&self) -> Result<()> {
+        // A device that goes down takes the mappings with it.
+        self.ip(Node::Nat, "link set out down")?;
+        self.masquerade("5000-5100")?;
+        self.ip(Node::Nat, "link set out up")?;
+        self.ip(Node::Nat, "route add default via 203.0.113.1")
+    }
+
+    /// Translates with what the kernel has, nf_tables or the older tables, in the place of what was there
+    /// before; UDP to these ports, if there are any.
+    pub(super) fn masquerade(&self, ports: &str) -> Result<()> {
+        let run = |line: &str| {
+            let mut command = self.command(Node::Nat, "env");
+            process::output(command.args(line.split_whitespace()), Duration::from_secs(10))
+        };
+        let nft = (|| {
+            run("nft add table ip nat")?;
+            run("nft add chain ip nat post { type nat hook postrouting priority 100 ; }")?;
+            run("nft flush chain ip nat post")?;
+            if !ports.is_empty() {
+                let rule = "nft add rule ip nat post oifname out meta l4proto udp masquerade to";
+                run(&format!("{rule} :{ports}"))?;
+            }
+            run("nft add rule ip nat post oifname out masquerade")
+        })();
+        let Err(nft) = nft else { return Ok(()) };
+        let rule = "iptables-legacy -t nat -A POSTROUTING -o out";
+        let legacy = (|| {
+            run("iptables-legacy -t nat -F POSTROUTING")?;
+            if !ports.is_empty() {
+                run(&format!("{rule} -p udp -j MASQUERADE --to-ports {ports}"))?;
+            }
+            run(&format!("{rule} -j MASQUERADE"))
+        })();
+        legacy.map(drop).map_err(|legacy| fail!("no NAT: neither {nft}; nor {legacy}"))
+    }
+
+    /// A device that does not forward drops what comes and tells nobody.
+    fn forward(&self, uplink: &Uplink, value: &str) -> Result<()> {
+        let port = uplink.port;
+        self.shell(
+            Node::Router,
+            &format!("echo {value} >/proc/sys/net/ipv4/conf/{port}/forwarding"),
+        )
+    }
+
+    fn shell(&self, node: Node, script: &str) -> Result<()> {
+        let mut command = self.command(node, "sh");
+        process::output(command.args(["-c", script]), Duration::from_secs(10)).map(drop)
+    }
+}
