@@ -336,7 +336,17 @@ impl Extension for Movers {
         }
     }
 
-    fn auth_refusal(&self, path: Path, payloads: &[Payload]) -> Option<NotifyType> {
+    fn auth_refusal(
+        &self,
+        connection: ConnectionId,
+        (path, nat): (Path, Nat),
+        payloads: &[Payload],
+    ) -> Option<NotifyType> {
+        // RFC 7296 §2.21.2: not where the peer may be. UNACCEPTABLE_ADDRESSES is for updates alone (RFC 4555
+        // §4.1.1).
+        if !self.policy(connection).accept.accepts(path, Some(nat)) {
+            return Some(NotifyType::AUTHENTICATION_FAILED);
+        }
         // RFC 4555 §3.9: the addresses and ports that the peer sent it from and to.
         notify::denies_nats(payloads, path).then_some(NotifyType::UNEXPECTED_NAT_DETECTED)
     }

@@ -318,3 +318,22 @@ fn x_18b_an_answer_with_its_cookie_but_without_nat_detection_is_no_move() {
         assert_eq!(renewed, everywhere, "{}", lab.story());
     }
 }
+
+/// The policy holds from the first address on, not only for those that the peer moves to.
+#[test]
+fn m_3_5_16_a_peer_does_not_come_up_from_where_it_may_not_go() {
+    let mut plan = Plan::default();
+    plan.gateway_policy.accept.deny = vec!["198.51.100.2/32".parse().expect("a network")];
+    let mut lab = Lab::new(plan);
+    lab.up();
+    lab.seconds(40);
+    assert!(lab.is_empty(), "{}", lab.story());
+    assert_eq!(lab.count(lab.gateway, "established"), 0);
+    let (wlan, client) = (lab.wlan, lab.client);
+    lab.world.set_up(wlan, false);
+    lab.world
+        .command(client, bewick_mobike::Command::Up(bewick_ike::ConnectionId(0)))
+        .expect("its connection");
+    lab.seconds(5);
+    assert!(lab.is_up(), "from the other address: {}", lab.story());
+}
