@@ -44,8 +44,10 @@ impl Host {
                     self.timers.clear(id, Timer::Settle);
                     self.follow(now, id, path);
                 } else {
-                    // Back to where the traffic still is: nothing to check.
-                    self.confirm(now, id);
+                    // Back to where the traffic still is: nothing to check, unless that is being checked.
+                    if self.movers.sas.get(&id).is_some_and(|m| m.capped.is_none()) {
+                        self.confirm(now, id);
+                    }
                     self.adjust_encap(now, id);
                 }
             }
@@ -122,11 +124,12 @@ impl Host {
     pub(super) fn follow(&mut self, now: Time, id: SaId, path: Path) {
         let policy = self.movers.policy_of(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let from = mobility.children_at.remote.ip();
+        // Under a limit the traffic is where nothing has been shown yet.
+        let home = mobility.capped.unwrap_or(mobility.children_at);
         // Another port of an address that was shown reachable is the same victim, if any.
         let valid = mobility.pairs.get(path).is_some_and(|record| record.is_valid(now));
         let off = policy.return_routability == ReturnRoutability::Off;
-        if off || valid || from == path.remote.ip() {
+        if off || valid || home.remote.ip() == path.remote.ip() {
             self.lift(now, id);
             self.confirm(now, id);
             self.move_children(now, id, path);
@@ -134,7 +137,6 @@ impl Host {
             mobility.pending_check = true;
             if policy.return_routability == ReturnRoutability::After && self.can_cap {
                 // It may be a victim: it gets no more than three times what comes from there.
-                let home = mobility.capped.unwrap_or(mobility.children_at);
                 mobility.capped = Some(home);
                 self.ike.cap_children(now, id, true, &mut self.movers);
                 self.move_children(now, id, path);

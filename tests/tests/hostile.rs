@@ -1,0 +1,53 @@
+//! Peers and people on the way who want traffic to go where it should not, or nowhere (RFC 4555 §3.7, §5).
+
+use std::time::Duration;
+
+use bewick_mobike::ReturnRoutability;
+use bewick_tests::{
+    Lab, Plan, Verdict,
+    lab::ip,
+    scene::{GATEWAY, WLAN, ask, from, ike_header, is_esp, mobike, puppet_client, update},
+};
+
+const MS: Duration = Duration::from_millis(1);
+const VICTIM: &str = "203.0.113.66";
+
+/// The puppet's requests come from that port of the victim's, and it needs no answers: they reach it by
+/// magic. With `answers` its answers come from there too.
+fn forge(lab: &mut Lab, port: u16, answers: bool) {
+    lab.world.net.set_tap(Some(Box::new(move |_, datagram| {
+        let Some(header) = ike_header(datagram) else { return Verdict::Pass };
+        let mut other = datagram.clone();
+        if datagram.src.ip() == ip(WLAN) && (answers || !header.flags.response) {
+            other.src = (ip(VICTIM), port).into();
+        } else if datagram.dst.ip() == ip(VICTIM) && header.flags.response {
+            other.dst = (ip(WLAN), 4500).into();
+        }
+        Verdict::Replace(vec![other])
+    })));
+}
+
+fn esp_to_victim(lab: &Lab) -> usize {
+    let sent = lab.world.net.capture.sent();
+    sent.filter(|r| r.datagram.dst.ip() == ip(VICTIM) && is_esp(&r.datagram)).count()
+}
+
+#[test]
+fn another_port_of_an_address_that_was_never_shown_does_not_lift_the_limit() {
+    let mut plan = Plan::default();
+    plan.gateway_policy.return_routability = ReturnRoutability::After;
+    let mut lab = puppet_client(plan, mobike());
+    let (client, gateway) = (lab.client, lab.gateway);
+    lab.world.net.capture.set_on(true);
+    lab.world.start_flow(gateway, client, MS, Duration::from_secs(5));
+    for port in [4500, 4501, 4502, 4501] {
+        forge(&mut lab, port, false);
+        ask(&mut lab, client, from(WLAN, GATEWAY), &[update()]);
+        lab.ms(500);
+    }
+    lab.seconds(60);
+    assert_eq!(esp_to_victim(&lab), 0, "{}", lab.story());
+    let there = lab.sas(gateway)[0].path;
+    assert_eq!(there.remote.ip(), ip(WLAN), "{}", lab.story());
+    assert_eq!(lab.world.end(gateway).plane.path(), Some(there), "{}", lab.story());
+}
