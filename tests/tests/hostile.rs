@@ -51,3 +51,19 @@ fn another_port_of_an_address_that_was_never_shown_does_not_lift_the_limit() {
     assert_eq!(there.remote.ip(), ip(WLAN), "{}", lab.story());
     assert_eq!(lab.world.end(gateway).plane.path(), Some(there), "{}", lab.story());
 }
+
+#[test]
+fn a_cookie_that_the_peer_got_elsewhere_does_not_prove_an_address() {
+    let mut lab = puppet_client(Plan::default(), mobike());
+    let (client, gateway) = (lab.client, lab.gateway);
+    // A question from the victim's address, and the cookie that is asked for there, again, where the peer is.
+    forge(&mut lab, 4500, true);
+    ask(&mut lab, client, from(WLAN, GATEWAY), &[]);
+    lab.seconds(10);
+    lab.world.net.capture.set_on(true);
+    lab.world.start_flow(gateway, client, MS, Duration::from_secs(5));
+    forge(&mut lab, 4500, false);
+    ask(&mut lab, client, from(WLAN, GATEWAY), &[update()]);
+    lab.seconds(5);
+    assert_eq!(esp_to_victim(&lab), 0, "{}", lab.story());
+}

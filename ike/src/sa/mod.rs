@@ -211,11 +211,13 @@ impl Sa {
     ) {
         let policy = self.policy(cx.shared);
         let give_up = self.give_up(&policy);
-        cx.shared.transmit_all(path, &datagrams);
         let astray = path != self.path;
         if let Some(channel) = self.on(on) {
             let id = channel.outgoing.next_id();
             channel.outgoing.start(cx.now, exchange, datagrams, tag, &policy, give_up);
+            for datagrams in channel.outgoing.send(path, |out| out.message_id == id) {
+                cx.shared.transmit_all(path, datagrams);
+            }
             if astray {
                 channel.outgoing.lead_astray(id, path);
             }
@@ -240,12 +242,11 @@ impl Sa {
     }
 
     /// Sends what is outstanding on another path too, the same octets; false if nothing is.
-    pub(crate) fn copy_to(&self, cx: &mut Cx<'_>, path: Path) -> bool {
-        let former = self.former.iter().map(|former| &former.channel);
+    pub(crate) fn copy_to(&mut self, cx: &mut Cx<'_>, path: Path) -> bool {
         let mut any = false;
-        for channel in std::iter::once(&self.channel).chain(former) {
-            for out in channel.outgoing.outstanding() {
-                cx.shared.transmit_all(path, &out.datagrams);
+        for channel in self.channels() {
+            for datagrams in channel.outgoing.send(path, |_| true) {
+                cx.shared.transmit_all(path, datagrams);
                 any = true;
             }
         }
@@ -306,8 +307,8 @@ impl Sa {
         self.refragment(cx.shared, None);
         let path = self.path;
         for channel in self.channels() {
-            for out in channel.outgoing.outstanding() {
-                cx.shared.transmit_all(path, &out.datagrams);
+            for datagrams in channel.outgoing.send(path, |_| true) {
+                cx.shared.transmit_all(path, datagrams);
             }
         }
     }
@@ -401,10 +402,9 @@ impl Sa {
         match self.channel.outgoing.on_timer(cx.now, &policy) {
             Retransmit::Idle => {}
             Retransmit::Again { ids, tries } => {
-                for out in self.channel.outgoing.outstanding() {
-                    if ids.contains(&out.message_id) {
-                        cx.shared.transmit_all(self.path, &out.datagrams);
-                    }
+                let (path, again) = (self.path, |out: &Outstanding| ids.contains(&out.message_id));
+                for datagrams in self.channel.outgoing.send(path, again) {
+                    cx.shared.transmit_all(path, datagrams);
                 }
                 if tries > 0 {
                     cx.shared.event(Event::Unanswered { sa: self.id, tries });

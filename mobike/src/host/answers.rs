@@ -204,7 +204,7 @@ impl Host {
         now: Time,
         id: SaId,
         tag: Tag,
-        (path, spis): (Path, (u64, u64)),
+        (path, everywhere, spis): (Path, bool, (u64, u64)),
         payloads: &[bewick_ike::wire::Payload],
     ) {
         let Some(view) = self.ike.view(id) else { return };
@@ -250,7 +250,9 @@ impl Host {
             Awaiting::Probe => {}
             Awaiting::Standby { cookie, path: asked } => {
                 let nat = bewick_ike::nat::detect(spis, path, payloads);
-                self.on_standby_answered(now, id, (asked, path), &cookie, (payloads, nat));
+                // RFC 4555 §3.7: whoever got it on another pair could answer from anywhere.
+                let proven = path == asked && !everywhere;
+                self.on_standby_answered(now, id, (asked, proven), &cookie, (payloads, nat));
             }
             Awaiting::Mapping if !of_today => mobility.pending_mapping = true,
             Awaiting::Mapping => {
@@ -333,7 +335,7 @@ impl Host {
         &mut self,
         now: Time,
         id: SaId,
-        (asked, answered): (Path, Path),
+        (asked, proven): (Path, bool),
         cookie: &[u8],
         (payloads, nat): (&[bewick_ike::wire::Payload], Option<bewick_ike::nat::Nat>),
     ) {
@@ -343,7 +345,7 @@ impl Host {
             Some(echo) if echo != cookie => {
                 self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
             }
-            Some(_) if answered == asked => {
+            Some(_) if proven => {
                 let record = mobility.pairs.of(asked);
                 (record.validated, record.path) = (Some(now), Some(asked));
                 record.nat = nat.map(|nat| nat.any()).or(record.nat);
