@@ -67,3 +67,32 @@ fn a_cookie_that_the_peer_got_elsewhere_does_not_prove_an_address() {
     lab.seconds(5);
     assert_eq!(esp_to_victim(&lab), 0, "{}", lab.story());
 }
+
+#[test]
+fn an_answer_from_a_port_that_nobody_asked_takes_the_ike_sa_nowhere() {
+    let mut lab = Lab::established(Plan::default());
+    let client = lab.client;
+    // Answers are lost until the client asks elsewhere; then one comes with another port.
+    let mut answers = 0;
+    lab.world.net.set_tap(Some(Box::new(move |_, datagram| {
+        if datagram.dst.ip() == ip(GATEWAY) && !matches!(datagram.dst.port(), 500 | 4500) {
+            return Verdict::Drop;
+        }
+        let from_gateway = datagram.src.ip() == ip(GATEWAY);
+        if !from_gateway || !ike_header(datagram).is_some_and(|h| h.flags.response) {
+            return Verdict::Pass;
+        }
+        answers += 1;
+        let mut other = datagram.clone();
+        other.src.set_port(4600);
+        match answers {
+            ..=8 => Verdict::Drop,
+            9 => Verdict::Replace(vec![other]),
+            _ => Verdict::Pass,
+        }
+    })));
+    lab.seconds(200);
+    let here = lab.sas(client)[0].path;
+    assert_eq!(here.remote.port(), 4500, "{}", lab.story());
+    assert!(lab.is_up(), "{}", lab.story());
+}

@@ -316,12 +316,14 @@ impl Host {
     pub(super) fn on_answered(&mut self, now: Time, id: SaId, path: Path, sent: Option<Time>) {
         let Some(sa) = self.ike.sa(id) else { return };
         let (current, role) = (sa.path, sa.role);
+        // Nothing was ever sent to any other place: somebody on the way has changed the address or the port.
+        let asked = path == current || self.candidates(now, id, current).contains(&path);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         mobility.pairs.answered(now, path, sent);
         self.uplinks.note(now, path.local.ip(), true);
         let Some(race) = &mut mobility.race else { return };
         if path != current {
-            if role == Role::Initiator {
+            if role == Role::Initiator && asked {
                 race.answered(now, path);
                 self.settle_race(now, id);
             }
