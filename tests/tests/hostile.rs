@@ -96,3 +96,20 @@ fn an_answer_from_a_port_that_nobody_asked_takes_the_ike_sa_nowhere() {
     assert_eq!(here.remote.port(), 4500, "{}", lab.story());
     assert!(lab.is_up(), "{}", lab.story());
 }
+
+#[test]
+fn an_address_that_was_given_up_is_not_gone_back_to_when_our_own_change() {
+    let mut lab = puppet_client(Plan::default(), mobike());
+    let (client, gateway) = (lab.client, lab.gateway);
+    forge(&mut lab, 4500, false);
+    ask(&mut lab, client, from(WLAN, GATEWAY), &[update()]);
+    lab.seconds(60);
+    assert_eq!(lab.sas(gateway)[0].path.remote.ip(), ip(WLAN), "{}", lab.story());
+    let sent = lab.world.net.sent_to(ip(VICTIM));
+    let wan = lab.wan;
+    lab.world.net.add_address(wan, ip("192.0.2.9"));
+    lab.world.tell_addresses(gateway);
+    lab.seconds(1);
+    assert_eq!(lab.sas(gateway)[0].path.remote.ip(), ip(WLAN), "{}", lab.story());
+    assert_eq!(format!("{:?}", lab.world.net.sent_to(ip(VICTIM))), format!("{sent:?}"));
+}

@@ -455,6 +455,7 @@ impl Host {
         let capped = mobility.capped.is_some();
         let back = mobility.capped.unwrap_or(mobility.children_at);
         mobility.claimed = Some(path);
+        mobility.agreed = back;
         mobility.generation += 1;
         mobility.failed_checks = 0;
         mobility.pending_check = false;
