@@ -113,3 +113,25 @@ fn an_address_that_was_given_up_is_not_gone_back_to_when_our_own_change() {
     assert_eq!(lab.sas(gateway)[0].path.remote.ip(), ip(WLAN), "{}", lab.story());
     assert_eq!(format!("{:?}", lab.world.net.sent_to(ip(VICTIM))), format!("{sent:?}"));
 }
+
+#[test]
+fn answers_that_all_come_from_another_port_are_not_asked_for_without_end() {
+    let mut lab = Lab::established(Plan::default());
+    let client = lab.client;
+    lab.world.net.set_tap(Some(Box::new(move |_, datagram| {
+        let mut other = datagram.clone();
+        if datagram.src.ip() == ip(GATEWAY) && ike_header(datagram).is_some() {
+            other.src.set_port(4600);
+        }
+        Verdict::Replace(vec![other])
+    })));
+    let before = lab.world.end(client).transmitted;
+    lab.move_to(lab.lte());
+    lab.seconds(20);
+    let sent = lab.world.end(client).transmitted - before;
+    assert!(sent < 60, "{sent} in 20 seconds: {}", lab.story());
+    // And when it is over, all is well.
+    lab.world.net.set_tap(None);
+    lab.seconds(10);
+    assert_eq!(lab.count(client, "moved"), 1, "{}", lab.story());
+}

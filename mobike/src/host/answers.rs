@@ -83,9 +83,15 @@ impl Host {
         *count > MOST_UPDATES.0
     }
 
-    /// Responder: the updates have come to rest for now.
+    /// Responder: the updates have come to rest for now. Initiator: one more that may be answered from where
+    /// it went to.
     pub(super) fn on_settled(&mut self, now: Time, id: SaId) {
         let Some(path) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        if let Some(mobility) = self.movers.sas.get_mut(&id).filter(|m| m.role == Role::Initiator) {
+            let unconfirmed = mobility.underway.is_some_and(|underway| !underway.confirmed);
+            mobility.pending_update |= unconfirmed && mobility.awaiting.is_none();
+            return;
+        }
         if self.movers.sas.get(&id).is_some_and(|m| m.children_at != path) {
             self.follow(now, id, path);
         }
@@ -391,9 +397,16 @@ impl Host {
                 if answered != current {
                     // RFC 4555 §3.7: not from the pair that was to be proven. Which one it will be is not
                     // known as long as others are being asked.
-                    mobility.pending_update |= mobility.race.is_none();
+                    if mobility.race.is_none() {
+                        mobility.failed_checks = mobility.failed_checks.saturating_add(1);
+                        mobility.pending_update |= mobility.failed_checks < CHECKS;
+                        // Not as fast as answers come, if all of them come from elsewhere.
+                        self.timers.set(id, Timer::Settle, now + CALM);
+                    }
                     return;
                 }
+                mobility.failed_checks = 0;
+                self.timers.clear(id, Timer::Settle);
                 // The update had a COOKIE2 of its own.
                 let record = mobility.pairs.of(current);
                 (record.validated, record.path) = (Some(now), Some(current));

@@ -85,6 +85,7 @@ impl Host {
         self.begin(now, id, to, cause);
         if let Some(mobility) = self.movers.sas.get_mut(&id) {
             mobility.pending_update = true;
+            mobility.failed_checks = 0;
         }
         // RFC 4555 §3.5, step 2, and §3.7: to an address of the peer's that only a list names, traffic
         // goes when the answer to the update has come from there.
