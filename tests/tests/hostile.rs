@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use bewick_mobike::ReturnRoutability;
+use bewick_ike::ConnectionId;
+use bewick_mobike::{Command, Input, ReturnRoutability};
 use bewick_tests::{
     Lab, Plan, Verdict,
     lab::ip,
-    scene::{GATEWAY, WLAN, ask, from, ike_header, is_esp, mobike, puppet_client, update},
+    scene::{
+        GATEWAY, LTE, WLAN, ask, from, ike_header, is_esp, mobike, puppet_client, turned, update,
+    },
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -134,4 +137,57 @@ fn answers_that_all_come_from_another_port_are_not_asked_for_without_end() {
     lab.world.net.set_tap(None);
     lab.seconds(10);
     assert_eq!(lab.count(client, "moved"), 1, "{}", lab.story());
+}
+
+/// The gateway's data plane says that the client's ESP comes from that port.
+fn esp_comes_from(lab: &mut Lab, port: u16) {
+    let (gateway, now) = (lab.gateway, lab.world.now());
+    let child = lab.children(gateway)[0].id;
+    let mapping = Input::Mapping { child, remote: (ip(WLAN), port).into() };
+    lab.world.end_mut(gateway).machine.host_mut().handle(now, mapping);
+    lab.world.pump(gateway);
+}
+
+/// The client behind something that gives it other ports from 5000 on.
+fn many_ports(lab: &mut Lab) {
+    let mut last = 4500;
+    lab.world.net.set_tap(Some(Box::new(move |_, datagram| {
+        let mut other = datagram.clone();
+        if datagram.dst.ip() == ip(WLAN) {
+            last = datagram.dst.port();
+            other.dst.set_port(4500);
+        } else if datagram.src.ip() == ip(WLAN)
+            && ike_header(datagram).is_some_and(|h| h.flags.response)
+        {
+            other.src.set_port(last);
+        }
+        Verdict::Replace(vec![other])
+    })));
+}
+
+#[test]
+fn where_esp_came_from_before_an_update_does_not_undo_it() {
+    let mut plan = Plan::default();
+    plan.gateway_policy.esp_follow = true;
+    let mut lab = puppet_client(plan, mobike());
+    let (client, gateway) = (lab.client, lab.gateway);
+    many_ports(&mut lab);
+    // A request that is under way makes the question wait.
+    let now = lab.world.now();
+    let host = lab.world.end_mut(gateway).machine.host_mut();
+    host.command(now, Command::Rekey(ConnectionId(0))).expect("established");
+    esp_comes_from(&mut lab, 5000);
+    ask(&mut lab, client, from(LTE, GATEWAY), &[update()]);
+    lab.seconds(5);
+    let there = turned(from(LTE, GATEWAY));
+    assert_eq!(lab.sas(gateway)[0].path, there, "{}", lab.story());
+    assert_eq!(lab.world.end(gateway).plane.path(), Some(there), "{}", lab.story());
+    // Without an update it is followed.
+    let mut plan = Plan::default();
+    plan.gateway_policy.esp_follow = true;
+    let mut lab = puppet_client(plan, mobike());
+    many_ports(&mut lab);
+    esp_comes_from(&mut lab, 5000);
+    lab.seconds(5);
+    assert_eq!(lab.sas(lab.gateway)[0].path.remote.port(), 5000, "{}", lab.story());
 }

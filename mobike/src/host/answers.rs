@@ -332,7 +332,11 @@ impl Host {
             Awaiting::List => mobility.announced.clear(),
             Awaiting::Mapping => mobility.pending_mapping = true,
             Awaiting::Probe => mobility.pending_probe = mobility.role == Role::Responder,
-            Awaiting::Standby { path, .. } => mobility.pairs.of(path).pending = None,
+            Awaiting::Standby { path, .. } => {
+                mobility.pairs.of(path).pending = None;
+                // ESP from there is to be heeded again.
+                mobility.esp_seen.take_if(|seen| *seen == path);
+            }
         }
     }
 
@@ -373,7 +377,7 @@ impl Host {
             // Not from there: it went on on the pair in use.
             _ if asked != current => {
                 mobility.pairs.silent(now, asked);
-                mobility.esp_seen = None;
+                mobility.esp_seen.take_if(|seen| *seen == asked);
             }
             _ => {}
         }

@@ -65,6 +65,8 @@ impl Host {
         mobility.counts.restart();
         // It was of the old pair; the answer to the update tells the new one.
         mobility.seen_as = None;
+        // Where ESP came from before says nothing any more.
+        mobility.esp_seen = None;
         if cause != Cause::Refused {
             mobility.refused.clear();
         }

@@ -516,7 +516,10 @@ impl Host {
         {
             return;
         }
-        mobility.pending_standby = Some(path);
+        // Where ESP comes from matters more.
+        if mobility.esp_seen.is_none() || mobility.pending_standby.is_none() {
+            mobility.pending_standby = Some(path);
+        }
     }
 }
 
