@@ -191,3 +191,19 @@ fn where_esp_came_from_before_an_update_does_not_undo_it() {
     lab.seconds(5);
     assert_eq!(lab.sas(lab.gateway)[0].path.remote.port(), 5000, "{}", lab.story());
 }
+
+#[test]
+fn an_icmp_error_does_not_shorten_the_time_that_a_peer_is_waited_for() {
+    for icmp in [false, true] {
+        let mut lab = Lab::established(Plan::default());
+        let gateway = lab.gateway;
+        lab.cut(true);
+        lab.seconds(20);
+        if icmp {
+            let at = lab.sas(gateway)[0].path;
+            lab.world.input(gateway, bewick_tests::pair::Input::Unreachable(at));
+        }
+        lab.seconds(900);
+        assert_eq!(lab.sas(gateway).len(), 1, "{icmp}: {}", lab.story());
+    }
+}

@@ -95,8 +95,9 @@ pub(crate) struct Sa {
     pub(crate) unreadable: u32,
     /// its name in the endpoint's table of half-open IKE_SAs
     pub(crate) half_open: Option<(u64, SocketAddr)>,
-    /// how long it waits for an answer once it stands, if not as configured
-    pub(crate) patience: Option<Duration>,
+    /// how long it waits for an answer once it stands, at least and since it last heard the peer, if not as
+    /// configured
+    pub(crate) patience: Option<(Duration, Duration)>,
     /// after what silence it asks whether the peer is there, if not as configured
     pub(crate) liveness: Option<Duration>,
     pub(crate) state: State,
@@ -148,12 +149,16 @@ impl Sa {
             .unwrap_or_default()
     }
 
-    fn give_up(&self, policy: &Retransmission) -> Duration {
+    fn give_up(&self, now: Time, policy: &Retransmission) -> Duration {
         match &self.state {
             State::InitResponse(_) | State::AuthResponse(_) => policy.give_up_handshake,
             // The CHILD_SAs are gone already: a peer that is not there need not be waited for.
             State::Live(live) if live.is_closing() => policy.give_up_handshake,
-            _ => self.patience.unwrap_or(policy.give_up),
+            _ => match self.patience {
+                // RFC 4555 §3.11: a question never shortens the time that an absent peer has.
+                Some((least, hold)) => least.max(hold.saturating_sub(now.since(self.last_heard))),
+                None => policy.give_up,
+            },
         }
     }
 
@@ -210,7 +215,7 @@ impl Sa {
         tag: Option<Tag>,
     ) {
         let policy = self.policy(cx.shared);
-        let give_up = self.give_up(&policy);
+        let give_up = self.give_up(cx.now, &policy);
         let astray = path != self.path;
         if let Some(channel) = self.on(on) {
             let id = channel.outgoing.next_id();
@@ -297,7 +302,7 @@ impl Sa {
     pub(crate) fn hasten(&mut self, cx: &mut Cx<'_>, fresh: bool) {
         if fresh {
             let policy = self.policy(cx.shared);
-            let give_up = self.give_up(&policy);
+            let give_up = self.give_up(cx.now, &policy);
             for channel in self.channels() {
                 channel.outgoing.hasten(cx.now, &policy, give_up);
             }

@@ -384,13 +384,13 @@ impl Host {
             let asks =
                 self.ike.connection(mobility.connection).is_some_and(|c| !c.liveness.is_zero());
             let last = LAST_QUESTION.min(policy.hold / 2);
-            self.ike.set_patience(id, last);
+            self.ike.set_patience(id, last, policy.hold);
             if asks {
                 self.ike.set_liveness(now, id, Some(policy.hold - last), &mut self.movers);
             }
             return;
         }
-        self.ike.set_patience(id, policy.hold);
+        self.ike.set_patience(id, policy.hold, policy.hold);
         if !policy.dead_after.is_zero() {
             self.timers.set(id, Timer::Count, now + COUNT.1);
         }
