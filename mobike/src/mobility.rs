@@ -93,7 +93,7 @@ pub(crate) struct Mobility {
     pub(crate) mapping_doubted: bool,
     /// pairs that the peer did not accept since our addresses changed (UNACCEPTABLE_ADDRESSES)
     pub(crate) refused: Vec<Path>,
-    /// responder: checks of the present address that were answered without proof
+    /// checks of the present address, or updates, that were answered without proof
     pub(crate) failed_checks: u8,
     /// responder: where the peer said that it is, when it did not answer there
     pub(crate) claimed: Option<Path>,

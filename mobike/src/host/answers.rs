@@ -44,8 +44,10 @@ impl Host {
                     self.timers.clear(id, Timer::Settle);
                     self.follow(now, id, path);
                 } else {
-                    // Back to where the traffic still is: nothing to check.
-                    self.confirm(now, id);
+                    // Back to where the traffic still is: nothing to check, unless that is being checked.
+                    if self.movers.sas.get(&id).is_some_and(|m| m.capped.is_none()) {
+                        self.confirm(now, id);
+                    }
                     self.adjust_encap(now, id);
                 }
             }
@@ -83,9 +85,15 @@ impl Host {
         *count > MOST_UPDATES.0
     }
 
-    /// Responder: the updates have come to rest for now.
+    /// Responder: the updates have come to rest for now. Initiator: one more that may be answered from where
+    /// it went to.
     pub(super) fn on_settled(&mut self, now: Time, id: SaId) {
         let Some(path) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        if let Some(mobility) = self.movers.sas.get_mut(&id).filter(|m| m.role == Role::Initiator) {
+            let unconfirmed = mobility.underway.is_some_and(|underway| !underway.confirmed);
+            mobility.pending_update |= unconfirmed && mobility.awaiting.is_none();
+            return;
+        }
         if self.movers.sas.get(&id).is_some_and(|m| m.children_at != path) {
             self.follow(now, id, path);
         }
@@ -127,11 +135,12 @@ impl Host {
     pub(super) fn follow(&mut self, now: Time, id: SaId, path: Path) {
         let policy = self.movers.policy_of(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let from = mobility.children_at.remote.ip();
+        // Under a limit the traffic is where nothing has been shown yet.
+        let home = mobility.capped.unwrap_or(mobility.children_at);
         // Another port of an address that was shown reachable is the same victim, if any.
         let valid = mobility.pairs.get(path).is_some_and(|record| record.is_valid(now));
         let off = policy.return_routability == ReturnRoutability::Off;
-        if off || valid || from == path.remote.ip() {
+        if off || valid || home.remote.ip() == path.remote.ip() {
             self.lift(now, id);
             self.confirm(now, id);
             self.move_children(now, id, path);
@@ -139,7 +148,6 @@ impl Host {
             mobility.pending_check = true;
             if policy.return_routability == ReturnRoutability::After && self.can_cap {
                 // It may be a victim: it gets no more than three times what comes from there.
-                let home = mobility.capped.unwrap_or(mobility.children_at);
                 mobility.capped = Some(home);
                 self.ike.cap_children(now, id, true, &mut self.movers);
                 self.move_children(now, id, path);
@@ -211,7 +219,7 @@ impl Host {
         now: Time,
         id: SaId,
         tag: Tag,
-        (path, spis): (Path, (u64, u64)),
+        (path, everywhere, spis): (Path, bool, (u64, u64)),
         payloads: &[bewick_ike::wire::Payload],
     ) {
         let Some(view) = self.ike.view(id) else { return };
@@ -257,7 +265,9 @@ impl Host {
             Awaiting::Probe => {}
             Awaiting::Standby { cookie, path: asked } => {
                 let nat = bewick_ike::nat::detect(spis, path, payloads);
-                self.on_standby_answered(now, id, (asked, path), &cookie, (payloads, nat));
+                // RFC 4555 §3.7: whoever got it on another pair could answer from anywhere.
+                let proven = path == asked && !everywhere;
+                self.on_standby_answered(now, id, (asked, proven), &cookie, (payloads, nat));
             }
             Awaiting::Mapping if !of_today => mobility.pending_mapping = true,
             // RFC 4555 §3.8: as whom the peer knows us is not known; an update tells it.
@@ -335,7 +345,11 @@ impl Host {
             Awaiting::List => mobility.announced.clear(),
             Awaiting::Mapping => mobility.pending_mapping = true,
             Awaiting::Probe => mobility.pending_probe = mobility.role == Role::Responder,
-            Awaiting::Standby { path, .. } => mobility.pairs.of(path).pending = None,
+            Awaiting::Standby { path, .. } => {
+                mobility.pairs.of(path).pending = None;
+                // ESP from there is to be heeded again.
+                mobility.esp_seen.take_if(|seen| *seen == path);
+            }
         }
     }
 
@@ -344,7 +358,7 @@ impl Host {
         &mut self,
         now: Time,
         id: SaId,
-        (asked, answered): (Path, Path),
+        (asked, proven): (Path, bool),
         cookie: &[u8],
         (payloads, nat): (&[bewick_ike::wire::Payload], Option<bewick_ike::nat::Nat>),
     ) {
@@ -354,7 +368,7 @@ impl Host {
             Some(echo) if echo != cookie => {
                 self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
             }
-            Some(_) if answered == asked => {
+            Some(_) if proven => {
                 let record = mobility.pairs.of(asked);
                 (record.validated, record.path) = (Some(now), Some(asked));
                 record.nat = nat.map(|nat| nat.any()).or(record.nat);
@@ -380,7 +394,7 @@ impl Host {
             // Not from there: it went on on the pair in use.
             _ if asked != current => {
                 mobility.pairs.silent(now, asked);
-                mobility.esp_seen = None;
+                mobility.esp_seen.take_if(|seen| *seen == asked);
             }
             _ => {}
         }
@@ -404,9 +418,16 @@ impl Host {
                 if answered != current {
                     // RFC 4555 §3.7: not from the pair that was to be proven. Which one it will be is not
                     // known as long as others are being asked.
-                    mobility.pending_update |= mobility.race.is_none();
+                    if mobility.race.is_none() {
+                        mobility.failed_checks = mobility.failed_checks.saturating_add(1);
+                        mobility.pending_update |= mobility.failed_checks < CHECKS;
+                        // Not as fast as answers come, if all of them come from elsewhere.
+                        self.timers.set(id, Timer::Settle, now + CALM);
+                    }
                     return;
                 }
+                mobility.failed_checks = 0;
+                self.timers.clear(id, Timer::Settle);
                 // The update had a COOKIE2 of its own.
                 let record = mobility.pairs.of(current);
                 (record.validated, record.path) = (Some(now), Some(current));
@@ -468,6 +489,7 @@ impl Host {
         let capped = mobility.capped.is_some();
         let back = mobility.capped.unwrap_or(mobility.children_at);
         mobility.claimed = Some(path);
+        mobility.agreed = back;
         mobility.generation += 1;
         mobility.failed_checks = 0;
         mobility.pending_check = false;

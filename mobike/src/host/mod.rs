@@ -351,8 +351,8 @@ impl Host {
                     self.check_current(now, id);
                 }
             }
-            event::Event::Response { sa, tag, path, spis, payloads } => {
-                self.on_response(now, sa, tag, (path, spis), &payloads);
+            event::Event::Response { sa, tag, path, scattered, spis, payloads } => {
+                self.on_response(now, sa, tag, (path, scattered, spis), &payloads);
             }
             event::Event::Lost { sa, tag } => self.on_lost(sa, tag),
             event::Event::Reauthenticate { sa } => self.reauthenticate(now, sa),
