@@ -255,7 +255,7 @@ impl Host {
         match awaiting {
             // RFC 4555 §3.9: several times, with new requests.
             Awaiting::List if notify::has(payloads, NotifyType::UNEXPECTED_NAT_DETECTED) => {
-                mobility.nat_detected += 1;
+                mobility.nat_detected = mobility.nat_detected.saturating_add(1);
                 if mobility.nat_detected < CHECKS {
                     mobility.announced.clear();
                 }
@@ -442,10 +442,14 @@ impl Host {
             }
             // RFC 4555 §3.9: somebody may have changed that one packet alone: again, with a new request.
             Verdict::NatDetected
-                if self.movers.sas.get(&id).is_some_and(|m| m.nat_detected + 1 < CHECKS) =>
+                if self
+                    .movers
+                    .sas
+                    .get(&id)
+                    .is_some_and(|m| m.nat_detected.saturating_add(1) < CHECKS) =>
             {
                 if let Some(mobility) = self.movers.sas.get_mut(&id) {
-                    mobility.nat_detected += 1;
+                    mobility.nat_detected = mobility.nat_detected.saturating_add(1);
                     mobility.pending_update = true;
                 }
             }
@@ -501,6 +505,8 @@ impl Host {
         }
         self.event(Event::Refused { path, reason: CloseReason::Unanswered(path) });
         self.ike.hasten(now, id, true, &mut self.movers);
+        // Meanwhile our own address there may have gone (RFC 4555 §3.5).
+        self.check_own_source(now, id);
     }
 
     /// The peer does not answer yet: the initiator asks on other pairs too (RFC 4555 §3.5).

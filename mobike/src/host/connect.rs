@@ -205,7 +205,10 @@ impl Host {
         }
         wanted.successor = None;
         if let Some(old) = wanted.current.replace(sa) {
-            wanted.retiring = Some((old, now + MAKING));
+            let older = wanted.retiring.replace((old, now + MAKING));
+            if let Some((older, _)) = older {
+                self.ike.close_because(now, older, CloseReason::Replaced, &mut self.movers);
+            }
             self.on_retire(now, sa);
         }
     }
