@@ -181,6 +181,8 @@ pub enum Event {
         tag: Tag,
         /// the path that the response came on
         path: Path,
+        /// the request has gone out on several paths: the response shows of none that it arrived there
+        scattered: bool,
         /// the SPIs of initiator and responder that it has
         spis: (u64, u64),
         /// what was in it

@@ -3,6 +3,7 @@
 use crate::{
     config::{ConnectionId, Role},
     event::SaId,
+    nat::Nat,
     path::Path,
     random::Random,
     time::Time,
@@ -46,9 +47,15 @@ pub trait Extension {
     /// Payloads for our IKE_AUTH request.
     fn auth_request(&mut self, sa: &SaView) -> Vec<Payload>;
 
-    /// The error that a proven peer's IKE_AUTH request, which came on `path`, is refused with.
-    fn auth_refusal(&self, path: Path, payloads: &[Payload]) -> Option<NotifyType> {
-        let _ = (path, payloads);
+    /// The error that a proven peer's IKE_AUTH request, which came on `path` through these NATs, is refused
+    /// with.
+    fn auth_refusal(
+        &self,
+        connection: ConnectionId,
+        (path, nat): (Path, Nat),
+        payloads: &[Payload],
+    ) -> Option<NotifyType> {
+        let _ = (connection, path, nat, payloads);
         None
     }
 

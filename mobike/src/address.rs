@@ -1,6 +1,9 @@
 //! Our addresses, and the pairs that they make with the peer's.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    cmp::Reverse,
+    net::{IpAddr, SocketAddr},
+};
 
 use bewick_ike::Path;
 
@@ -22,16 +25,40 @@ pub struct LocalAddress {
     pub metered: bool,
 }
 
-/// Every pair of one of `locals` and one of `remotes` of the same family, best first: the order of
-/// the routes' metrics, then the order of `remotes`.
+/// Every pair of one of `locals` and one of `remotes` of the same family, best first: what the operator
+/// says of the uplink, the metric of its route, what RFC 6724 §6 says of the addresses, then the order of
+/// `remotes`.
 pub(crate) fn pairs(locals: &[LocalAddress], remotes: &[IpAddr]) -> Vec<(IpAddr, IpAddr)> {
     let mut locals: Vec<&LocalAddress> = locals.iter().collect();
     locals.sort();
-    locals
+    let mut pairs: Vec<(&LocalAddress, IpAddr)> = locals
         .into_iter()
-        .flat_map(|local| remotes.iter().map(move |remote| (local.address, *remote)))
-        .filter(|(local, remote)| local.is_ipv4() == remote.is_ipv4())
-        .collect()
+        .flat_map(|local| remotes.iter().map(move |remote| (local, *remote)))
+        .filter(|(local, remote)| local.address.is_ipv4() == remote.is_ipv4())
+        .collect();
+    pairs.sort_by_key(|(local, remote)| {
+        (local.cost, local.metric, Reverse(preference(local.address, *remote)))
+    });
+    pairs.into_iter().map(|(local, remote)| (local.address, remote)).collect()
+}
+
+/// RFC 6724 §6, rules 2, 5 and 6, as far as addresses alone tell: the more, the better.
+fn preference(local: IpAddr, remote: IpAddr) -> (bool, bool, u8) {
+    let ((ours, _), (theirs, precedence)) = (policy(local), policy(remote));
+    (is_private(local) == is_private(remote) || local.is_ipv4(), ours == theirs, precedence)
+}
+
+/// The label and the precedence of an address (RFC 6724 §2.1).
+fn policy(address: IpAddr) -> (u8, u8) {
+    let IpAddr::V6(address) = address else { return (4, 35) };
+    match address.segments() {
+        [0x2002, ..] => (2, 30),
+        [0x2001, 0, ..] => (5, 5),
+        [first, ..] if first & 0xfe00 == 0xfc00 => (13, 3),
+        [first, ..] if first & 0xffc0 == 0xfec0 => (11, 1),
+        [0x3ffe, ..] => (12, 1),
+        _ => (1, 40),
+    }
 }
 
 /// The path of an IKE_SA that is up: both ends on port 4500 (RFC 4555 §3.3), the peer's port as it is
@@ -72,6 +99,24 @@ mod tests {
         let text: Vec<String> =
             pairs(&locals, &remotes).iter().map(|(l, r)| format!("{l} {r}")).collect();
         assert_eq!(text, ["2001:db8::2 2001:db8:1::1", "10.0.1.2 192.0.2.1", "10.0.0.2 192.0.2.1"]);
+    }
+
+    #[test]
+    fn addresses_of_one_uplink_are_in_the_order_of_rfc_6724() {
+        let locals = [
+            local("192.0.2.9", 100),
+            local("fd00::9", 100),
+            local("2001:db8::9", 100),
+            local("2002:c000:209::9", 100),
+        ];
+        let remotes = ["198.51.100.1", "2001:db8:1::1"].map(|text| text.parse().unwrap());
+        let order: Vec<String> =
+            pairs(&locals, &remotes).iter().map(|(local, _)| local.to_string()).collect();
+        assert_eq!(order, ["2001:db8::9", "192.0.2.9", "2002:c000:209::9", "fd00::9"]);
+        let mut cheap = locals.to_vec();
+        cheap[0].cost = 0;
+        cheap[1..].iter_mut().for_each(|local| local.cost = 1);
+        assert_eq!(pairs(&cheap, &remotes)[0].0.to_string(), "192.0.2.9", "policy comes first");
     }
 
     #[test]

@@ -89,9 +89,11 @@ pub(crate) struct Mobility {
     pub(crate) seen_as: Option<Vec<u8>>,
     /// initiator behind a NAT: `seen_as` is still to be asked for
     pub(crate) pending_mapping: bool,
+    /// that question was asked while the path was in doubt: the mapping may have changed before the answer
+    pub(crate) mapping_doubted: bool,
     /// pairs that the peer did not accept since our addresses changed (UNACCEPTABLE_ADDRESSES)
     pub(crate) refused: Vec<Path>,
-    /// responder: checks of the present address that were answered without proof
+    /// checks of the present address, or updates, that were answered without proof
     pub(crate) failed_checks: u8,
     /// responder: where the peer said that it is, when it did not answer there
     pub(crate) claimed: Option<Path>,
@@ -161,6 +163,7 @@ impl Mobility {
             newest_list: None,
             seen_as: None,
             pending_mapping: false,
+            mapping_doubted: false,
             refused: Vec::new(),
             failed_checks: 0,
             claimed: None,
@@ -333,7 +336,17 @@ impl Extension for Movers {
         }
     }
 
-    fn auth_refusal(&self, path: Path, payloads: &[Payload]) -> Option<NotifyType> {
+    fn auth_refusal(
+        &self,
+        connection: ConnectionId,
+        (path, nat): (Path, Nat),
+        payloads: &[Payload],
+    ) -> Option<NotifyType> {
+        // RFC 7296 §2.21.2: not where the peer may be. UNACCEPTABLE_ADDRESSES is for updates alone (RFC 4555
+        // §4.1.1).
+        if !self.policy(connection).accept.accepts(path, Some(nat)) {
+            return Some(NotifyType::AUTHENTICATION_FAILED);
+        }
         // RFC 4555 §3.9: the addresses and ports that the peer sent it from and to.
         notify::denies_nats(payloads, path).then_some(NotifyType::UNEXPECTED_NAT_DETECTED)
     }

@@ -82,6 +82,10 @@ pub(crate) struct PairRecord {
     lost: u32,
     /// a probe went out then and has had no answer yet
     pub(crate) pending: Option<Time>,
+    /// the same probe went out on it more than once: which of them is answered can't be told
+    ambiguous: bool,
+    /// when the first probe went out that had no answer, since there was one last
+    silent_since: Option<Time>,
     /// when it was last asked by itself
     pub(crate) asked: Option<Time>,
     pub(crate) answered: Option<Time>,
@@ -126,7 +130,15 @@ impl PairRecord {
     /// (draft-ietf-multi6-failure-detection-00 §5.4).
     pub(crate) fn is_one_way(&self, now: Time) -> bool {
         let lately = |at: Time| now.since(at) < HALF_LIFE;
-        self.has_failed(now) && self.heard.is_some_and(|at| lately(at) && self.answered < Some(at))
+        let since = self.silent_since;
+        self.has_failed(now)
+            && self.heard.is_some_and(|at| lately(at) && since.is_some_and(|since| since < at))
+    }
+
+    fn silent(&mut self, now: Time) {
+        let asked = self.pending.take().unwrap_or(now);
+        self.silent_since.get_or_insert(asked);
+        self.note(now, false);
     }
 
     fn note(&mut self, now: Time, good: bool) {
@@ -184,14 +196,16 @@ impl Pairs {
     /// A probe has gone out on it.
     pub(crate) fn sent(&mut self, now: Time, path: Path) {
         let record = self.of(path);
+        record.ambiguous = record.pending.is_some();
         record.pending.get_or_insert(now);
     }
 
     /// An answer has come on it; `sent` is when its request was sent, if that is known.
     pub(crate) fn answered(&mut self, now: Time, path: Path, sent: Option<Time>) {
         let record = self.of(path);
-        let sent = sent.or(record.pending);
-        record.pending = None;
+        // RFC 6298 §3: what was sent twice measures nothing.
+        let sent = sent.or(record.pending.filter(|_| !record.ambiguous));
+        (record.pending, record.silent_since) = (None, None);
         record.answered = Some(now);
         record.note(now, true);
         if let Some(sent) = sent {
@@ -201,9 +215,7 @@ impl Pairs {
 
     /// Nothing has come back.
     pub(crate) fn silent(&mut self, now: Time, path: Path) {
-        let record = self.of(path);
-        record.pending = None;
-        record.note(now, false);
+        self.of(path).silent(now);
     }
 
     /// The pair on which the peer has shown last that it receives, other than `but`.
@@ -234,8 +246,7 @@ impl Pairs {
     /// Every probe that is still without an answer has none.
     pub(crate) fn conclude(&mut self, now: Time) {
         for record in self.0.values_mut().filter(|record| record.pending.is_some()) {
-            record.pending = None;
-            record.note(now, false);
+            record.silent(now);
         }
     }
 }

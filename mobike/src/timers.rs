@@ -1,8 +1,4 @@
-//! One table of the host's own timers.
-
-use std::collections::{BTreeMap, BTreeSet};
-
-use bewick_ike::{SaId, Time};
+//! The host's own timers.
 
 /// What a timer is for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -17,44 +13,6 @@ pub(crate) enum Timer {
     Standby,
     /// the peer's updates have come to rest
     Settle,
-}
-
-const ALL: [Timer; 5] =
-    [Timer::Keepalive, Timer::Race, Timer::Count, Timer::Standby, Timer::Settle];
-
-/// At most one deadline for each IKE_SA and [`Timer`].
-#[derive(Debug, Default)]
-pub(crate) struct Timers {
-    queue: BTreeSet<(Time, SaId, Timer)>,
-    by_name: BTreeMap<(SaId, Timer), Time>,
-}
-
-impl Timers {
-    pub(crate) fn set(&mut self, sa: SaId, timer: Timer, at: Time) {
-        self.clear(sa, timer);
-        self.queue.insert((at, sa, timer));
-        self.by_name.insert((sa, timer), at);
-    }
-
-    pub(crate) fn clear(&mut self, sa: SaId, timer: Timer) {
-        if let Some(at) = self.by_name.remove(&(sa, timer)) {
-            self.queue.remove(&(at, sa, timer));
-        }
-    }
-
-    pub(crate) fn clear_all(&mut self, sa: SaId) {
-        ALL.into_iter().for_each(|timer| self.clear(sa, timer));
-    }
-
-    /// When [`Self::pop`] has something next.
-    pub(crate) fn next(&self) -> Option<Time> {
-        self.queue.first().map(|(at, ..)| *at)
-    }
-
-    /// Takes one timer that is due.
-    pub(crate) fn pop(&mut self, now: Time) -> Option<(SaId, Timer)> {
-        let (_, sa, timer) = *self.queue.first().filter(|(at, ..)| *at <= now)?;
-        self.clear(sa, timer);
-        Some((sa, timer))
-    }
+    /// whether the IKE_SA has all that the one has which it replaces
+    Retire,
 }

@@ -324,5 +324,5 @@ pub fn forged_errors(per_second: u64, seconds: u64) -> (usize, u64) {
     }
     let asked = lab.world.end(client).transmitted - before;
     let moved = |event: &&Event| matches!(event, Event::Moving { .. });
-    (lab.events(client).into_iter().filter(|event| moved(&event)).count(), asked)
+    (lab.events(client).into_iter().filter(|event| moved(event)).count(), asked)
 }

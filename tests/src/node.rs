@@ -1,6 +1,6 @@
 //! An end of the simulated network: the whole machine of a host, or a puppet.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use bewick_ike::{Action, ActionError, ActionId, SaId, Time};
 use bewick_mobike::{
@@ -20,6 +20,7 @@ pub struct Honest {
     pub host: Host,
     /// what the gateway's name leads to
     pub gateways: Vec<IpAddr>,
+    metered: BTreeSet<UplinkId>,
     now: Time,
 }
 
@@ -34,7 +35,7 @@ pub enum Node {
 impl Node {
     /// A host whose gateway has these addresses.
     pub fn honest(host: Host, gateways: Vec<IpAddr>) -> Self {
-        Node::Honest(Box::new(Honest { host, gateways, now: Time::ZERO }))
+        Node::Honest(Box::new(Honest { host, gateways, metered: BTreeSet::new(), now: Time::ZERO }))
     }
 
     /// The machine of a host.
@@ -76,6 +77,13 @@ impl Node {
             honest.gateways = gateways;
         }
     }
+
+    /// Says which uplinks cost money by the octet, from the next time on that addresses are told.
+    pub fn set_metered(&mut self, uplinks: &[UplinkId]) {
+        if let Node::Honest(honest) = self {
+            honest.metered = uplinks.iter().copied().collect();
+        }
+    }
 }
 
 /// The interface's name of an uplink, as the machines hear it.
@@ -84,9 +92,9 @@ pub fn interface(uplink: UplinkId) -> String {
 }
 
 /// The address of an uplink as the machines hear it: the earlier uplink has the better metric.
-fn local(uplink: UplinkId, address: IpAddr) -> LocalAddress {
+fn local(uplink: UplinkId, address: IpAddr, metered: bool) -> LocalAddress {
     let metric = u32::try_from(uplink.0).unwrap_or(u32::MAX);
-    LocalAddress { cost: 0, metric, address, interface: interface(uplink), metered: false }
+    LocalAddress { cost: 0, metric, address, interface: interface(uplink), metered }
 }
 
 impl Honest {
@@ -98,12 +106,18 @@ impl Honest {
             }
             Input::Timeout => self.host.handle(now, HostInput::Timeout),
             Input::Addresses(list) => {
-                let locals = list.into_iter().map(|(uplink, ip)| local(uplink, ip)).collect();
+                let locals = list
+                    .into_iter()
+                    .map(|(uplink, ip)| local(uplink, ip, self.metered.contains(&uplink)))
+                    .collect();
                 self.host.handle(now, HostInput::Addresses(locals));
             }
             Input::Expiring(child) => self.host.handle(now, HostInput::Expiring(child)),
             Input::Counted { id, sent, received } => {
                 self.host.handle(now, HostInput::Counted { sa: SaId(id), sent, received });
+            }
+            Input::Mapping { child, remote } => {
+                self.host.handle(now, HostInput::Mapping { child, remote });
             }
             Input::Unreachable(path) => self.host.handle(now, HostInput::Unreachable(path)),
             Input::Resumed => self.host.handle(now, HostInput::Resumed),

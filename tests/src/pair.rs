@@ -5,7 +5,11 @@
 //! plays the socket layer: the non-ESP marker of port 4500 (RFC 3948 §2.2) is added and taken off
 //! here, and ESP goes to the plane.
 
-use std::{fmt::Debug, net::IpAddr, time::Duration};
+use std::{
+    fmt::Debug,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bewick_ike::{ChildId, ChildMove, ChildSa, Path, Time};
 
@@ -39,6 +43,13 @@ pub enum Input {
         sent: u64,
         /// packets that came on the path of their CHILD_SA
         received: u64,
+    },
+    /// genuine ESP in UDP of this CHILD_SA has come from elsewhere than it should
+    Mapping {
+        /// the CHILD_SA
+        child: ChildId,
+        /// where it came from
+        remote: SocketAddr,
     },
     /// an ICMP error, true or forged
     Unreachable(Path),
@@ -445,7 +456,7 @@ impl<M: Machine> World<M> {
         }
         let end = &mut self.ends[index];
         match end.plane.receive(&datagram) {
-            Received::Packet { number, wrong_path, .. } => {
+            Received::Packet { child, number, wrong_path } => {
                 end.esp.delivered += u64::from(!wrong_path);
                 end.esp.wrong_path += u64::from(wrong_path);
                 let stream = usize::try_from(number >> 32).ok();
@@ -453,6 +464,10 @@ impl<M: Machine> World<M> {
                     && stream.to == EndId(index)
                 {
                     stream.flow.note_received(delivery.time, number);
+                }
+                if wrong_path && datagram.protocol == Protocol::Udp {
+                    let remote = datagram.src;
+                    self.input(EndId(index), Input::Mapping { child, remote });
                 }
             }
             Received::UnknownSpi | Received::Malformed => end.esp.unknown_spi += 1,
@@ -464,8 +479,6 @@ impl<M: Machine> World<M> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
     use crate::{link::Chance, net::Realm};
 

@@ -184,6 +184,7 @@ impl Puppet {
             Input::Addresses(_)
             | Input::Expiring(_)
             | Input::Counted { .. }
+            | Input::Mapping { .. }
             | Input::Unreachable(_)
             | Input::Resumed => {}
             Input::Answer { id, result } => {

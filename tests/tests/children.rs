@@ -245,3 +245,33 @@ fn rfc_6023_a_responder_that_wants_it_refuses_a_first_child_sa() {
     lab.seconds(2);
     assert!(!lab.is_up() && lab.children(client).is_empty(), "{}", lab.story());
 }
+
+/// RFC 7296 §2.8.3: each network has a tunnel at every moment.
+#[test]
+fn k_2_8_3_1_a_reauthentication_makes_all_child_sas_before_it_breaks() {
+    let mut plan = with_three();
+    plan.client.reauth_lifetime = Duration::from_secs(600);
+    let mut lab = Lab::established(plan);
+    lab.link(Link::of_delay(Duration::from_millis(20)));
+    lab.seconds(1);
+    let (client, gateway) = (lab.client, lab.gateway);
+    let mut all = reaches(&lab, client);
+    all.dedup();
+    assert_eq!(all.len(), 3);
+    let old = lab.sas(client)[0].spis;
+    let mut ms = 0;
+    while lab.sas(client).iter().any(|sa| sa.spis == old) {
+        for end in [client, gateway] {
+            let mut now = reaches(&lab, end);
+            now.dedup();
+            assert_eq!(now, all, "{}", lab.story());
+        }
+        lab.ms(5);
+        ms += 5;
+        assert!(ms < 700_000, "it is reauthenticated: {}", lab.story());
+    }
+    lab.seconds(5);
+    assert_eq!(lab.sas(client).len(), 1);
+    assert_eq!(lab.children(client).len(), 3, "{}", lab.story());
+    assert_eq!(lab.children(gateway).len(), 3, "{}", lab.story());
+}

@@ -4,7 +4,7 @@
 //! restart, CHILD_SAs are rekeyed and data planes refuse. Then everything is made well again, and in the end the tunnel must
 //! stand: both ends agree on it, on where it is, and traffic flows without a loss.
 //!
-//! `BEWICK_SEEDS` is how many seeds are run (1000 if unset), `BEWICK_SEED` runs one and tells its
+//! `BEWICK_SEEDS` is how many seeds are run (2000 if unset), `BEWICK_SEED` runs one and tells its
 //! story.
 
 use std::{
@@ -322,7 +322,8 @@ impl Story {
                 self.lab.ms(100);
             }
         }
-        assert!(self.lab.is_up(), "the tunnel does not stand");
+        let sas = [self.lab.client, self.lab.gateway].map(|end| format!("{:?}", self.lab.sas(end)));
+        assert!(self.lab.is_up(), "the tunnel does not stand: {sas:#?}");
         for end in [self.lab.client, self.lab.gateway] {
             let sa = &self.lab.sas(end)[0];
             let plane = self.lab.world.end(end).plane.path();
@@ -372,7 +373,7 @@ fn any_seed_ends_with_a_tunnel_that_stands() {
         return;
     }
     let seeds: u64 =
-        std::env::var("BEWICK_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
+        std::env::var("BEWICK_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
     // The stories of panics that are caught are told once, by the seed that is reported.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));

@@ -5,6 +5,7 @@
 //! [`bewick_ike::ChildMove`]); it knows nothing of IKE messages.
 
 pub mod auto;
+mod events;
 pub mod fake;
 pub mod kernel;
 pub mod plane;
@@ -12,5 +13,5 @@ pub mod udp;
 pub mod userspace;
 
 pub use plane::{
-    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Since,
 };

@@ -67,6 +67,17 @@ pub struct MoveReport {
     pub took: Duration,
 }
 
+/// How packets of one CHILD_SA came in since [`DataPlane::mark`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Since {
+    /// the longest time between two packets of which the later one came since the mark; the earlier
+    /// one may be from before, so that silence that led to the mark counts. Zero if none came
+    pub longest_gap: Duration,
+    /// sequence numbers that the peer has passed and that have not come in. What is still on its
+    /// way or was overtaken counts until it comes, and so does what the peer left out
+    pub lost: u64,
+}
+
 /// What a plane reports by itself. All are hints to the machines above: none moves an SA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PlaneEvent {
@@ -89,7 +100,8 @@ pub enum PlaneEvent {
         /// the reqid of the trap policy
         reqid: u32,
     },
-    /// the kernel dropped events: compare desired with actual state
+    /// events were lost before they got here: a lifetime's end among them means that a CHILD_SA gets
+    /// its successor late, or is gone from the kernel
     EventsLost,
 }
 
@@ -158,6 +170,24 @@ pub trait DataPlane: Send {
 
     /// The traffic of `id` so far.
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters>;
+
+    /// Whether [`DataPlane::cap`] does anything.
+    fn can_cap(&self) -> bool {
+        false
+    }
+
+    /// From now on these send no more than three times the octets that come for them on their path, or
+    /// as much as they like again (RFC 4555 §3.7, §5.3).
+    fn cap(&mut self, _ids: &[ChildId], _on: bool) {}
+
+    /// Begins to count anew what [`DataPlane::since_mark`] tells of `id`.
+    fn mark(&mut self, _id: ChildId) {}
+
+    /// How packets of `id` came in since its mark; `None` without a mark, and from a plane that can't
+    /// tell.
+    fn since_mark(&mut self, _id: ChildId) -> Option<Since> {
+        None
+    }
 
     /// The stream of events; `None` the second time.
     fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>>;

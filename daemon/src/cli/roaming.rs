@@ -56,6 +56,8 @@ fn standing(path: &PathRecord) -> String {
     notes.extend(path.age_ms.map(|age| format!("answered {:.1} s ago", age as f64 / 1000.0)));
     notes.extend(path.nat.map(|nat| if nat { "NAT" } else { "no NAT" }.to_owned()));
     notes.push(if path.validated { "validated" } else { "not validated" }.to_owned());
+    notes.extend(path.seen_as.map(|seen| format!("seen as {seen}")));
+    notes.extend(path.one_way.then(|| "the peer hears us and we do not hear it".to_owned()));
     notes.join(", ")
 }
 
@@ -110,6 +112,9 @@ fn one_move(out: &mut String, one: &MoveRecord) {
         "    {} CHILD_SA{plural}, {} netlink requests, {:.2} ms in the data plane",
         one.children, one.requests, one.plane_ms
     );
+    if let (Some(gap), Some(lost)) = (one.gap_ms, one.lost_in) {
+        let _ = writeln!(out, "    {gap:.1} ms without a packet from the peer, {lost} of its lost");
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +135,8 @@ mod tests {
             age_ms: Some(3210),
             nat: Some(true),
             validated: true,
+            seen_as: None,
+            one_way: false,
         };
         let other = PathRecord {
             local: "10.0.20.2:4500".parse().unwrap(),
@@ -184,6 +191,8 @@ mod tests {
             children: 1,
             requests: 4,
             plane_ms: 0.5,
+            gap_ms: None,
+            lost_in: None,
             error: None,
         };
         assert_eq!(

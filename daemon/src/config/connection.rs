@@ -80,7 +80,7 @@ pub(super) fn read(
     let remote_ts = traffic(reader, "remote_ts");
     let mobike = reader.bool("mobike").is_none_or(|field| field.value);
     let force_encap = reader.bool("force_encap").is_some_and(|field| field.value);
-    let nat_traversal = nat_traversal(reader, force_encap);
+    let nat_traversal = nat_traversal(reader, force_encap, seen);
     let liveness = reader.number("liveness", 0..=86_400, "seconds").map_or(30, |field| field.value);
 
     // Fewer would be a rekey each second or so.
@@ -275,7 +275,11 @@ impl ResponderPart {
             ("keep", Uniqueness::Keep),
             ("never", Uniqueness::Never),
         ];
-        let checks = [("before", ReturnRoutability::Before), ("off", ReturnRoutability::Off)];
+        let checks = [
+            ("before", ReturnRoutability::Before),
+            ("after", ReturnRoutability::After),
+            ("off", ReturnRoutability::Off),
+        ];
         ResponderPart {
             pools: pools.into_iter().map(|(pool, _)| pool).collect(),
             dns: dns.into_iter().map(|field| field.value).collect(),
@@ -312,11 +316,18 @@ fn name<'a>(reader: &mut TableReader<'a, '_, '_>, seen: &mut Seen) -> Option<&'a
 }
 
 /// Whether NATs are allowed for (RFC 7296 §2.23, RFC 4555 §3.9).
-fn nat_traversal(reader: &mut TableReader<'_, '_, '_>, force_encap: bool) -> bool {
+fn nat_traversal(reader: &mut TableReader<'_, '_, '_>, force_encap: bool, seen: &Seen) -> bool {
     let on = reader.bool("nat_traversal").is_none_or(|field| field.value);
-    if let (false, true, Some(span)) = (on, force_encap, reader.key_span("nat_traversal")) {
-        let text = "nat_traversal is false and force_encap is true; one of them has to go";
-        reader.report.add(&span, text);
+    let problem = match (on, force_encap, seen.userspace) {
+        (false, true, _) => "nat_traversal is false and force_encap is true; one of them has to go",
+        (false, _, true) => {
+            "nat_traversal is false and dataplane is \"userspace\", which sends ESP in UDP alone; remove \
+             nat_traversal, or let dataplane be \"kernel\""
+        }
+        _ => return on,
+    };
+    if let Some(span) = reader.key_span("nat_traversal") {
+        reader.report.add(&span, problem);
     }
     on
 }

@@ -29,7 +29,7 @@ use self::{
     report::{Problem, Problems, Report, Source},
 };
 pub use connection::{Connection, Start};
-pub use uplink::Uplink;
+pub use uplink::UplinkTable;
 
 /// A configuration in which everything has been checked.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub struct Config {
     /// the connections, in the order of the file; never empty
     pub connections: Vec<Connection>,
     /// what is said of interfaces, in the order of the file
-    pub uplinks: Vec<Uplink>,
+    pub uplinks: Vec<UplinkTable>,
 }
 
 /// The `[daemon]` table.
@@ -110,7 +110,8 @@ pub fn parse(source: Source<'_>, folder: &Path, private: bool) -> Result<Config,
     }
     let mut reader = TableReader::new(root.get_ref(), 0..0, "the file", &mut report);
     let daemon = daemon_table(&mut reader);
-    let connections = connection_tables(&mut reader, folder, private);
+    let userspace = daemon.as_ref().is_some_and(|d| d.dataplane == PlaneChoice::Userspace);
+    let connections = connection_tables(&mut reader, folder, private, userspace);
     let uplinks = uplink::tables(&mut reader);
     reader.finish();
     report.finish(daemon.map(|daemon| Config { daemon, connections, uplinks }))
@@ -181,6 +182,7 @@ fn connection_tables(
     root: &mut TableReader<'_, '_, '_>,
     folder: &Path,
     private: bool,
+    userspace: bool,
 ) -> Vec<Connection> {
     let Some(value) = root.value("connection") else {
         root.missing("no connection is configured; expected at least one table [[connection]]");
@@ -195,7 +197,7 @@ fn connection_tables(
         }
     };
     let mut out: Vec<Connection> = Vec::new();
-    let mut seen = Seen::default();
+    let mut seen = Seen { userspace, ..Seen::default() };
     for item in tables.iter() {
         let DeValue::Table(table) = item.get_ref() else {
             let found = type_name(item.get_ref());
@@ -209,9 +211,11 @@ fn connection_tables(
     out
 }
 
-/// What must be different from one connection to the next.
+/// What connections have to fit: the data plane, and what must differ from one to the next.
 #[derive(Default)]
 struct Seen {
+    /// the operator wants the userspace data plane
+    userspace: bool,
     names: Vec<String>,
     pools: Vec<(IpNet, String)>,
 }

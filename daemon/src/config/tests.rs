@@ -198,6 +198,14 @@ fn how_a_connection_moves_is_the_initiators_choice() {
 }
 
 #[test]
+fn esp_without_udp_is_nothing_for_userspace() {
+    let text = format!("{CLIENT}nat_traversal = false\n");
+    assert!(!read(&text).unwrap().connections[0].ike.nat_traversal);
+    let found = problems(&format!("[daemon]\ndataplane = \"userspace\"\n{text}"));
+    assert!(found.len() == 1 && found[0].contains("remove nat_traversal"), "{found:?}");
+}
+
+#[test]
 fn an_uplink_is_what_the_operator_says() {
     let text = "[[uplink]]\ninterface = \"wl*\"\ncost = 10\n\n\
                 [[uplink]]\ninterface = \"wwan0\"\nmetered = false\nuse = false\n\n";
@@ -208,6 +216,10 @@ fn an_uplink_is_what_the_operator_says() {
     assert_eq!((wwan.cost, wwan.metered, wwan.used), (100, false, false));
     let found = problems(&format!("{}{CLIENT}", text.replace("wl*\"\ncost", "wl*\"\nprice")));
     assert!(found.len() == 1 && found[0].contains("unknown key price in [[uplink]]"), "{found:?}");
+    for (name, expected) in [("", "interface is empty"), ("wl*", "an earlier [[uplink]]")] {
+        let found = problems(&format!("{}{CLIENT}", text.replace("wwan0", name)));
+        assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+    }
     let found = problems(&format!("[[uplink]]\ncost = 1\n{CLIENT}"));
     assert!(found.len() == 1 && found[0].contains("expected interface = "), "{found:?}");
 }

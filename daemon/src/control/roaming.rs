@@ -63,6 +63,12 @@ pub struct PathRecord {
     pub nat: Option<bool>,
     /// whether the peer has shown lately that it receives there (RFC 4555 §3.7)
     pub validated: bool,
+    /// as whom the peer sees us on it, if it is a bewick too
+    #[serde(default)]
+    pub seen_as: Option<SocketAddr>,
+    /// whether the peer, a bewick, hears us on it while we do not hear the peer
+    #[serde(default)]
+    pub one_way: bool,
 }
 
 /// The answer to [`Request::Moves`](crate::control::Request::Moves).
@@ -116,6 +122,13 @@ pub struct MoveRecord {
     pub requests: u64,
     /// milliseconds that the data plane took
     pub plane_ms: f64,
+    /// the longest time without a packet from the peer, in milliseconds, from before the move to a second
+    /// after it; not known of the kernel's data plane, and of a gateway
+    #[serde(default)]
+    pub gap_ms: Option<f64>,
+    /// packets from the peer that never came in that time
+    #[serde(default)]
+    pub lost_in: Option<u64>,
     /// why it failed, if it did
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -162,6 +175,8 @@ mod tests {
             age_ms: Some(40),
             nat: None,
             validated: true,
+            seen_as: None,
+            one_way: false,
         };
         let sa = SaPaths {
             spi_i: "00112233445566aa".into(),
@@ -191,6 +206,8 @@ mod tests {
             children: 1,
             requests: 4,
             plane_ms: 0.5,
+            gap_ms: None,
+            lost_in: None,
             error: Some("no".into()),
         };
         for reply in

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use bewick_ike::{ConnectionId, Time};
-use bewick_mobike::{Command, Event, MoveTarget};
+use bewick_ike::{ConnectionId, Path, Time};
+use bewick_mobike::{Cause, Command, Event, MoveTarget};
 use tokio::sync::mpsc;
 
 use super::Daemon;
@@ -38,7 +38,10 @@ enum Goal {
     Down {
         deadline: Time,
     },
-    Move,
+    Move {
+        /// where it is as yet
+        from: Option<Path>,
+    },
 }
 
 impl Waiters {
@@ -114,15 +117,26 @@ impl Waiter {
                 format!("{name} did not come up: no address of this machine reaches the gateway"),
                 Some("is the network up, and can the gateway's name be looked up?".into()),
             ),
-            (Goal::Move, Event::Moved { to, took, .. }) => done(format!(
+            // The peer did not take it there, and it came back (RFC 4555 §3.5).
+            (Goal::Move { from: Some(from) }, Event::Moved { to, cause: Cause::Refused, .. })
+                if to.local == from.local =>
+            {
+                let remedy = "`peer_from` and the keys beside it on the gateway say from where laptops may \
+                              come";
+                error(
+                    format!("{name} is at {} still: {}", to.local, Cause::Refused),
+                    Some(remedy.into()),
+                )
+            }
+            (Goal::Move { .. }, Event::Moved { to, took, .. }) => done(format!(
                 "{name} is at {} now, after {:.1} ms",
                 to.local,
                 took.as_secs_f64() * 1000.0
             )),
-            (Goal::Move, Event::MoveFailed { error: why, .. }) => {
+            (Goal::Move { .. }, Event::MoveFailed { error: why, .. }) => {
                 error(format!("{name} did not move: {}", why.0), None)
             }
-            (Goal::Move, Event::Closed { reason, .. }) => {
+            (Goal::Move { .. }, Event::Closed { reason, .. }) => {
                 error(format!("{name} did not move, it is closed: {reason}"), None)
             }
             _ => None,
@@ -237,7 +251,7 @@ impl Daemon {
                 Some(Reply::Done { text: format!("{name} is at {} already", now.local) })
             }
             _ => {
-                self.wait(connection, name, Goal::Move, replies);
+                self.wait(connection, name, Goal::Move { from: before }, replies);
                 None
             }
         }
@@ -277,4 +291,38 @@ impl Daemon {
 
 fn refused(name: &str, error: &dyn std::fmt::Display) -> Reply {
     Reply::Error { text: format!("{name}: {error}"), remedy: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use bewick_ike::SaId;
+
+    use super::*;
+
+    #[test]
+    fn a_move_that_the_peer_refuses_is_no_success() {
+        let path =
+            |local: &str| Path::new(local.parse().unwrap(), "192.0.2.1:4500".parse().unwrap());
+        let (old, new) = (path("198.51.100.2:4500"), path("203.0.113.2:4500"));
+        let (replies, _) = mpsc::channel(1);
+        let goal = Goal::Move { from: Some(old) };
+        let waiter = Waiter { connection: ConnectionId(0), name: "office".into(), goal, replies };
+        let moved = |to, cause| Event::Moved {
+            connection: ConnectionId(0),
+            sa: SaId(1),
+            from: old,
+            to,
+            cause,
+            took: Duration::from_millis(1),
+            tried: Vec::new(),
+        };
+        let there = waiter.outcome(&moved(new, Cause::Requested));
+        assert!(matches!(there, Some(Reply::Done { text }) if text.contains("203.0.113.2")));
+        let back = waiter.outcome(&moved(old, Cause::Refused));
+        let Some(Reply::Error { text, remedy }) = back else { panic!("{back:?}") };
+        assert!(text.contains("at 198.51.100.2:4500 still"), "{text}");
+        assert!(remedy.unwrap().contains("peer_from"));
+        // another of the gateway's addresses has taken it
+        assert!(matches!(waiter.outcome(&moved(new, Cause::Refused)), Some(Reply::Done { .. })));
+    }
 }

@@ -3,7 +3,9 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use bewick_ike::{Action, ActionError, ChildId, ChildSa, ConnectionId, Role, config::Selectors};
+use bewick_ike::{
+    Action, ActionError, ChildId, ChildSa, ConnectionId, Role, SaId, config::Selectors,
+};
 use bewick_mobike::{Event, Input, Output};
 use ipnet::IpNet;
 use tokio::time::timeout;
@@ -44,6 +46,7 @@ impl Daemon {
                 }
                 Output::Resolve(connection) => self.resolve(connection),
                 Output::Count { sa, children } => {
+                    self.measure(sa, &children);
                     let (sent, received) = self.count(&children).await;
                     self.host.handle(self.clock.now(), Input::Counted { sa, sent, received });
                 }
@@ -72,8 +75,10 @@ impl Daemon {
                 let plane = self.plane.remove(*id).await.map_err(|e| refused(&e));
                 routes.and(plane)
             }
-            // Asked for only of a plane that can (`HostConfig::can_cap`).
-            Action::Cap { .. } => Ok(()),
+            Action::Cap { children, on } => {
+                self.plane.cap(children, *on);
+                Ok(())
+            }
             Action::Move(moves) => {
                 let report = self.plane.move_children(moves).await.map_err(|e| refused(&e))?;
                 debug!(requests = report.requests, took = ?report.took, "data plane moved");
@@ -87,6 +92,16 @@ impl Daemon {
                 Ok(())
             }
         }
+    }
+
+    /// What a move that is over for a while has cost, as far as the data plane can tell.
+    fn measure(&mut self, sa: SaId, children: &[ChildId]) {
+        if !self.history.is_unmeasured(sa) {
+            return;
+        }
+        let since: Vec<_> = children.iter().filter_map(|id| self.plane.since_mark(*id)).collect();
+        let gap = since.iter().map(|since| since.longest_gap).max();
+        self.history.measured(sa, gap, since.iter().map(|since| since.lost).sum());
     }
 
     /// Packets that these CHILD_SAs have sent and have received on their path.
@@ -154,6 +169,16 @@ impl Daemon {
                 self.established.remove(sa);
             }
             _ => {}
+        }
+        // The gap that a move makes counts from where it begins.
+        if let Some(sa) = self.history.begins(event) {
+            let children: Vec<ChildId> = self
+                .host
+                .status()
+                .filter(|status| status.id == sa)
+                .flat_map(|status| status.children.iter().map(|child| child.id))
+                .collect();
+            children.into_iter().for_each(|id| self.plane.mark(id));
         }
         self.history.event(event);
         self.recorder.event(event);

@@ -14,12 +14,17 @@ use crate::control::roaming::{MoveRecord, Outcome, TriedPath};
 /// Moves that are remembered, of all connections together.
 const MOST: usize = 256;
 
+/// What a move has cost is told when it has been over for so long.
+const SETTLED: Duration = Duration::from_secs(1);
+
 /// The moves of one run of the daemon.
 pub(super) struct History {
     started: Instant,
     names: Vec<String>,
     /// the oldest first
     over: VecDeque<MoveRecord>,
+    /// the newest of each IKE_SA that moved, and when: what it cost is seen when traffic has gone on
+    unmeasured: BTreeMap<SaId, (Instant, String)>,
     /// one for each IKE_SA at most, gone with it
     under_way: BTreeMap<SaId, UnderWay>,
 }
@@ -33,7 +38,13 @@ struct UnderWay {
 impl History {
     /// Times count from `started`; `names` are the connections'.
     pub(super) fn new(started: Instant, names: Vec<String>) -> Self {
-        History { started, names, over: VecDeque::new(), under_way: BTreeMap::new() }
+        History {
+            started,
+            names,
+            over: VecDeque::new(),
+            unmeasured: BTreeMap::new(),
+            under_way: BTreeMap::new(),
+        }
     }
 
     /// Those of a connection or of all: the oldest first, those that are under way last.
@@ -52,6 +63,29 @@ impl History {
         record.plane_ms += ms(report.took);
     }
 
+    /// The IKE_SA that begins to move with an event that [`History::event`] does not know yet.
+    pub(super) fn begins(&self, event: &Event) -> Option<SaId> {
+        match event {
+            Event::Moving { sa, .. } if !self.under_way.contains_key(sa) => Some(*sa),
+            _ => None,
+        }
+    }
+
+    /// Whether the last move of this IKE_SA has been over for so long that its cost can be told.
+    pub(super) fn is_unmeasured(&self, sa: SaId) -> bool {
+        self.unmeasured.get(&sa).is_some_and(|(since, _)| since.elapsed() >= SETTLED)
+    }
+
+    /// The longest time without a packet in, and the packets that never came, since the move began.
+    pub(super) fn measured(&mut self, sa: SaId, gap: Option<Duration>, lost: u64) {
+        let Some((_, time)) = self.unmeasured.remove(&sa) else { return };
+        let record = self.over.iter_mut().rev().find(|record| record.time == time);
+        if let (Some(record), Some(gap)) = (record, gap) {
+            record.gap_ms = Some(ms(gap));
+            record.lost_in = Some(lost);
+        }
+    }
+
     /// Keeps what an event says of a move.
     pub(super) fn event(&mut self, event: &Event) {
         match event {
@@ -64,13 +98,17 @@ impl History {
                 record.outcome = Outcome::Moved;
                 record.took_ms = Some(ms(*took));
                 record.tried = tried.iter().map(tried_path).collect();
+                self.unmeasured.insert(*sa, (Instant::now(), record.time.clone()));
                 self.keep(record);
             }
             Event::MoveFailed { sa, error, .. } => self.fail(*sa, error.0.clone()),
             Event::Stranded { sa, .. } => {
                 self.fail(*sa, "no address is left that can reach the peer".into());
             }
-            Event::Closed { sa, reason, .. } => self.fail(*sa, reason.to_string()),
+            Event::Closed { sa, reason, .. } => {
+                self.unmeasured.remove(sa);
+                self.fail(*sa, reason.to_string());
+            }
             // RFC 4555 §3.7: the peer has not shown that it receives where it says that it is.
             Event::Refused { path, reason: reason @ CloseReason::Unanswered(_) } => {
                 let mut under_way = self.under_way.iter();
@@ -108,6 +146,8 @@ impl History {
             children: 0,
             requests: 0,
             plane_ms: 0.0,
+            gap_ms: None,
+            lost_in: None,
             error: None,
         };
         self.under_way.insert(sa, UnderWay { since, to, record });
@@ -227,7 +267,9 @@ mod tests {
     #[test]
     fn two_moves_in_a_row_are_one_from_where_traffic_was() {
         let mut history = history();
+        assert_eq!(history.begins(&moving(OFFICE, 1, 1, 2)), Some(SaId(1)));
         history.event(&moving(OFFICE, 1, 1, 2));
+        assert_eq!(history.begins(&moving(OFFICE, 1, 2, 3)), None, "the gap counts from the first");
         history.event(&moving(OFFICE, 1, 2, 3));
         let list = history.list(None);
         assert_eq!(list.len(), 1);

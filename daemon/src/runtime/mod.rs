@@ -18,7 +18,7 @@ use std::{
 };
 
 use bewick_ike::{
-    Established, Random, Role, SaId, Time,
+    Established, Path, Random, Role, SaId, Time,
     auth::{UnixSeconds, WallClock},
 };
 use bewick_mobike::{Command, Host, HostConfig, Input};
@@ -33,7 +33,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::{Config, Connection, Start, Uplink, uplink},
+    config::{Config, Connection, Start, UplinkTable, uplink},
     control::{Call, EventRecord, Server, ServerError},
     net::{LocalAddress, Monitor, NetError, Routes, sysctl},
 };
@@ -45,6 +45,9 @@ use record::Recorder;
 
 /// How long the peers have to confirm that their IKE_SAs are deleted when the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A sleep that is shorter leaves NATs and networks as they were.
+const NAP: Duration = Duration::from_secs(1);
 
 /// Requests of control clients that wait at most.
 const CALLS: usize = 64;
@@ -76,6 +79,17 @@ pub enum RunError {
     /// the operating system
     #[error("{0}: {1}")]
     System(&'static str, std::io::Error),
+    /// ESP outside UDP is wanted, and the plane knows none
+    #[error(
+        "connection \"{name}\" has nat_traversal = false, which needs the kernel's data plane, and the \
+         data plane is userspace ({reason})"
+    )]
+    NoNats {
+        /// the connection
+        name: String,
+        /// why it is userspace
+        reason: String,
+    },
     /// no randomness
     #[error("the operating system gives no randomness: {0}")]
     Random(getrandom::Error),
@@ -85,6 +99,12 @@ impl RunError {
     /// What the operator can do about it, where the message does not say so itself.
     pub fn remedy(&self) -> Option<&'static str> {
         let errno = match self {
+            RunError::NoNats { .. } => {
+                return Some(
+                    "remove nat_traversal, or load the modules that are missing (`modprobe -a esp4 esp6 \
+                     xfrm_user dummy`)",
+                );
+            }
             RunError::Net(e) => e.errno,
             RunError::Plane(PlaneError::Io { source, .. })
             | RunError::KernelPlane(PlaneError::Io { source, .. }) => source.raw_os_error(),
@@ -127,8 +147,9 @@ pub fn run(config: Config, control: PathBuf) -> Result<(), RunError> {
 struct Daemon {
     host: Host,
     connections: Vec<Connection>,
-    uplinks: Vec<Uplink>,
+    uplinks: Vec<UplinkTable>,
     clock: Clock,
+    sleep: Sleep,
     udp: Arc<UdpSockets>,
     plane: Box<dyn DataPlane>,
     routes: Routes,
@@ -152,6 +173,8 @@ struct Daemon {
 struct Inputs {
     ike: mpsc::Receiver<IkeDatagram>,
     plane: Option<mpsc::Receiver<PlaneEvent>>,
+    /// paths that an ICMP error speaks of
+    unreachable: Option<mpsc::Receiver<Path>>,
     addresses: watch::Receiver<Vec<LocalAddress>>,
     calls: mpsc::Receiver<Call>,
     resolved: mpsc::Receiver<Resolved>,
@@ -177,6 +200,47 @@ impl Clock {
     fn instant(self, time: Time) -> tokio::time::Instant {
         (self.0 + Duration::from_micros(time.as_micros())).into()
     }
+}
+
+/// Finds out that the machine has slept: the time asleep counts on CLOCK_BOOTTIME and not on
+/// CLOCK_MONOTONIC, which [`Clock`] and its timers run on (clock_gettime(2)).
+#[derive(Clone, Copy)]
+struct Sleep {
+    /// how far the two were apart when last seen
+    apart: Duration,
+}
+
+impl Sleep {
+    /// What is slept from now on counts.
+    fn watch() -> Self {
+        Sleep { apart: time_asleep() }
+    }
+
+    /// How long the machine has slept since the last time, if longer than [`NAP`]; `apart` is how
+    /// far the clocks are apart now.
+    fn notice(&mut self, apart: Duration) -> Option<Duration> {
+        let slept = apart.saturating_sub(self.apart);
+        if slept <= NAP {
+            // what is shorter adds up, and the two clocks are not read at quite the same time
+            return None;
+        }
+        self.apart = apart;
+        Some(slept)
+    }
+}
+
+/// How long this machine has slept since it was booted.
+fn time_asleep() -> Duration {
+    let read = |clock| {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call writes one timespec, which outlives it. Both clocks exist since Linux
+        // 2.6.39; without one the zero stays, and then no sleep is seen.
+        unsafe { libc::clock_gettime(clock, &mut time) };
+        let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanos)
+    };
+    let monotonic = read(libc::CLOCK_MONOTONIC);
+    read(libc::CLOCK_BOOTTIME).saturating_sub(monotonic)
 }
 
 struct Signals([Signal; 3]);
@@ -217,6 +281,11 @@ impl Daemon {
         let server = Server::open(&control, calls, events.clone())?;
         let plane::Opened { plane, udp, ike, force_encap } = plane::open(&config.daemon)?;
         let description = plane.describe();
+        let refuses_nat = |connection: &&Connection| !connection.ike.nat_traversal;
+        if force_encap && let Some(one) = config.connections.iter().find(refuses_nat) {
+            let name = one.name().to_owned();
+            return Err(RunError::NoNats { name, reason: description.reason.clone() });
+        }
         for note in udp.notes() {
             warn!("{note}");
         }
@@ -234,13 +303,14 @@ impl Daemon {
                 .map(|connection| (connection.ike.clone(), connection.policy.clone()))
                 .collect(),
             force_encap,
-            can_cap: false,
+            can_cap: plane.can_cap(),
         };
         let (resolved, resolved_receiver) = mpsc::channel(CALLS);
         let names: Vec<String> = config.connections.iter().map(|c| c.name().to_owned()).collect();
         let inputs = Inputs {
             ike,
             plane: plane_events,
+            unreachable: udp.take_unreachable(),
             addresses: monitor.addresses(),
             calls: call_receiver,
             resolved: resolved_receiver,
@@ -253,6 +323,7 @@ impl Daemon {
             connections: config.connections,
             uplinks: config.uplinks,
             clock,
+            sleep: Sleep::watch(),
             udp,
             plane,
             routes,
@@ -333,10 +404,12 @@ impl Daemon {
                 () = sleep_until(due) => self.on_timeout(),
                 Some(resolved) = inputs.resolved.recv() => self.on_resolved(resolved),
                 Some(call) = inputs.calls.recv() => self.on_call(call).await,
-                Some(event) = next_event(&mut inputs.plane) => self.on_plane_event(&event),
+                Some(event) = next_of(&mut inputs.plane) => self.on_plane_event(&event),
+                Some(path) = next_of(&mut inputs.unreachable) => self.on_unreachable(path),
                 // last, for strangers can send without end
                 Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
             }
+            self.notice_sleep();
             self.carry_out().await;
         }
         info!("bewick ends");
@@ -426,17 +499,42 @@ impl Daemon {
         }
     }
 
+    /// Whatever has woken us up: it may have been after a sleep, and no timer tells of that.
+    fn notice_sleep(&mut self) {
+        if let Some(slept) = self.sleep.notice(time_asleep()) {
+            info!(seconds = slept.as_secs(), "the machine has slept");
+            self.host.handle(self.clock.now(), Input::Resumed);
+        }
+    }
+
+    fn on_unreachable(&mut self, path: Path) {
+        debug!(%path, "an ICMP error says that the other end can't be reached");
+        self.host.handle(self.clock.now(), Input::Unreachable(path));
+    }
+
     fn on_plane_event(&mut self, event: &PlaneEvent) {
         debug!(?event, "data plane");
-        if let PlaneEvent::Expire { id, .. } = event {
-            self.host.handle(self.clock.now(), Input::Expiring(*id));
+        match event {
+            PlaneEvent::Expire { id, .. } => {
+                self.host.handle(self.clock.now(), Input::Expiring(*id));
+            }
+            PlaneEvent::EventsLost => warn!(
+                "the data plane's events came faster than they could be read, and some are lost: if \
+                 one said that a CHILD_SA's limit of octets or packets is near, its new keys come with \
+                 the next rekey by time only (`bewick rekey` asks for them now)"
+            ),
+            PlaneEvent::Mapping { id, seen } => {
+                let input = Input::Mapping { child: *id, remote: *seen };
+                self.host.handle(self.clock.now(), input);
+            }
+            PlaneEvent::Acquire { .. } => {}
         }
     }
 }
 
-async fn next_event(events: &mut Option<mpsc::Receiver<PlaneEvent>>) -> Option<PlaneEvent> {
-    match events {
-        Some(events) => events.recv().await,
+async fn next_of<T>(source: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match source {
+        Some(source) => source.recv().await,
         None => std::future::pending().await,
     }
 }
@@ -445,5 +543,32 @@ async fn sleep_until(due: Option<tokio::time::Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sleep_is_noticed_once_and_a_nap_is_not() {
+        let at = Duration::from_millis;
+        let mut sleep = Sleep { apart: at(5000) };
+        assert_eq!(sleep.notice(at(5000)), None);
+        assert_eq!(sleep.notice(at(4999)), None);
+        assert_eq!(sleep.notice(at(6000)), None);
+        assert_eq!(sleep.notice(at(6001)), Some(at(1001)));
+        assert_eq!(sleep.notice(at(6001)), None);
+        // short ones add up
+        assert_eq!(sleep.notice(at(6800)), None);
+        assert_eq!(sleep.notice(at(7600)), Some(at(1599)));
+        assert_eq!(sleep.notice(at(3_600_000 + 7600)), Some(at(3_600_000)));
+    }
+
+    #[test]
+    fn a_machine_that_is_awake_has_not_slept() {
+        let mut sleep = Sleep::watch();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(sleep.notice(time_asleep()), None);
     }
 }

@@ -62,6 +62,8 @@ impl Daemon {
             age_ms: pair.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             nat: pair.nat,
             validated: pair.validated,
+            seen_as: pair.seen,
+            one_way: pair.one_way,
         }
     }
 }

@@ -462,10 +462,11 @@ impl Endpoint {
         self.with(now, id, extension, |sa, cx| sa.copy_to(cx, path)).unwrap_or(false)
     }
 
-    /// How long the IKE_SA waits for an answer once it stands, in place of the configured time.
-    pub fn set_patience(&mut self, id: SaId, patience: Duration) {
+    /// How long the IKE_SA waits for an answer once it stands, in place of the configured time: `least`, and
+    /// until nothing has been heard for `hold`.
+    pub fn set_patience(&mut self, id: SaId, least: Duration, hold: Duration) {
         if let Some(sa) = self.sas.get_mut(&id) {
-            sa.patience = Some(patience);
+            sa.patience = Some((least, hold));
         }
     }
 

@@ -23,50 +23,54 @@ pub enum Timer {
     Redundant,
 }
 
-/// At most one deadline for each IKE_SA and [`Timer`].
-#[derive(Debug, Default)]
-pub(crate) struct Timers {
-    queue: BTreeSet<(Time, SaId, Timer)>,
-    by_name: BTreeMap<(SaId, Timer), Time>,
+/// At most one deadline for each IKE_SA and each kind of timer `T`.
+#[derive(Debug)]
+pub struct Timers<T> {
+    queue: BTreeSet<(Time, SaId, T)>,
+    by_name: BTreeMap<SaId, BTreeMap<T, Time>>,
 }
 
-impl Timers {
-    pub(crate) fn set(&mut self, sa: SaId, timer: Timer, at: Time) {
+impl<T> Default for Timers<T> {
+    fn default() -> Self {
+        Timers { queue: BTreeSet::new(), by_name: BTreeMap::new() }
+    }
+}
+
+impl<T: Copy + Ord> Timers<T> {
+    /// Sets a deadline in the place of the one that is set, if any.
+    pub fn set(&mut self, sa: SaId, timer: T, at: Time) {
         self.clear(sa, timer);
         self.queue.insert((at, sa, timer));
-        self.by_name.insert((sa, timer), at);
+        self.by_name.entry(sa).or_default().insert(timer, at);
     }
 
-    pub(crate) fn clear(&mut self, sa: SaId, timer: Timer) {
-        if let Some(at) = self.by_name.remove(&(sa, timer)) {
+    /// Takes a deadline away.
+    pub fn clear(&mut self, sa: SaId, timer: T) {
+        let Some(timers) = self.by_name.get_mut(&sa) else { return };
+        if let Some(at) = timers.remove(&timer) {
+            self.queue.remove(&(at, sa, timer));
+        }
+        if timers.is_empty() {
+            self.by_name.remove(&sa);
+        }
+    }
+
+    /// Takes all deadlines of an IKE_SA away.
+    pub fn clear_all(&mut self, sa: SaId) {
+        for (timer, at) in self.by_name.remove(&sa).into_iter().flatten() {
             self.queue.remove(&(at, sa, timer));
         }
     }
 
-    pub(crate) fn clear_all(&mut self, sa: SaId) {
-        for timer in [
-            Timer::Retransmit,
-            Timer::HalfOpen,
-            Timer::Liveness,
-            Timer::Rekey,
-            Timer::Former,
-            Timer::Reassembly,
-            Timer::Redundant,
-        ] {
-            self.clear(sa, timer);
-        }
-    }
-
     /// The next deadline and what it is for.
-    pub(crate) fn next(&self) -> Option<(Time, Timer)> {
+    pub fn next(&self) -> Option<(Time, T)> {
         self.queue.first().map(|(at, _, timer)| (*at, *timer))
     }
 
     /// Takes one timer that is due.
-    pub(crate) fn pop(&mut self, now: Time) -> Option<(SaId, Timer)> {
-        let (at, sa, timer) = *self.queue.first().filter(|(at, ..)| *at <= now)?;
-        self.queue.remove(&(at, sa, timer));
-        self.by_name.remove(&(sa, timer));
+    pub fn pop(&mut self, now: Time) -> Option<(SaId, T)> {
+        let (_, sa, timer) = *self.queue.first().filter(|(at, ..)| *at <= now)?;
+        self.clear(sa, timer);
         Some((sa, timer))
     }
 }

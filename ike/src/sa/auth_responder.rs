@@ -180,7 +180,7 @@ fn accept(
         sa.close(cx, CloseReason::Protocol(text.into()));
         return;
     }
-    if let Some(kind) = cx.extension.auth_refusal(path, payloads) {
+    if let Some(kind) = cx.extension.auth_refusal(proven.connection, (path, sa.nat), payloads) {
         sa.state =
             State::Live(Box::new(Live::new(proven.connection, String::new(), (path, false))));
         let refusal = [Payload::Notify(Notify::new(kind, Vec::new()))];

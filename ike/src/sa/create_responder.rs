@@ -90,8 +90,11 @@ pub(crate) fn on_request(
             notify.data.clear();
             return Ok(Some(vec![Payload::Notify(notify)]));
         };
-        // RFC 7296 §2.25.1: not one that we are about to delete.
-        if !old.is_current() || live.tasks.is_deleting(old.spi_in) {
+        // RFC 7296 §2.25.1: not one that we are about to delete, as when our own rekey of it is done but for
+        // the data plane's word: two successors would stay, for the peer alone knows that they crossed.
+        let retires = |pending: &Pending| matches!(pending.then, Then::Retire(id) if id == old.id);
+        let going = live.tasks.is_deleting(old.spi_in) || live.pending.iter().any(retires);
+        if !old.is_current() || going {
             return refuse(Fault::Busy);
         }
     }

@@ -51,6 +51,10 @@ pub(crate) struct Outstanding {
     pub(crate) sent: Time,
     /// it was sent there and not on the current path; without an answer it goes on there
     pub(crate) astray: Option<Path>,
+    /// where it has gone, and whether elsewhere too: then its answer does not show which copy arrived
+    /// (RFC 4555 §3.7)
+    went: Option<Path>,
+    pub(crate) scattered: bool,
     interval: Duration,
     due: Time,
     give_up: Time,
@@ -144,6 +148,8 @@ impl Outgoing {
             tries_in_size: 1,
             sent: now,
             astray: None,
+            went: None,
+            scattered: false,
             interval: policy.first,
             due: now + policy.first,
             give_up: now + give_up,
@@ -238,6 +244,18 @@ impl Outgoing {
     /// Whether that request was answered a short while ago.
     pub(crate) fn was_answered(&self, message_id: u32, exchange: ExchangeType) -> bool {
         self.answered.contains(&(message_id, exchange))
+    }
+
+    /// What goes out on `path` now, of the requests that `which` chooses.
+    pub(crate) fn send(
+        &mut self,
+        path: Path,
+        which: impl Fn(&Outstanding) -> bool,
+    ) -> impl Iterator<Item = &[Vec<u8>]> {
+        self.outstanding.iter_mut().filter(move |out| which(out)).map(move |out| {
+            out.scattered |= *out.went.get_or_insert(path) != path;
+            out.datagrams.as_slice()
+        })
     }
 
     /// The request with this Message ID goes to another path first.

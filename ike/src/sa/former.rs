@@ -198,10 +198,9 @@ pub(crate) fn on_retransmit(sa: &mut Sa, cx: &mut Cx<'_>, policy: &Retransmissio
         match former.channel.outgoing.on_timer(cx.now, policy) {
             Retransmit::Idle => {}
             Retransmit::Again { ids, .. } => {
-                for out in former.channel.outgoing.outstanding() {
-                    if ids.contains(&out.message_id) {
-                        cx.shared.transmit_all(path, &out.datagrams);
-                    }
+                let again = |out: &Outstanding| ids.contains(&out.message_id);
+                for datagrams in former.channel.outgoing.send(path, again) {
+                    cx.shared.transmit_all(path, datagrams);
                 }
             }
             Retransmit::GiveUp => dead.push(former.channel.own_spi()),
@@ -288,7 +287,8 @@ pub(crate) fn on_response(
     }
     let spis = sa.on(On::Former(spi)).map(|channel| channel.spis());
     if let (Some(tag), Some(spis), State::Live(_)) = (request.tag, spis, &sa.state) {
-        cx.shared.event(Event::Response { sa: sa.id, tag, path, spis, payloads });
+        let scattered = request.scattered;
+        cx.shared.event(Event::Response { sa: sa.id, tag, path, scattered, spis, payloads });
     }
     send_deletes(sa, cx);
 }

@@ -363,7 +363,8 @@ pub(crate) fn on_response(
     }
     if let Some(tag) = request.tag {
         let spis = sa.channel.spis();
-        cx.shared.event(Event::Response { sa: sa.id, tag, path, spis, payloads });
+        let scattered = request.scattered;
+        cx.shared.event(Event::Response { sa: sa.id, tag, path, scattered, spis, payloads });
     }
 }
 

@@ -95,8 +95,9 @@ pub(crate) struct Sa {
     pub(crate) unreadable: u32,
     /// its name in the endpoint's table of half-open IKE_SAs
     pub(crate) half_open: Option<(u64, SocketAddr)>,
-    /// how long it waits for an answer once it stands, if not as configured
-    pub(crate) patience: Option<Duration>,
+    /// how long it waits for an answer once it stands, at least and since it last heard the peer, if not as
+    /// configured
+    pub(crate) patience: Option<(Duration, Duration)>,
     /// after what silence it asks whether the peer is there, if not as configured
     pub(crate) liveness: Option<Duration>,
     pub(crate) state: State,
@@ -148,12 +149,16 @@ impl Sa {
             .unwrap_or_default()
     }
 
-    fn give_up(&self, policy: &Retransmission) -> Duration {
+    fn give_up(&self, now: Time, policy: &Retransmission) -> Duration {
         match &self.state {
             State::InitResponse(_) | State::AuthResponse(_) => policy.give_up_handshake,
             // The CHILD_SAs are gone already: a peer that is not there need not be waited for.
             State::Live(live) if live.is_closing() => policy.give_up_handshake,
-            _ => self.patience.unwrap_or(policy.give_up),
+            _ => match self.patience {
+                // RFC 4555 §3.11: a question never shortens the time that an absent peer has.
+                Some((least, hold)) => least.max(hold.saturating_sub(now.since(self.last_heard))),
+                None => policy.give_up,
+            },
         }
     }
 
@@ -210,12 +215,14 @@ impl Sa {
         tag: Option<Tag>,
     ) {
         let policy = self.policy(cx.shared);
-        let give_up = self.give_up(&policy);
-        cx.shared.transmit_all(path, &datagrams);
+        let give_up = self.give_up(cx.now, &policy);
         let astray = path != self.path;
         if let Some(channel) = self.on(on) {
             let id = channel.outgoing.next_id();
             channel.outgoing.start(cx.now, exchange, datagrams, tag, &policy, give_up);
+            for datagrams in channel.outgoing.send(path, |out| out.message_id == id) {
+                cx.shared.transmit_all(path, datagrams);
+            }
             if astray {
                 channel.outgoing.lead_astray(id, path);
             }
@@ -240,12 +247,11 @@ impl Sa {
     }
 
     /// Sends what is outstanding on another path too, the same octets; false if nothing is.
-    pub(crate) fn copy_to(&self, cx: &mut Cx<'_>, path: Path) -> bool {
-        let former = self.former.iter().map(|former| &former.channel);
+    pub(crate) fn copy_to(&mut self, cx: &mut Cx<'_>, path: Path) -> bool {
         let mut any = false;
-        for channel in std::iter::once(&self.channel).chain(former) {
-            for out in channel.outgoing.outstanding() {
-                cx.shared.transmit_all(path, &out.datagrams);
+        for channel in self.channels() {
+            for datagrams in channel.outgoing.send(path, |_| true) {
+                cx.shared.transmit_all(path, datagrams);
                 any = true;
             }
         }
@@ -296,7 +302,7 @@ impl Sa {
     pub(crate) fn hasten(&mut self, cx: &mut Cx<'_>, fresh: bool) {
         if fresh {
             let policy = self.policy(cx.shared);
-            let give_up = self.give_up(&policy);
+            let give_up = self.give_up(cx.now, &policy);
             for channel in self.channels() {
                 channel.outgoing.hasten(cx.now, &policy, give_up);
             }
@@ -306,8 +312,8 @@ impl Sa {
         self.refragment(cx.shared, None);
         let path = self.path;
         for channel in self.channels() {
-            for out in channel.outgoing.outstanding() {
-                cx.shared.transmit_all(path, &out.datagrams);
+            for datagrams in channel.outgoing.send(path, |_| true) {
+                cx.shared.transmit_all(path, datagrams);
             }
         }
     }
@@ -401,10 +407,9 @@ impl Sa {
         match self.channel.outgoing.on_timer(cx.now, &policy) {
             Retransmit::Idle => {}
             Retransmit::Again { ids, tries } => {
-                for out in self.channel.outgoing.outstanding() {
-                    if ids.contains(&out.message_id) {
-                        cx.shared.transmit_all(self.path, &out.datagrams);
-                    }
+                let (path, again) = (self.path, |out: &Outstanding| ids.contains(&out.message_id));
+                for datagrams in self.channel.outgoing.send(path, again) {
+                    cx.shared.transmit_all(path, datagrams);
                 }
                 if tries > 0 {
                     cx.shared.event(Event::Unanswered { sa: self.id, tries });

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::{
     auth::{UnixSeconds, WallClock},
     config::{Childless, ConnectionConfig, ConnectionId, Role},
-    endpoint::timers::Timers,
+    endpoint::timers::{Timer, Timers},
     event::{Action, ActionId, Event, Output, SaId, Transmit},
     path::Path,
     pool::Pool,
@@ -20,7 +20,7 @@ pub(crate) struct Shared {
     pub(crate) random: Random,
     pub(crate) connections: Vec<ConnectionConfig>,
     pub(crate) pools: BTreeMap<ConnectionId, Vec<Pool>>,
-    pub(crate) timers: Timers,
+    pub(crate) timers: Timers<Timer>,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) pending_actions: BTreeMap<ActionId, SaId>,
     pub(crate) esp_spis: BTreeSet<u32>,

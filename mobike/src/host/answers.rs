@@ -44,8 +44,10 @@ impl Host {
                     self.timers.clear(id, Timer::Settle);
                     self.follow(now, id, path);
                 } else {
-                    // Back to where the traffic still is: nothing to check.
-                    self.confirm(now, id);
+                    // Back to where the traffic still is: nothing to check, unless that is being checked.
+                    if self.movers.sas.get(&id).is_some_and(|m| m.capped.is_none()) {
+                        self.confirm(now, id);
+                    }
                     self.adjust_encap(now, id);
                 }
             }
@@ -73,24 +75,32 @@ impl Host {
     /// Whether the peer sends updates without end.
     fn is_stormy(&mut self, now: Time, id: SaId) -> bool {
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return false };
-        let (since, count) = &mut mobility.updates;
-        if now.since(*since) >= MOST_UPDATES.1 {
-            (*since, *count) = (now, 0);
+        // Until it has kept still for a while it goes on being one storm.
+        let (last, count) = &mut mobility.updates;
+        let still = now.since(*last);
+        if still >= MOST_UPDATES.1 || (still >= CALM && *count <= MOST_UPDATES.0) {
+            *count = 0;
         }
-        *count = count.saturating_add(1);
+        (*last, *count) = (now, count.saturating_add(1));
         *count > MOST_UPDATES.0
     }
 
-    /// Responder: the updates have come to rest for now.
+    /// Responder: the updates have come to rest for now. Initiator: one more that may be answered from where
+    /// it went to.
     pub(super) fn on_settled(&mut self, now: Time, id: SaId) {
         let Some(path) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        if let Some(mobility) = self.movers.sas.get_mut(&id).filter(|m| m.role == Role::Initiator) {
+            let unconfirmed = mobility.underway.is_some_and(|underway| !underway.confirmed);
+            mobility.pending_update |= unconfirmed && mobility.awaiting.is_none();
+            return;
+        }
         if self.movers.sas.get(&id).is_some_and(|m| m.children_at != path) {
             self.follow(now, id, path);
         }
     }
 
     /// The peer's ESP comes from another address or port than it should: a hint (RFC 4555 §3.8, §3.12).
-    pub(super) fn on_mapping(&mut self, id: SaId, remote: SocketAddr) {
+    pub(super) fn on_mapping(&mut self, now: Time, id: SaId, remote: SocketAddr) {
         let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
         let path = Path::new(sa.path.local, remote);
         let same_port = sa.path.remote.ip() == remote.ip() && sa.path != path;
@@ -98,7 +108,10 @@ impl Host {
         let follows = mobility.role == Role::Responder && mobility.supported;
         let policy = self.movers.policies.get(mobility.connection.0);
         let follows = follows && policy.is_some_and(|policy| policy.esp_follow);
-        if follows && same_port && mobility.esp_seen != Some(path) {
+        // One that jumps between ports is not run after.
+        let asked = mobility.pairs.of(path).asked;
+        let lately = asked.is_some_and(|at| now.since(at) < CALM);
+        if follows && same_port && mobility.esp_seen != Some(path) && !lately {
             mobility.esp_seen = Some(path);
             mobility.pending_standby = Some(path);
         }
@@ -122,11 +135,12 @@ impl Host {
     pub(super) fn follow(&mut self, now: Time, id: SaId, path: Path) {
         let policy = self.movers.policy_of(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let from = mobility.children_at.remote.ip();
+        // Under a limit the traffic is where nothing has been shown yet.
+        let home = mobility.capped.unwrap_or(mobility.children_at);
         // Another port of an address that was shown reachable is the same victim, if any.
         let valid = mobility.pairs.get(path).is_some_and(|record| record.is_valid(now));
         let off = policy.return_routability == ReturnRoutability::Off;
-        if off || valid || from == path.remote.ip() {
+        if off || valid || home.remote.ip() == path.remote.ip() {
             self.lift(now, id);
             self.confirm(now, id);
             self.move_children(now, id, path);
@@ -134,7 +148,6 @@ impl Host {
             mobility.pending_check = true;
             if policy.return_routability == ReturnRoutability::After && self.can_cap {
                 // It may be a victim: it gets no more than three times what comes from there.
-                let home = mobility.capped.unwrap_or(mobility.children_at);
                 mobility.capped = Some(home);
                 self.ike.cap_children(now, id, true, &mut self.movers);
                 self.move_children(now, id, path);
@@ -166,6 +179,10 @@ impl Host {
         }
         mobility.underway = None;
         let (connection, Underway { from, cause, since, .. }) = (mobility.connection, underway);
+        // One who goes away and comes back before traffic has followed has not moved.
+        if cause == Cause::PeerMoved && from == to {
+            return;
+        }
         let took = now.since(since);
         let tried = std::mem::take(&mut mobility.tried);
         self.event(Event::Moved { connection, sa: id, from, to, cause, took, tried });
@@ -202,7 +219,7 @@ impl Host {
         now: Time,
         id: SaId,
         tag: Tag,
-        (path, spis): (Path, (u64, u64)),
+        (path, everywhere, spis): (Path, bool, (u64, u64)),
         payloads: &[bewick_ike::wire::Payload],
     ) {
         let Some(view) = self.ike.view(id) else { return };
@@ -238,7 +255,7 @@ impl Host {
         match awaiting {
             // RFC 4555 §3.9: several times, with new requests.
             Awaiting::List if notify::has(payloads, NotifyType::UNEXPECTED_NAT_DETECTED) => {
-                mobility.nat_detected += 1;
+                mobility.nat_detected = mobility.nat_detected.saturating_add(1);
                 if mobility.nat_detected < CHECKS {
                     mobility.announced.clear();
                 }
@@ -248,9 +265,15 @@ impl Host {
             Awaiting::Probe => {}
             Awaiting::Standby { cookie, path: asked } => {
                 let nat = bewick_ike::nat::detect(spis, path, payloads);
-                self.on_standby_answered(now, id, (asked, path), &cookie, (payloads, nat));
+                // RFC 4555 §3.7: whoever got it on another pair could answer from anywhere.
+                let proven = path == asked && !everywhere;
+                self.on_standby_answered(now, id, (asked, proven), &cookie, (payloads, nat));
             }
             Awaiting::Mapping if !of_today => mobility.pending_mapping = true,
+            // RFC 4555 §3.8: as whom the peer knows us is not known; an update tells it.
+            Awaiting::Mapping if std::mem::take(&mut mobility.mapping_doubted) => {
+                mobility.pending_update = mobility.role == Role::Initiator;
+            }
             Awaiting::Mapping => {
                 mobility.seen_as = mobility.seen_as.take().or(initiator::seen_as(payloads));
             }
@@ -322,7 +345,11 @@ impl Host {
             Awaiting::List => mobility.announced.clear(),
             Awaiting::Mapping => mobility.pending_mapping = true,
             Awaiting::Probe => mobility.pending_probe = mobility.role == Role::Responder,
-            Awaiting::Standby { path, .. } => mobility.pairs.of(path).pending = None,
+            Awaiting::Standby { path, .. } => {
+                mobility.pairs.of(path).pending = None;
+                // ESP from there is to be heeded again.
+                mobility.esp_seen.take_if(|seen| *seen == path);
+            }
         }
     }
 
@@ -331,7 +358,7 @@ impl Host {
         &mut self,
         now: Time,
         id: SaId,
-        (asked, answered): (Path, Path),
+        (asked, proven): (Path, bool),
         cookie: &[u8],
         (payloads, nat): (&[bewick_ike::wire::Payload], Option<bewick_ike::nat::Nat>),
     ) {
@@ -341,11 +368,15 @@ impl Host {
             Some(echo) if echo != cookie => {
                 self.ike.abandon(now, id, CloseReason::Cookie2, &mut self.movers);
             }
-            Some(_) if answered == asked => {
+            Some(_) if proven => {
                 let record = mobility.pairs.of(asked);
                 (record.validated, record.path) = (Some(now), Some(asked));
                 record.nat = nat.map(|nat| nat.any()).or(record.nat);
                 if mobility.esp_seen.take_if(|seen| *seen == asked).is_some() && current != asked {
+                    if self.is_stormy(now, id) {
+                        return;
+                    }
+                    let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
                     mobility.agreed = asked;
                     self.begin(now, id, asked, Cause::NatMapping);
                     self.confirm(now, id);
@@ -363,7 +394,7 @@ impl Host {
             // Not from there: it went on on the pair in use.
             _ if asked != current => {
                 mobility.pairs.silent(now, asked);
-                mobility.esp_seen = None;
+                mobility.esp_seen.take_if(|seen| *seen == asked);
             }
             _ => {}
         }
@@ -387,9 +418,16 @@ impl Host {
                 if answered != current {
                     // RFC 4555 §3.7: not from the pair that was to be proven. Which one it will be is not
                     // known as long as others are being asked.
-                    mobility.pending_update |= mobility.race.is_none();
+                    if mobility.race.is_none() {
+                        mobility.failed_checks = mobility.failed_checks.saturating_add(1);
+                        mobility.pending_update |= mobility.failed_checks < CHECKS;
+                        // Not as fast as answers come, if all of them come from elsewhere.
+                        self.timers.set(id, Timer::Settle, now + CALM);
+                    }
                     return;
                 }
+                mobility.failed_checks = 0;
+                self.timers.clear(id, Timer::Settle);
                 // The update had a COOKIE2 of its own.
                 let record = mobility.pairs.of(current);
                 (record.validated, record.path) = (Some(now), Some(current));
@@ -404,10 +442,14 @@ impl Host {
             }
             // RFC 4555 §3.9: somebody may have changed that one packet alone: again, with a new request.
             Verdict::NatDetected
-                if self.movers.sas.get(&id).is_some_and(|m| m.nat_detected + 1 < CHECKS) =>
+                if self
+                    .movers
+                    .sas
+                    .get(&id)
+                    .is_some_and(|m| m.nat_detected.saturating_add(1) < CHECKS) =>
             {
                 if let Some(mobility) = self.movers.sas.get_mut(&id) {
-                    mobility.nat_detected += 1;
+                    mobility.nat_detected = mobility.nat_detected.saturating_add(1);
                     mobility.pending_update = true;
                 }
             }
@@ -451,6 +493,7 @@ impl Host {
         let capped = mobility.capped.is_some();
         let back = mobility.capped.unwrap_or(mobility.children_at);
         mobility.claimed = Some(path);
+        mobility.agreed = back;
         mobility.generation += 1;
         mobility.failed_checks = 0;
         mobility.pending_check = false;
@@ -462,6 +505,8 @@ impl Host {
         }
         self.event(Event::Refused { path, reason: CloseReason::Unanswered(path) });
         self.ike.hasten(now, id, true, &mut self.movers);
+        // Meanwhile our own address there may have gone (RFC 4555 §3.5).
+        self.check_own_source(now, id);
     }
 
     /// The peer does not answer yet: the initiator asks on other pairs too (RFC 4555 §3.5).

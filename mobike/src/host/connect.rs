@@ -1,12 +1,15 @@
 //! Bringing connections up, keeping them up and taking them down (RFC 4555 §3.1).
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
 
 use super::{
-    BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, MOST_MISLED, MOST_RIVALS, Output, RETRY,
-    TRIES_OF_UNKNOWN, Wanted,
+    ANEW, BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, LOOK, MAKING, MOST_MISLED,
+    MOST_RIVALS, Output, RETRY, TRIES_OF_UNKNOWN, Wanted,
 };
 use crate::{address, event::Event, timers::Timer};
 
@@ -63,11 +66,37 @@ impl Host {
         connection: ConnectionId,
         addresses: Vec<IpAddr>,
     ) {
-        let Some(wanted) = self.wanted.get_mut(&connection).filter(|w| w.current.is_none()) else {
+        let Some(wanted) = self.wanted.get_mut(&connection) else { return };
+        let Some(current) = wanted.current else {
+            wanted.remotes = addresses;
+            self.connect(now, connection);
             return;
         };
+        // It answers again, or something is on its way already.
+        let silent = self.movers.sas.get(&current).is_some_and(|m| m.race.is_some());
+        if !silent || wanted.successor.is_some() {
+            return;
+        }
         wanted.remotes = addresses;
-        self.connect(now, connection);
+        let pairs = address::pairs(&self.movers.locals, &wanted.remotes);
+        let at = wanted.attempt % pairs.len().max(1);
+        wanted.attempt += 1;
+        let Some((local, remote)) = pairs.get(at).copied() else { return };
+        self.start_successor(now, connection, (local, remote));
+    }
+
+    /// Something is to be tried beside an IKE_SA that has been silent for minutes.
+    pub(super) fn try_anew(&mut self, now: Time, id: SaId, silent: Duration) {
+        let connection = self.ike.sa(id).and_then(|sa| sa.connection);
+        let Some(connection) = connection.filter(|c| self.movers.policy(*c).keep_up) else {
+            return;
+        };
+        let Some(wanted) = self.wanted.get_mut(&connection) else { return };
+        let lately = wanted.anew.is_some_and(|at| now.since(at) < ANEW.1);
+        if wanted.current == Some(id) && silent >= ANEW.0 && !lately {
+            wanted.anew = Some(now);
+            self.outputs.push_back(Output::Resolve(connection));
+        }
     }
 
     /// Tries the next pair of addresses, a fresh IKE_SA_INIT each time, and soon after it the others: the
@@ -135,7 +164,15 @@ impl Host {
         if wanted.is_none_or(|w| w.current != Some(old) || w.successor.is_some()) {
             return;
         }
-        let (local, remote) = (path.local.ip(), path.remote.ip());
+        self.start_successor(now, connection, (path.local.ip(), path.remote.ip()));
+    }
+
+    fn start_successor(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        (local, remote): (IpAddr, IpAddr),
+    ) {
         let path = Path::new(SocketAddr::new(local, 500), SocketAddr::new(remote, 500));
         match self.ike.connect(now, connection, path, &mut self.movers) {
             Ok(sa) => {
@@ -168,8 +205,26 @@ impl Host {
         }
         wanted.successor = None;
         if let Some(old) = wanted.current.replace(sa) {
-            self.ike.close_because(now, old, CloseReason::Replaced, &mut self.movers);
+            let older = wanted.retiring.replace((old, now + MAKING));
+            if let Some((older, _)) = older {
+                self.ike.close_because(now, older, CloseReason::Replaced, &mut self.movers);
+            }
+            self.on_retire(now, sa);
         }
+    }
+
+    /// RFC 7296 §2.8.3: the old IKE_SA goes when the new one has all the CHILD_SAs that it has.
+    pub(super) fn on_retire(&mut self, now: Time, sa: SaId) {
+        let children = |id: SaId| self.ike.sa(id).map_or(0, |sa| sa.children.len());
+        let new = children(sa);
+        let Some(wanted) = self.wanted.values_mut().find(|w| w.current == Some(sa)) else { return };
+        let Some((old, until)) = wanted.retiring else { return };
+        if new < children(old) && now < until {
+            self.timers.set(sa, Timer::Retire, now + LOOK);
+            return;
+        }
+        wanted.retiring = None;
+        self.ike.close_because(now, old, CloseReason::Replaced, &mut self.movers);
     }
 
     pub(super) fn retry_later(&mut self, now: Time, connection: ConnectionId, wait: bool) {
@@ -213,6 +268,7 @@ impl Host {
                 Timer::Count => self.on_count(now, id),
                 Timer::Standby => self.on_standby(now, id),
                 Timer::Settle => self.on_settled(now, id),
+                Timer::Retire => self.on_retire(now, id),
             }
         }
     }
@@ -251,11 +307,19 @@ impl Host {
             wanted.successor = None;
             return;
         }
+        if wanted.retiring.is_some_and(|(old, _)| old == sa) {
+            wanted.retiring = None;
+            return;
+        }
         if let Some(at) = wanted.rivals.iter().position(|rival| *rival == sa) {
             wanted.rivals.remove(at);
             return;
         }
         if wanted.current != Some(sa) {
+            return;
+        }
+        if let Some((old, _)) = wanted.retiring.take() {
+            wanted.current = Some(old);
             return;
         }
         if !established && !wanted.rivals.is_empty() {

@@ -16,7 +16,7 @@ use std::{
 use bewick_ike::{
     CloseReason, ConnectionConfig, ConnectionId, Endpoint, Path, Random, Role, SaId, SaView, Time,
     auth::WallClock,
-    endpoint::{HalfOpenLimits, SaStatus},
+    endpoint::{HalfOpenLimits, SaStatus, timers::Timers},
     event,
 };
 
@@ -25,7 +25,7 @@ use crate::{
     initiator,
     mobility::Movers,
     path::Uplinks,
-    timers::{Timer, Timers},
+    timers::Timer,
 };
 
 use probing::Bucket;
@@ -40,7 +40,8 @@ const TRIES_BEFORE_DOUBT: u32 = 2;
 /// Unanswered transmissions after which a responder no longer believes that the peer is where it said.
 const TRIES_OF_CHECK: u32 = 5;
 
-/// Updates of one peer within that time that are followed at once.
+/// Updates of one peer, each less than [`CALM`] after the one before, that are followed at once; beyond that it
+/// has to keep still for this time to be followed at once again.
 const MOST_UPDATES: (u32, Duration) = (10, Duration::from_secs(10));
 
 /// How long a peer that sends more has to keep still before traffic follows it.
@@ -63,6 +64,14 @@ const BETWEEN_RIVALS: Duration = Duration::from_millis(250);
 
 /// Pairs that are tried for one connection at the same time.
 const MOST_RIVALS: usize = 16;
+
+/// How long a new IKE_SA may take to make the CHILD_SAs of the one that it replaces, and between two looks.
+const MAKING: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// An IKE_SA that has answered nowhere for so long is kept, but a new one is tried beside it, so often: the
+/// gateway's name may lead elsewhere by now.
+const ANEW: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(120));
 
 /// The least time between such IKE_SAs: whoever can forge the hint can make us ask, but not often.
 const BETWEEN_HINTS: Duration = Duration::from_secs(10);
@@ -90,6 +99,10 @@ struct Wanted {
     next_rival: Option<Time>,
     /// the IKE_SA that is to take the place of `current`
     successor: Option<SaId>,
+    /// when a new IKE_SA was last asked for, with the name looked up anew, beside one that answers nowhere
+    anew: Option<Time>,
+    /// the IKE_SA that `current` has taken the place of, and when that goes at the latest
+    retiring: Option<(SaId, Time)>,
     /// when a successor was last made on a mere hint
     hinted: Option<Time>,
     /// tries in a row that a forged COOKIE may have spoilt
@@ -102,7 +115,7 @@ pub struct Host {
     movers: Movers,
     wanted: BTreeMap<ConnectionId, Wanted>,
     outputs: VecDeque<Output>,
-    timers: Timers,
+    timers: Timers<Timer>,
     uplinks: Uplinks,
     bucket: Bucket,
     can_cap: bool,
@@ -187,7 +200,7 @@ impl Host {
     pub fn next_timeout(&self) -> Option<Time> {
         let waits = |w: &Wanted| w.retry_at.into_iter().chain(w.next_rival).min();
         let retries = self.wanted.values().filter_map(waits).min();
-        let own = self.timers.next();
+        let own = self.timers.next().map(|(at, _)| at);
         let ike = self.ike.next_timeout().map(|(at, _)| at);
         [retries, own, ike].into_iter().flatten().min()
     }
@@ -214,7 +227,7 @@ impl Host {
                 let carries = |sa: &SaStatus<'_>| sa.children.iter().any(|c| c.id == child);
                 for id in self.ids(carries) {
                     self.touched.insert(id);
-                    self.on_mapping(id, remote);
+                    self.on_mapping(now, id, remote);
                 }
             }
             Input::Unreachable(path) => {
@@ -338,8 +351,8 @@ impl Host {
                     self.check_current(now, id);
                 }
             }
-            event::Event::Response { sa, tag, path, spis, payloads } => {
-                self.on_response(now, sa, tag, (path, spis), &payloads);
+            event::Event::Response { sa, tag, path, scattered, spis, payloads } => {
+                self.on_response(now, sa, tag, (path, scattered, spis), &payloads);
             }
             event::Event::Lost { sa, tag } => self.on_lost(sa, tag),
             event::Event::Reauthenticate { sa } => self.reauthenticate(now, sa),

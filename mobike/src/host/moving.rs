@@ -65,6 +65,8 @@ impl Host {
         mobility.counts.restart();
         // It was of the old pair; the answer to the update tells the new one.
         mobility.seen_as = None;
+        // Where ESP came from before says nothing any more.
+        mobility.esp_seen = None;
         if cause != Cause::Refused {
             mobility.refused.clear();
         }
@@ -85,6 +87,7 @@ impl Host {
         self.begin(now, id, to, cause);
         if let Some(mobility) = self.movers.sas.get_mut(&id) {
             mobility.pending_update = true;
+            mobility.failed_checks = 0;
         }
         // RFC 4555 §3.5, step 2, and §3.7: to an address of the peer's that only a list names, traffic
         // goes when the answer to the update has come from there.

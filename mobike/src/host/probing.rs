@@ -190,6 +190,8 @@ impl Host {
         if mobility.race.is_some() {
             return;
         }
+        let looking = matches!(&mobility.awaiting, Some((_, Awaiting::Mapping)));
+        mobility.mapping_doubted |= looking || mobility.pending_mapping;
         let (connection, cause) = (mobility.connection, hint.cause());
         mobility.hint = Some(hint);
         self.event(Event::Suspected { connection, sa: id, path: current, hint });
@@ -296,6 +298,8 @@ impl Host {
                 }
             }
             Step::Pause(_) => {
+                let silent = now.since(race.since);
+                self.try_anew(now, id, silent);
                 let mut candidates = self.candidates(now, id, current);
                 candidates.retain(|path| *path != current);
                 let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
@@ -314,12 +318,14 @@ impl Host {
     pub(super) fn on_answered(&mut self, now: Time, id: SaId, path: Path, sent: Option<Time>) {
         let Some(sa) = self.ike.sa(id) else { return };
         let (current, role) = (sa.path, sa.role);
+        // Nothing was ever sent to any other place: somebody on the way has changed the address or the port.
+        let asked = path == current || self.candidates(now, id, current).contains(&path);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         mobility.pairs.answered(now, path, sent);
         self.uplinks.note(now, path.local.ip(), true);
         let Some(race) = &mut mobility.race else { return };
         if path != current {
-            if role == Role::Initiator {
+            if role == Role::Initiator && asked {
                 race.answered(now, path);
                 self.settle_race(now, id);
             }
@@ -380,13 +386,13 @@ impl Host {
             let asks =
                 self.ike.connection(mobility.connection).is_some_and(|c| !c.liveness.is_zero());
             let last = LAST_QUESTION.min(policy.hold / 2);
-            self.ike.set_patience(id, last);
+            self.ike.set_patience(id, last, policy.hold);
             if asks {
                 self.ike.set_liveness(now, id, Some(policy.hold - last), &mut self.movers);
             }
             return;
         }
-        self.ike.set_patience(id, policy.hold);
+        self.ike.set_patience(id, policy.hold, policy.hold);
         if !policy.dead_after.is_zero() {
             self.timers.set(id, Timer::Count, now + COUNT.1);
         }
@@ -512,7 +518,10 @@ impl Host {
         {
             return;
         }
-        mobility.pending_standby = Some(path);
+        // Where ESP comes from matters more.
+        if mobility.esp_seen.is_none() || mobility.pending_standby.is_none() {
+            mobility.pending_standby = Some(path);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! All of it is hints. A message that is too short or about a state that is not ours is skipped.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use netlink_packet_xfrm::{UserExpire, UserMapping, UserTemplate, constants::*};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
@@ -14,7 +14,10 @@ use super::{
     message::{Message, attribute, messages},
     state::{Key, Side, Usage, ip},
 };
-use crate::plane::{PlaneError, PlaneEvent};
+use crate::{
+    events::Events,
+    plane::{PlaneError, PlaneEvent},
+};
 
 /// Octets of struct xfrm_user_expire, xfrm_user_mapping, xfrm_user_acquire and xfrm_user_tmpl.
 const EXPIRE: usize = 232;
@@ -22,16 +25,22 @@ const MAPPING: usize = 64;
 const ACQUIRE: usize = 280;
 const TEMPLATE: usize = 64;
 
-/// Events that may wait for the daemon; more than that are dropped and said to be lost.
+/// Events that may wait for the daemon. Of more than that the expiries are kept, and the others are
+/// dropped and said to be lost.
 const QUEUE: usize = 256;
 
 /// Room for one datagram of events.
 const BUFFER: usize = 64 * 1024;
 
+/// The events' way to the daemon.
+pub(super) struct Started {
+    pub(super) events: Arc<Events>,
+    pub(super) receiver: mpsc::Receiver<PlaneEvent>,
+    pub(super) task: tokio::task::AbortHandle,
+}
+
 /// Opens the event socket and starts the task that reads it. Needs a tokio runtime.
-pub(super) fn start(
-    ledger: Shared,
-) -> Result<(mpsc::Receiver<PlaneEvent>, tokio::task::AbortHandle), PlaneError> {
+pub(super) fn start(ledger: Shared) -> Result<Started, PlaneError> {
     let open = || -> io::Result<TokioSocket> {
         let mut socket = TokioSocket::new(libc::NETLINK_XFRM as isize)?;
         socket.socket_mut().bind_auto()?;
@@ -42,25 +51,36 @@ pub(super) fn start(
     };
     let socket = open().map_err(|error| PlaneError::kernel("listening to XFRM events", &error))?;
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let task = tokio::spawn(run(socket, ledger, sender));
-    Ok((receiver, task.abort_handle()))
+    let events = Arc::new(Events::new(sender));
+    let task = tokio::spawn(run(socket, ledger, events.clone())).abort_handle();
+    Ok(Started { events, receiver, task })
 }
 
-async fn run(socket: TokioSocket, ledger: Shared, sender: mpsc::Sender<PlaneEvent>) {
+async fn run(socket: TokioSocket, ledger: Shared, events: Arc<Events>) {
     let mut buffer = Zeroizing::new(vec![0u8; BUFFER]);
     let mut lost = false;
     loop {
-        if lost && sender.try_send(PlaneEvent::EventsLost).is_ok() {
-            lost = false;
-        }
+        lost = lost && !events.hint(PlaneEvent::EventsLost);
         let mut room = buffer.as_mut_slice();
-        let received = socket.recv(&mut room).await;
+        let received = tokio::select! {
+            received = socket.recv(&mut room) => received,
+            // The daemon has taken something: what waits for that must not wait for the kernel too.
+            () = events.room(), if lost || events.owes() => {
+                events.settle();
+                if events.is_closed() {
+                    return;
+                }
+                continue;
+            }
+        };
         let length = BUFFER - room.len();
         match received {
             Ok(()) => {
                 for message in messages(buffer.get(..length).unwrap_or_default()) {
-                    if let Some(event) = read(&message, &ledger) {
-                        lost |= sender.try_send(event).is_err();
+                    match read(&message, &ledger) {
+                        Some(PlaneEvent::Expire { id, hard }) => events.expire(id, hard),
+                        Some(event) => lost |= !events.hint(event),
+                        None => {}
                     }
                 }
             }
@@ -71,7 +91,7 @@ async fn run(socket: TokioSocket, ledger: Shared, sender: mpsc::Sender<PlaneEven
                 return;
             }
         }
-        if sender.is_closed() {
+        if events.is_closed() {
             return;
         }
     }
@@ -95,10 +115,10 @@ fn expire(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
     let hard = expire.hard != 0;
     let mut ledger = ledger.lock();
     let entry = ledger.get(&key).filter(|_| info.id.proto == IPPROTO_ESP)?;
-    if entry.lingering {
+    if let Some(left) = entry.left {
         // The end that the move has set for it.
         if hard {
-            ledger.close(&key, Usage::of_info(body).unwrap_or_default());
+            ledger.close(&key, Usage::of_info(body).unwrap_or(left));
         }
         return None;
     }
@@ -113,7 +133,7 @@ fn mapping(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
     let mut ledger = ledger.lock();
     let entry = ledger.get(&key).filter(|_| id.proto == IPPROTO_ESP)?;
     // During a move, and on a path that it has left, other addresses are what one expects.
-    if entry.lingering || entry.side == Side::Out || entry.remote == seen {
+    if entry.left.is_some() || entry.side == Side::Out || entry.remote == seen {
         return None;
     }
     ledger.count_wrong_path(entry.id);

@@ -22,8 +22,11 @@ pub(super) struct Entry {
     pub(super) remote: SocketAddr,
     /// what was used up in this direction before the state was made
     pub(super) began: Spent,
-    /// replaced by a move, and kept for packets in flight until the kernel lets it expire
-    pub(super) lingering: bool,
+    /// whether ESP is in UDP
+    pub(super) encap: bool,
+    /// what it had carried when a move replaced it: it is kept for packets in flight until the kernel
+    /// lets it expire
+    pub(super) left: Option<Usage>,
 }
 
 /// The book of our states.
@@ -53,10 +56,10 @@ impl Ledger {
         self.states.get(key).copied()
     }
 
-    /// Marks a state as replaced.
-    pub(super) fn linger(&mut self, key: &Key) {
+    /// Marks a state as replaced when it had carried `usage`.
+    pub(super) fn linger(&mut self, key: &Key, usage: Usage) {
         if let Some(entry) = self.states.get_mut(key) {
-            entry.lingering = true;
+            entry.left = Some(usage);
         }
     }
 

@@ -14,11 +14,12 @@ use zeroize::Zeroizing;
 const HEADER: usize = 16;
 
 /// Larger than any request that we make, so that a buffer with keys is never reallocated.
-const CAPACITY: usize = 4096;
+pub(super) const CAPACITY: usize = 4096;
 
 const NLM_F_REQUEST: u16 = libc::NLM_F_REQUEST as u16;
 const NLM_F_ACK: u16 = libc::NLM_F_ACK as u16;
 pub(super) const NLM_F_DUMP: u16 = libc::NLM_F_DUMP as u16;
+pub(super) const NLM_F_REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;

@@ -20,6 +20,7 @@ mod tests;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
 };
 
 use bewick_ike::{
@@ -35,8 +36,9 @@ use self::{
     socket::Socket,
     state::{Key, Place, Replay, Side, Spent, Usage},
 };
-use crate::plane::{
-    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+use crate::{
+    events::Events,
+    plane::{Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent},
 };
 
 pub use self::sockopt::bypass;
@@ -86,10 +88,13 @@ pub struct KernelPlane {
     xfrm: Socket,
     route: Socket,
     method: Method,
+    /// what a state has carried goes along when it is migrated
+    keeps_counts: bool,
     children: BTreeMap<ChildId, Child>,
     owners: Owners,
     ledger: Shared,
-    events: Option<mpsc::Receiver<PlaneEvent>>,
+    events: Arc<Events>,
+    receiver: Option<mpsc::Receiver<PlaneEvent>>,
     task: tokio::task::AbortHandle,
     closed: bool,
 }
@@ -115,8 +120,9 @@ impl KernelPlane {
             false => Method::DeleteAdd,
         };
         remove_leftovers(&mut xfrm, config.mark)?;
+        let keeps_counts = method == Method::Migrate && keeps_counts(&mut xfrm, config.mark);
         let ledger = Shared::default();
-        let (events, task) = events::start(ledger.clone())?;
+        let events::Started { events, receiver, task } = events::start(ledger.clone())?;
         let mut route = Socket::open(libc::NETLINK_ROUTE)?;
         device::create(&mut route, &config.device).inspect_err(|_| task.abort())?;
         Ok(KernelPlane {
@@ -124,10 +130,12 @@ impl KernelPlane {
             xfrm,
             route,
             method,
+            keeps_counts,
             children: BTreeMap::new(),
             owners: Owners::default(),
             ledger,
-            events: Some(events),
+            events,
+            receiver: Some(receiver),
             task,
             closed: false,
         })
@@ -199,6 +207,7 @@ impl KernelPlane {
             result = result.and(self.delete_state(key));
         }
         self.ledger.lock().forget(id);
+        self.events.forget(id);
         result
     }
 
@@ -284,13 +293,25 @@ impl KernelPlane {
         began: Spent,
         lifetime: u64,
     ) -> Result<(), PlaneError> {
-        let replay = Replay::fresh(); // has to be well-formed, and is not applied
-        let (mark, limits) = (self.config.mark, state::limits(sa, began, lifetime));
-        let request = state::put(XFRM_MSG_UPDSA, sa, side, place, &replay, mark, limits)?;
+        let request = self.updated(sa, side, place, began, lifetime)?;
         self.xfrm.request(
             words(side, "updating the inbound state", "updating the outbound state"),
             request,
         )
+    }
+
+    /// The request of [`KernelPlane::update_state`].
+    fn updated(
+        &self,
+        sa: &ChildSa,
+        side: Side,
+        place: Place,
+        began: Spent,
+        lifetime: u64,
+    ) -> Result<Request, PlaneError> {
+        let replay = Replay::fresh(); // has to be well-formed, and is not applied
+        let (mark, limits) = (self.config.mark, state::limits(sa, began, lifetime));
+        state::put(XFRM_MSG_UPDSA, sa, side, place, &replay, mark, limits)
     }
 
     fn delete_state(&mut self, key: Key) -> Result<(), PlaneError> {
@@ -304,8 +325,8 @@ impl KernelPlane {
 
     /// Notes that `sa` has a state at `place`, which `began` after so much.
     fn enter(&mut self, sa: &ChildSa, side: Side, place: Place, began: Spent) {
-        let remote = place.path.remote;
-        let entry = Entry { id: sa.id, side, reqid: sa.reqid, remote, began, lingering: false };
+        let (remote, encap) = (place.path.remote, place.encap);
+        let entry = Entry { id: sa.id, side, reqid: sa.reqid, remote, began, encap, left: None };
         self.ledger.lock().insert(place.key(sa, side), entry);
     }
 }
@@ -340,7 +361,7 @@ impl DataPlane for KernelPlane {
     }
 
     fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>> {
-        self.events.take()
+        self.receiver.take()
     }
 
     fn path(&self, id: ChildId) -> Option<Path> {
@@ -404,11 +425,63 @@ fn remove_leftovers(xfrm: &mut Socket, mark: u32) -> Result<(), PlaneError> {
 }
 
 fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
-    // From and to addresses that are nobody's (RFC 5737), so that no packet ever meets it.
+    let sa = nobody();
+    let place = Place::of(&sa);
+    let limits = state::limits(&sa, Spent::default(), 0);
+    let request: Request =
+        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, place, &Replay::fresh(), 0, limits)?;
+    match xfrm.request("adding a state", request) {
+        // Another probe at the same moment.
+        Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => gone(
+            xfrm.request("deleting a state", state::delete(place.key(&sa, Side::Out))),
+            libc::ESRCH,
+        ),
+    }
+}
+
+/// Whether MIGRATE takes along what a state has carried (Linux 5.12 does), so that no move has to
+/// ask: moves a state that nothing uses and that is said to have carried a packet.
+fn keeps_counts(xfrm: &mut Socket, mark: u32) -> bool {
+    let sa = nobody();
+    let from = Place::of(&sa);
+    let mut to = from;
+    to.path.remote.set_ip(Ipv4Addr::new(192, 0, 2, 252).into());
+    let mut ask = || -> Result<bool, PlaneError> {
+        let limits = state::limits(&sa, Spent::default(), 0);
+        let state =
+            state::put(XFRM_MSG_NEWSA, &sa, Side::Out, from, &Replay::fresh(), mark, limits)?;
+        xfrm.request("adding a state", state::with_packets(state, 1))?;
+        let steps = [migrate::Step::new(Side::Out, from, to)];
+        for flow in policy::flows(&sa)? {
+            let policy = policy::put(&flow, Direction::Out, sa.reqid, from);
+            xfrm.request("adding a policy", policy)?;
+            let moved =
+                xfrm.request("migrating a state", migrate::request(&flow, sa.reqid, &steps, None));
+            xfrm.request("deleting a policy", policy::delete(&flow, Direction::Out))?;
+            moved?;
+        }
+        let query = state::query(to.key(&sa, Side::Out));
+        let (_, usage) = xfrm.ask("reading a state", query, state::snapshot)?;
+        Ok(usage.packets == 1)
+    };
+    let kept = ask().unwrap_or_else(|error| {
+        tracing::debug!(%error, "it is not known whether MIGRATE keeps counts");
+        false
+    });
+    for place in [from, to] {
+        let _ = xfrm.request("deleting a state", state::delete(place.key(&sa, Side::Out)));
+    }
+    kept
+}
+
+/// A CHILD_SA from and to addresses that are nobody's (RFC 5737), so that no packet ever meets it.
+fn nobody() -> ChildSa {
     let (a, b) = (Ipv4Addr::new(192, 0, 2, 253), Ipv4Addr::new(192, 0, 2, 254));
     let keys = || EspKeys { encryption: Secret::new(vec![0; 20]), integrity: Secret::default() };
     let any = TrafficSelector::from_addr(a.into());
-    let sa = ChildSa {
+    ChildSa {
         id: ChildId(0),
         reqid: 0,
         spi_in: EspSpi(0xbe1c_0001),
@@ -424,18 +497,5 @@ fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
         virtual_ips: Vec::new(),
         waits: false,
         limits: Default::default(),
-    };
-    let place = Place::of(&sa);
-    let limits = state::limits(&sa, Spent::default(), 0);
-    let request: Request =
-        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, place, &Replay::fresh(), 0, limits)?;
-    match xfrm.request("adding a state", request) {
-        // Another probe at the same moment.
-        Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => gone(
-            xfrm.request("deleting a state", state::delete(place.key(&sa, Side::Out))),
-            libc::ESRCH,
-        ),
     }
 }

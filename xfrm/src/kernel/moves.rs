@@ -3,7 +3,8 @@
 //! Inbound, a state is known by our address and the SPI. If our address changes, a second state is
 //! added and the old one lives on for [`LINGER`] seconds, for packets in flight; if not, the state
 //! itself is migrated, so that it knows the peer's new address. Both states start from one replay
-//! window and don't hear of each other, so for that time a packet could be delivered once by each.
+//! window and don't hear of each other, so for that time a packet could be delivered once by each. A
+//! move back within that time takes the old state up again.
 //!
 //! Outbound, a state is known by the peer's address and the SPI. MIGRATE replaces it together with
 //! the policy's template and no packet misses it. Where that is not possible (no MIGRATE in the
@@ -27,6 +28,7 @@ use bewick_ike::{ChildId, ChildMove, ChildSa};
 
 use super::{
     KernelPlane, Method,
+    message::Request,
     migrate::{self, Step},
     policy::{self, Direction, Flow},
     state::{self, Key, Place, Replay, Side, Spent, Usage},
@@ -84,81 +86,96 @@ impl KernelPlane {
         if from == to {
             return Ok(());
         }
-        let (old_in, new_in) = (from.key(&sa, Side::In), to.key(&sa, Side::In));
-        let (old_out, new_out) = (from.key(&sa, Side::Out), to.key(&sa, Side::Out));
-        let (window, used_in) = self.snapshot(old_in)?;
-        let (sent, used_out) = self.snapshot(old_out)?;
-        let began = Each { inbound: self.began(old_in), outbound: self.began(old_out) };
-        let spent = Each {
-            inbound: began.inbound.after(Side::In, used_in, &window),
-            outbound: began.outbound.after(Side::Out, used_out, &sent),
-        };
-        let same_in = old_in == new_in;
-
-        // What the peer sends to our new address is welcome before we send from it.
-        if !same_in {
-            self.end_lingering(&sa, to)?;
-            self.put_state(&sa, Side::In, to, &window, spent.inbound)?;
-            self.enter(&sa, Side::In, to, spent.inbound);
-        }
-        let switched = self.switch(&sa, &flows, from, to, spent);
-        let kept = match switched {
-            Ok(kept) => kept,
-            Err(error) => {
-                if !same_in {
-                    let _ = self.delete_state(new_in);
-                    self.ledger.lock().close(&new_in, Usage::default());
+        let same_addresses = from.addresses(Side::Out) == to.addresses(Side::Out);
+        let same_in = from.key(&sa, Side::In) == to.key(&sa, Side::In);
+        let mut second = None;
+        if same_addresses && from.encap && to.encap {
+            self.change_ports(&sa, from, to)?;
+        } else {
+            if !same_in {
+                // What the peer sends to our new address is welcome before we send from it.
+                second = Some(self.open_second(&sa, from, to)?);
+            }
+            if let Err(error) = self.switch(&sa, &flows, from, to) {
+                if let Some(second) = second {
+                    self.withdraw(&sa, to, second);
                 }
                 return Err(error);
             }
-        };
-
+        }
         // From here on it is at the new place, whatever else fails.
         if let Some(child) = self.children.get_mut(&id) {
             (child.sa.path, child.sa.encap) = (to.path, to.encap);
         }
-        let outbound = self.settle(&sa, Side::Out, to, kept, used_out, (began, spent));
-        if old_out != new_out {
-            self.ledger.lock().close(&old_out, Usage::default());
+        if let Some(second) = second {
+            self.linger(&sa, from, second.used);
         }
-        self.enter(&sa, Side::Out, to, outbound);
-        if same_in {
-            let inbound = self.settle(&sa, Side::In, to, kept, used_in, (began, spent));
-            self.enter(&sa, Side::In, to, inbound);
-            return Ok(());
-        }
-        self.linger(&sa, from, used_in);
         Ok(())
     }
 
-    /// Puts counters and limits in one direction right after a move; what the state began after.
-    fn settle(
-        &mut self,
-        sa: &ChildSa,
-        side: Side,
-        at: Place,
-        kept: Kept,
-        used: Usage,
-        (began, spent): (Each, Each),
-    ) -> Spent {
-        let (began, spent) = (began.of(side), spent.of(side));
-        if kept == Kept::All {
-            return began;
+    /// Only ports are others: both states stay, with all that they have counted.
+    fn change_ports(&mut self, sa: &ChildSa, from: Place, to: Place) -> Result<(), PlaneError> {
+        let sides = [Side::In, Side::Out].map(|side| (side, self.began(from.key(sa, side))));
+        let updates = |plane: &Self, place| -> Result<Vec<Request>, PlaneError> {
+            sides.iter().map(|&(side, began)| plane.updated(sa, side, place, began, 0)).collect()
+        };
+        let operation = "updating both states";
+        let (there, back) = (updates(self, to)?, updates(self, from)?);
+        self.xfrm
+            .requests(operation, there)
+            .inspect_err(|_| drop(self.xfrm.requests(operation, back)))?;
+        for (side, began) in sides {
+            self.enter(sa, side, to, began);
         }
-        let taken_along = self.carry(sa, side, at, used);
-        if kept == Kept::Nothing {
-            return spent;
+        Ok(())
+    }
+
+    /// Has an inbound state at `to` besides the one at `from`.
+    fn open_second(&mut self, sa: &ChildSa, from: Place, to: Place) -> Result<Second, PlaneError> {
+        let old = from.key(sa, Side::In);
+        let (window, used) = self.snapshot(old)?;
+        let spent = self.began(old).after(Side::In, used, &window);
+        if let Some(left) = self.revive(sa, to, &window, spent) {
+            return Ok(Second { used, revived: Some(left) });
         }
-        if taken_along {
-            return began;
+        self.end_lingering(sa, to)?;
+        self.put_state(sa, Side::In, to, &window, spent)?;
+        self.enter(sa, Side::In, to, spent);
+        Ok(Second { used, revived: None })
+    }
+
+    /// Takes up again an inbound state that an earlier move has left behind, if there is one that
+    /// fits; what it had carried when it was left.
+    fn revive(&mut self, sa: &ChildSa, at: Place, window: &Replay, spent: Spent) -> Option<Usage> {
+        let key = at.key(sa, Side::In);
+        let entry = self.ledger.lock().get(&key).filter(|entry| entry.id == sa.id)?;
+        let left = entry.left?;
+        // An update can change neither the source, by which the kernel tells a new mapping, nor
+        // whether there is UDP.
+        if entry.encap != at.encap || entry.remote.ip() != at.path.remote.ip() {
+            return None;
         }
-        if state::limits(sa, began, 0) != state::limits(sa, spent, 0)
-            && let Err(error) = self.update_state(sa, side, at, spent, 0)
-        {
-            // No reason to undo the move: only the successor comes later.
-            tracing::warn!(%error, id = ?sa.id, "the limits of a CHILD_SA begin anew");
+        // It goes on with its own count: what it had carried is not to count twice.
+        let began = spent.without(left);
+        let update = self.updated(sa, Side::In, at, began, 0).ok()?;
+        let requests = vec![state::set_replay(key, window), update];
+        if let Err(error) = self.xfrm.requests("taking up an inbound state again", requests) {
+            // The kernel may have removed it this moment.
+            tracing::debug!(%error, "adding an inbound state instead");
+            return None;
         }
-        spent
+        self.enter(sa, Side::In, at, began);
+        Some(left)
+    }
+
+    /// Undoes [`KernelPlane::open_second`].
+    fn withdraw(&mut self, sa: &ChildSa, at: Place, second: Second) {
+        if let Some(left) = second.revived {
+            return self.linger(sa, at, left);
+        }
+        let key = at.key(sa, Side::In);
+        let _ = self.delete_state(key);
+        self.ledger.lock().close(&key, Usage::default());
     }
 
     /// What was used up before the state `key` was made.
@@ -166,25 +183,15 @@ impl KernelPlane {
         self.ledger.lock().get(&key).map(|entry| entry.began).unwrap_or_default()
     }
 
-    /// Takes the outbound state, the policies, and the inbound state if its key stays, to `to`.
+    /// Takes the outbound state, the policies, and the inbound state if its key stays, to `to`, in
+    /// the ledger too.
     fn switch(
         &mut self,
         sa: &ChildSa,
         flows: &[Flow],
         from: Place,
         to: Place,
-        spent: Each,
-    ) -> Result<Kept, PlaneError> {
-        let same_addresses = from.addresses(Side::Out) == to.addresses(Side::Out);
-        if same_addresses && from.encap && to.encap {
-            let [inbound, outbound] =
-                [Side::In, Side::Out].map(|side| self.began(from.key(sa, side)));
-            self.update_state(sa, Side::In, to, inbound, 0)?;
-            return self
-                .update_state(sa, Side::Out, to, outbound, 0)
-                .inspect_err(|_| drop(self.update_state(sa, Side::In, from, inbound, 0)))
-                .map(|()| Kept::All);
-        }
+    ) -> Result<(), PlaneError> {
         let mine: Vec<Flow> =
             flows.iter().filter(|flow| self.owners.current(flow) == Some(sa.id)).copied().collect();
         let alone = self.children.values().filter(|child| child.sa.reqid == sa.reqid).count() == 1;
@@ -194,17 +201,57 @@ impl KernelPlane {
             && alone
             && !encap_ends
         {
+            let mut before = Vec::new();
+            for side in moved(sa, from, to) {
+                let state = match self.keeps_counts {
+                    true => None,
+                    false => Some(self.snapshot(from.key(sa, side))?),
+                };
+                before.push((side, state));
+            }
             match self.migrate(sa, first, from, to) {
                 Ok(()) => {
-                    self.after_migrate(sa, rest, from, to, spent)?;
-                    return Ok(Kept::Limits);
+                    for (side, state) in before {
+                        self.follow(sa, side, from, to, state);
+                    }
+                    return self.after_migrate(sa, rest, from, to);
                 }
                 // Nothing has changed. ENODATA: a state without SPI, made by a packet that found no
                 // state, is in the way.
                 Err(error) => tracing::debug!(%error, "deleting and adding instead"),
             }
         }
-        self.replace(sa, &mine, from, to, spent).map(|()| Kept::Nothing)
+        self.replace(sa, &mine, from, to)
+    }
+
+    /// Has the ledger follow a state that MIGRATE has taken to another place, with its limits. What it
+    /// had carried went along, or, if the kernel may not do so, `before` tells what that was.
+    fn follow(
+        &mut self,
+        sa: &ChildSa,
+        side: Side,
+        from: Place,
+        to: Place,
+        before: Option<(Replay, Usage)>,
+    ) {
+        let (old, new) = (from.key(sa, side), to.key(sa, side));
+        let mut began = self.began(old);
+        if let Some((replay, used)) = before
+            && !self.carry(sa, side, to, used)
+        {
+            let spent = began.after(side, used, &replay);
+            if state::limits(sa, began, 0) != state::limits(sa, spent, 0)
+                && let Err(error) = self.update_state(sa, side, to, spent, 0)
+            {
+                // No reason to undo the move: only the successor comes later.
+                tracing::warn!(%error, id = ?sa.id, "the limits of a CHILD_SA begin anew");
+            }
+            began = spent;
+        }
+        if old != new {
+            self.ledger.lock().close(&old, Usage::default());
+        }
+        self.enter(sa, side, to, began);
     }
 
     fn migrate(
@@ -214,10 +261,8 @@ impl KernelPlane {
         from: Place,
         to: Place,
     ) -> Result<(), PlaneError> {
-        let mut steps = vec![Step::new(Side::Out, from, to)];
-        if from.key(sa, Side::In) == to.key(sa, Side::In) {
-            steps.push(Step::new(Side::In, from, to));
-        }
+        let steps: Vec<Step> =
+            moved(sa, from, to).into_iter().map(|side| Step::new(side, from, to)).collect();
         let encapsulation = to.encapsulation(Side::Out);
         self.xfrm
             .request("migrating a state", migrate::request(flow, sa.reqid, &steps, encapsulation))
@@ -230,21 +275,20 @@ impl KernelPlane {
         rest: &[Flow],
         from: Place,
         to: Place,
-        spent: Each,
     ) -> Result<(), PlaneError> {
         let mut finish = || -> Result<(), PlaneError> {
             self.put_policies(sa, rest, to)?;
             // One encapsulation is all that a request holds, and it was written for packets out.
             let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
             if same_in && to.encap && to.path.local.port() != to.path.remote.port() {
-                let began = self.began(from.key(sa, Side::In));
+                let began = self.began(to.key(sa, Side::In));
                 self.update_state(sa, Side::In, to, began, 0)?;
             }
             Ok(())
         };
         finish().inspect_err(|_| {
             let mine: Vec<Flow> = self.flows_of(sa.id);
-            let undone = self.replace(sa, &mine, to, from, spent);
+            let undone = self.replace(sa, &mine, to, from);
             if let Err(error) = undone {
                 tracing::error!(%error, id = ?sa.id, "can't undo a migration");
             }
@@ -263,46 +307,44 @@ impl KernelPlane {
         mine: &[Flow],
         from: Place,
         to: Place,
-        spent: Each,
     ) -> Result<(), PlaneError> {
         let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
         if same_in {
-            self.swap(sa, Side::In, from, to, spent)?;
+            self.swap(sa, Side::In, from, to)?;
         }
         let swapped = if from.key(sa, Side::Out) == to.key(sa, Side::Out) {
             // A second state with this key is refused, so there is a moment without any.
-            self.swap(sa, Side::Out, from, to, spent).and_then(|()| {
+            self.swap(sa, Side::Out, from, to).and_then(|()| {
                 self.put_policies(sa, mine, to).inspect_err(|_| {
-                    let _ = self.swap(sa, Side::Out, to, from, spent);
+                    let _ = self.swap(sa, Side::Out, to, from);
                     let _ = self.put_policies(sa, mine, from);
                 })
             })
         } else {
-            self.overlap(sa, mine, from, to, spent)
+            self.overlap(sa, mine, from, to)
         };
         swapped.inspect_err(|_| {
             if same_in {
-                let _ = self.swap(sa, Side::In, to, from, spent);
+                let _ = self.swap(sa, Side::In, to, from);
             }
         })
     }
 
     /// Deletes a state and adds it at another place under the same key.
-    fn swap(
-        &mut self,
-        sa: &ChildSa,
-        side: Side,
-        from: Place,
-        to: Place,
-        spent: Each,
-    ) -> Result<(), PlaneError> {
-        let (key, spent) = (from.key(sa, side), spent.of(side));
-        let skip = if side == Side::Out { SKIP } else { 0 };
-        let replay = skipped(self.snapshot(key)?.0, skip, sa)?;
+    fn swap(&mut self, sa: &ChildSa, side: Side, from: Place, to: Place) -> Result<(), PlaneError> {
+        let key = from.key(sa, side);
+        let (replay, used) = self.snapshot(key)?;
+        let replay = skipped(replay, if side == Side::Out { SKIP } else { 0 }, sa)?;
+        let spent = self.began(key).after(side, used, &replay);
         self.delete_state(key)?;
-        self.put_state(sa, side, to, &replay, spent).inspect_err(|_| {
+        // Whichever of the two states is there now has counted nothing yet.
+        self.ledger.lock().carry(sa.id, side, used);
+        let put = self.put_state(sa, side, to, &replay, spent);
+        if put.is_err() {
             let _ = self.put_state(sa, side, from, &replay, spent);
-        })
+        }
+        self.enter(sa, side, if put.is_ok() { to } else { from }, spent);
+        put
     }
 
     /// Adds the outbound state at the new place, points the policies to it and deletes the old one.
@@ -312,11 +354,12 @@ impl KernelPlane {
         mine: &[Flow],
         from: Place,
         to: Place,
-        spent: Each,
     ) -> Result<(), PlaneError> {
         let (old, new) = (from.key(sa, Side::Out), to.key(sa, Side::Out));
-        let replay = skipped(self.snapshot(old)?.0, SKIP, sa)?;
-        self.put_state(sa, Side::Out, to, &replay, spent.outbound)?;
+        let (replay, used) = self.snapshot(old)?;
+        let replay = skipped(replay, SKIP, sa)?;
+        let spent = self.began(old).after(Side::Out, used, &replay);
+        self.put_state(sa, Side::Out, to, &replay, spent)?;
         if let Err(error) = self.put_policies(sa, mine, to) {
             let _ = self.put_policies(sa, mine, from);
             let _ = self.delete_state(new);
@@ -326,6 +369,8 @@ impl KernelPlane {
         if let Err(error) = self.delete_state(old) {
             tracing::warn!(%error, id = ?sa.id, "an old outbound state stays");
         }
+        self.ledger.lock().close(&old, used);
+        self.enter(sa, Side::Out, to, spent);
         Ok(())
     }
 
@@ -335,21 +380,18 @@ impl KernelPlane {
         flows: &[Flow],
         place: Place,
     ) -> Result<(), PlaneError> {
-        for flow in flows {
-            let request = policy::put(flow, Direction::Out, sa.reqid, place);
-            self.xfrm.request("updating a policy", request)?;
-        }
-        Ok(())
+        let put = |flow| policy::put(flow, Direction::Out, sa.reqid, place);
+        self.xfrm.requests("updating a policy", flows.iter().map(put).collect())
     }
 
     /// Makes room for an inbound state where an earlier move has left one behind.
     fn end_lingering(&mut self, sa: &ChildSa, at: Place) -> Result<(), PlaneError> {
         let key = at.key(sa, Side::In);
-        let ours = |entry: &super::ledger::Entry| entry.id == sa.id && entry.lingering;
-        if self.ledger.lock().get(&key).filter(ours).is_none() {
+        let entry = self.ledger.lock().get(&key).filter(|entry| entry.id == sa.id);
+        let Some(left) = entry.and_then(|entry| entry.left) else {
             return Ok(());
-        }
-        let usage = self.snapshot(key).map(|(_, usage)| usage).unwrap_or_default();
+        };
+        let usage = self.snapshot(key).map_or(left, |(_, usage)| usage);
         self.delete_state(key)?;
         self.ledger.lock().close(&key, usage);
         Ok(())
@@ -360,7 +402,7 @@ impl KernelPlane {
         let key = at.key(sa, Side::In);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let lifetime = now.saturating_sub(usage.added).saturating_add(LINGER);
-        self.ledger.lock().linger(&key);
+        self.ledger.lock().linger(&key, usage);
         let began = self.began(key);
         if let Err(error) = self.update_state(sa, Side::In, at, began, lifetime) {
             tracing::debug!(%error, "the old inbound state goes at once");
@@ -381,31 +423,18 @@ impl KernelPlane {
     }
 }
 
-/// What the kernel's states have of those before a move.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kept {
-    /// they are the same, counters and limits included
-    All,
-    /// MIGRATE has given them the old limits, but not always the old counts
-    Limits,
-    /// they were added anew, with limits of their own
-    Nothing,
+/// An inbound state at another address of ours than the one that was there before.
+struct Second {
+    /// what the one before had carried
+    used: Usage,
+    /// it is one that an earlier move had left, and had carried so much then
+    revived: Option<Usage>,
 }
 
-/// What was used up in each direction.
-#[derive(Clone, Copy)]
-struct Each {
-    inbound: Spent,
-    outbound: Spent,
-}
-
-impl Each {
-    fn of(self, side: Side) -> Spent {
-        match side {
-            Side::In => self.inbound,
-            Side::Out => self.outbound,
-        }
-    }
+/// The states that MIGRATE takes along: an inbound one only if our address stays.
+fn moved(sa: &ChildSa, from: Place, to: Place) -> Vec<Side> {
+    let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
+    if same_in { vec![Side::Out, Side::In] } else { vec![Side::Out] }
 }
 
 fn skipped(replay: Replay, count: u32, sa: &ChildSa) -> Result<Replay, PlaneError> {

@@ -1,4 +1,5 @@
-//! A netlink socket for requests: one at a time, each with its answer.
+//! A netlink socket for requests: one at a time or several that don't depend on each other, each with
+//! its answer.
 //!
 //! The kernel carries a request out while we send it, so the answer is there when sending returns.
 //! The calls therefore block: there is nothing to wait for, and an operation of several requests
@@ -12,7 +13,7 @@ use std::{
 use netlink_sys::SocketAddr;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::message::{Request, messages, refusal};
+use super::message::{self, Request, messages, refusal};
 use crate::plane::PlaneError;
 
 /// How long an answer may take before we give up on it.
@@ -23,6 +24,9 @@ const BUFFER: usize = 64 * 1024;
 
 const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
+
+/// Requests in one datagram at most: all their answers have to fit into the socket's buffer.
+const TOGETHER: usize = 16;
 
 /// A netlink socket in the network namespace of the thread that opened it.
 pub(super) struct Socket {
@@ -50,7 +54,7 @@ impl Socket {
             let what = if protocol == libc::NETLINK_XFRM { "an XFRM" } else { "a route" };
             PlaneError::kernel(&format!("opening {what} netlink socket"), &error)
         })?;
-        Ok(Socket { socket, sequence: 0, sent: 0, buffer: Zeroizing::new(Vec::new()) })
+        Ok(Socket { socket, sequence: 0, sent: 0, buffer: Zeroizing::new(vec![0; BUFFER]) })
     }
 
     /// How many requests went out so far.
@@ -93,39 +97,83 @@ impl Socket {
         Ok(found)
     }
 
+    /// Sends all of `requests`, several at once, and waits for their acknowledgements. Each is carried
+    /// out, in order, whatever becomes of the others; the first refusal is the error.
+    pub(super) fn requests(
+        &mut self,
+        operation: &str,
+        requests: Vec<Request>,
+    ) -> Result<(), PlaneError> {
+        let mut result = Ok(());
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            let first = self.sequence.wrapping_add(1);
+            let mut together = Zeroizing::new(Vec::with_capacity(TOGETHER * message::CAPACITY));
+            let mut count = 0;
+            for mut request in requests.by_ref().take(TOGETHER) {
+                together.extend_from_slice(request.finish(self.next_sequence()));
+                count += 1;
+            }
+            self.send(operation, &together)?;
+            for step in 0..count {
+                let answer = self.answer(operation, first.wrapping_add(step), |_, _| {});
+                result = result.and(answer);
+            }
+        }
+        result
+    }
+
     fn exchange(
         &mut self,
         operation: &str,
         mut request: Request,
-        mut read: impl FnMut(u16, &[u8]),
+        read: impl FnMut(u16, &[u8]),
     ) -> Result<(), PlaneError> {
+        let sequence = self.next_sequence();
+        self.send(operation, request.finish(sequence))?;
+        drop(request);
+        self.answer(operation, sequence, read)
+    }
+
+    fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sent = self.sent.wrapping_add(1);
-        self.socket
-            .send(request.finish(self.sequence), 0)
-            .map_err(|error| PlaneError::kernel(operation, &error))?;
-        drop(request);
+        self.sequence
+    }
 
+    fn send(&mut self, operation: &str, octets: &[u8]) -> Result<(), PlaneError> {
+        match self.socket.send(octets, 0) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(PlaneError::kernel(operation, &error)),
+        }
+    }
+
+    /// Waits for the end of the answer to the request `sequence`; each is a datagram of its own.
+    fn answer(
+        &mut self,
+        operation: &str,
+        sequence: u32,
+        mut read: impl FnMut(u16, &[u8]),
+    ) -> Result<(), PlaneError> {
         let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
-            self.buffer.resize(BUFFER, 0);
             let length = match self.socket.recv(&mut &mut self.buffer[..], 0) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(PlaneError::kernel(operation, &error)),
             };
-            let datagram = self.buffer.get(..length).unwrap_or_default();
+            let datagram = self.buffer.get_mut(..length).unwrap_or_default();
             let mut outcome = None;
             // An answer to an earlier request that we gave up on has another sequence number.
-            for message in messages(datagram).filter(|m| m.sequence == self.sequence) {
+            for message in messages(datagram).filter(|m| m.sequence == sequence) {
                 match message.kind {
                     // The end of a dump begins with an error number too.
                     NLMSG_ERROR | NLMSG_DONE => outcome = refusal(&message),
                     kind => read(kind, message.body),
                 }
             }
-            self.buffer.zeroize();
+            datagram.zeroize();
             match outcome {
                 None => {}
                 Some(answer) if answer.errno == 0 => return Ok(()),

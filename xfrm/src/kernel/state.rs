@@ -8,7 +8,7 @@ use netlink_packet_xfrm::{
     XfrmAttrs, constants::*, state::DelGetMessage,
 };
 
-use super::message::{NLM_F_DUMP, Request, attribute, u32_at, u64_at};
+use super::message::{NLM_F_DUMP, NLM_F_REPLACE, Request, attribute, u32_at, u64_at};
 use crate::plane::PlaneError;
 
 /// Packets that the anti-replay window spans: two paths whose delays differ by 20 ms overlap by as
@@ -183,6 +183,15 @@ impl Spent {
             sequence: replay.last(side),
         }
     }
+
+    /// What was used up besides the `usage` of one state.
+    pub(super) fn without(self, usage: Usage) -> Self {
+        Spent {
+            octets: self.octets.saturating_sub(usage.octets),
+            packets: self.packets.saturating_sub(usage.packets),
+            sequence: self.sequence.saturating_sub(usage.packets),
+        }
+    }
 }
 
 /// NEWSA (or UPDSA) for one direction of `sa` at `place`.
@@ -229,6 +238,11 @@ pub(super) fn put(
         request = request.xfrm(&XfrmAttrs::MarkVal(mark)).xfrm(&XfrmAttrs::MarkMask(mask));
     }
     Ok(request)
+}
+
+/// Has a state begin as if it had carried so many packets (struct xfrm_lifetime_cur).
+pub(super) fn with_packets(request: Request, packets: u64) -> Request {
+    request.attribute(XFRMA_LTIME_VAL, &[&[0; 8], &packets.to_ne_bytes(), &[0; 16]])
 }
 
 /// When the kernel reports that a successor is due, and when it removes the state. The sequence number
@@ -301,6 +315,13 @@ pub(super) fn query(key: Key) -> Request {
             ..AsyncEventId::default()
         },
     )
+}
+
+/// NEWAE: gives an inbound state another replay window.
+pub(super) fn set_replay(key: Key, replay: &Replay) -> Request {
+    let body = AsyncEventId { sa_id: id(key), ..AsyncEventId::default() };
+    Request::new(XFRM_MSG_NEWAE, NLM_F_REPLACE, &body)
+        .xfrm(&XfrmAttrs::ReplayStateEsn(replay.0.clone()))
 }
 
 /// Reads the answer to [`query`].

@@ -15,7 +15,9 @@ use proptest::prelude::*;
 use super::{
     events,
     ledger::{Entry, Shared},
-    message::{Message, Request, attribute, attributes, messages, refusal, u16_at, u32_at},
+    message::{
+        Message, NLM_F_REPLACE, Request, attribute, attributes, messages, refusal, u16_at, u32_at,
+    },
     migrate::{self, Step},
     policy::{self, Direction},
     state::{self, Place, Replay, Side, Spent, Usage},
@@ -385,6 +387,32 @@ fn states_that_moves_make_have_what_those_before_have_left() {
 }
 
 /// An acknowledgement or error as the kernel writes it with cap_ack and ext_ack.
+#[test]
+fn a_state_that_is_taken_up_again_counts_what_it_had_carried_once() {
+    let at = |sequence| Replay::fresh().skip(sequence, false).unwrap();
+    let usage = |packets| Usage { octets: 100 * packets, packets, ..Usage::default() };
+    // It began at 10 and had carried 20 when it was left; the one after it carried 5.
+    let began = Spent { octets: 1000, packets: 10, sequence: 10 };
+    let left = began.after(Side::Out, usage(20), &at(30));
+    let now = left.after(Side::Out, usage(5), &at(35));
+    let again = now.without(usage(20));
+    assert_eq!(again, Spent { octets: 1500, packets: 15, sequence: 15 });
+    assert_eq!(again.after(Side::Out, usage(20), &at(35)), now);
+    assert_eq!(Spent::default().without(usage(20)), Spent::default());
+}
+
+#[test]
+fn a_state_s_window_is_set_by_replacing_it() {
+    let key = Place::of(&gcm()).key(&gcm(), Side::In);
+    let window = Replay::fresh().skip(7, false).unwrap();
+    let (kind, flags, body) = sent(state::set_replay(key, &window));
+    assert_eq!((kind, flags & NLM_F_REPLACE), (XFRM_MSG_NEWAE, NLM_F_REPLACE));
+    let value = attribute(&body, 48, XFRMA_REPLAY_ESN_VAL).unwrap();
+    assert_eq!(u32_at(value, 4), Some(7), "oseq of struct xfrm_replay_state_esn");
+
+    assert_eq!(attribute(&body, 48, XFRMA_LTIME_VAL), None);
+}
+
 fn answer(errno: i32, text: &str) -> Vec<u8> {
     let mut body = (-errno).to_ne_bytes().to_vec();
     body.extend_from_slice(&[0; 16]);
@@ -416,7 +444,8 @@ fn known() -> Shared {
             reqid: sa.reqid,
             remote,
             began: Spent::default(),
-            lingering: false,
+            encap: sa.encap,
+            left: None,
         };
         ledger.lock().insert(place.key(&sa, side), entry);
     }
@@ -482,7 +511,7 @@ fn events_about_others_states_and_our_own_moves_are_skipped() {
     let ledger = known();
     let sa = gcm();
     let key = Place::of(&sa).key(&sa, Side::In);
-    ledger.lock().linger(&key);
+    ledger.lock().linger(&key, Usage::default());
     for (kind, body, _) in events().iter().take(2) {
         assert_eq!(read(*kind, body, &ledger), None, "left behind by a move");
     }

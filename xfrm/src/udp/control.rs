@@ -132,6 +132,26 @@ pub(super) unsafe fn arrival(header: &libc::msghdr) -> Option<Arrival> {
     destination.map(|(local, ifindex)| Arrival { local, ifindex, class })
 }
 
+/// The error in the control messages of an entry of an error queue.
+///
+/// # Safety
+/// As for [`arrival`].
+pub(super) unsafe fn error(header: &libc::msghdr) -> Option<libc::sock_extended_err> {
+    // SAFETY: as in `arrival`.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            if let (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) =
+                ((*message).cmsg_level, (*message).cmsg_type)
+            {
+                return value(message);
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+    }
+    None
+}
+
 /// # Safety
 /// `message` points to a control message whose `cmsg_len` octets are readable.
 unsafe fn value<T: Copy>(message: *const libc::cmsghdr) -> Option<T> {

@@ -3,9 +3,11 @@
 //! The non-ESP marker (RFC 3948 §2.2) begins and ends here: callers see IKE messages without it.
 //! One thread per socket receives; IKE goes to a bounded channel, ESP to an [`EspSink`] within the
 //! receiving thread. Sends name the source address and, where known, the interface, so that any
-//! uplink can be used whatever the routing metrics say.
+//! uplink can be used whatever the routing metrics say. ICMP errors about what was sent go to a channel
+//! of their own.
 
 mod control;
+mod errors;
 mod receive;
 mod socket;
 
@@ -23,6 +25,7 @@ use std::{
 use bewick_ike::Path;
 use tokio::sync::mpsc;
 
+use errors::Unreachable;
 use socket::Socket;
 
 /// The port of IKE without NAT (RFC 7296 §2).
@@ -138,6 +141,8 @@ pub struct UdpCounters {
     pub receive_errors: u64,
     /// sends that the system refused
     pub send_errors: u64,
+    /// ICMP errors about what was sent
+    pub icmp_errors: u64,
 }
 
 #[derive(Default)]
@@ -157,6 +162,7 @@ struct Shared {
     stop: AtomicBool,
     sink: RwLock<Option<Arc<dyn EspSink>>>,
     counters: AtomicCounters,
+    unreachable: Unreachable,
 }
 
 /// The open sockets and their receiving threads; dropping it ends both.
@@ -167,6 +173,7 @@ pub struct UdpSockets {
     interfaces: RwLock<BTreeMap<IpAddr, u32>>,
     notes: Vec<String>,
     shared: Arc<Shared>,
+    unreachable: Mutex<Option<mpsc::Receiver<Path>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -183,10 +190,12 @@ impl UdpSockets {
         sockets.extend(nat_sockets);
         notes.dedup();
 
+        let (unreachable, hints) = Unreachable::new();
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             sink: RwLock::new(None),
             counters: AtomicCounters::default(),
+            unreachable,
         });
         let (ike, receiver) = mpsc::channel(config.queue.max(1));
         let mut udp = UdpSockets {
@@ -196,6 +205,7 @@ impl UdpSockets {
             interfaces: RwLock::default(),
             notes,
             shared,
+            unreachable: Mutex::new(Some(hints)),
             threads: Mutex::default(),
         };
         for socket in &udp.sockets {
@@ -266,6 +276,16 @@ impl UdpSockets {
         self.send(path, 0, [&KEEPALIVE, &[]])
     }
 
+    /// The paths along which something was sent that an ICMP error says could not be delivered (net,
+    /// host or port unreachable); `None` the second time.
+    ///
+    /// A hint that anyone can forge (RFC 4555 §3.5). Each path is told of at most once a second, and
+    /// none while many wait. With [`UdpSockets::set_kernel_encap`] there are none from the NAT port:
+    /// the kernel keeps them for itself.
+    pub fn take_unreachable(&self) -> Option<mpsc::Receiver<Path>> {
+        self.unreachable.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// What the sockets did so far.
     pub fn counters(&self) -> UdpCounters {
         let c = &self.shared.counters;
@@ -278,6 +298,7 @@ impl UdpSockets {
             malformed: c.malformed.load(Relaxed),
             receive_errors: c.receive_errors.load(Relaxed),
             send_errors: c.send_errors.load(Relaxed),
+            icmp_errors: self.shared.unreachable.taken.load(Relaxed),
         }
     }
 
@@ -309,7 +330,8 @@ impl UdpSockets {
         } else if path.remote.is_ipv4() != ipv4 {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "the path's ends differ in family"))
         } else if let Some(socket) = self.sockets.iter().find(|s| s.nat == nat && s.ipv4 == ipv4) {
-            socket.send(path, self.interface(path.local.ip()), class, parts)
+            let ifindex = self.interface(path.local.ip());
+            socket.send(path, ifindex, class, parts, &self.shared.unreachable)
         } else {
             Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "this machine has no IPv6"))
         };

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use super::{
     EspSink, IkeDatagram, KEEPALIVE, NON_ESP_MARKER, Shared,
     control::{self, Arrival},
+    errors,
     socket::Socket,
 };
 
@@ -57,8 +58,11 @@ impl Receiver<'_> {
             Ok(count) => count,
             Err(error) => {
                 match error.raw_os_error() {
+                    Some(libc::EINTR | libc::EAGAIN) => {}
                     // An ICMP error for something sent before says nothing about receiving.
-                    Some(libc::EINTR | libc::EAGAIN | libc::ECONNREFUSED) => {}
+                    Some(errno) if errors::is_reported(errno) => {
+                        self.shared.unreachable.take(self.socket);
+                    }
                     _ => {
                         self.shared.counters.receive_errors.fetch_add(1, Relaxed);
                         thread::sleep(Duration::from_millis(10));

@@ -9,11 +9,17 @@ use std::{
 use bewick_ike::Path;
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-use super::{UdpConfig, UdpError, control};
+use super::{
+    UdpConfig, UdpError, control,
+    errors::{self, Unreachable},
+};
 
 /// `include/uapi/linux/udp.h`: ESP in UDP as RFC 3948 has it.
 const UDP_ENCAP: libc::c_int = 100;
 const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
+
+/// How often a datagram is sent again at most that ICMP errors about earlier ones keep from leaving.
+const RETRIES: u32 = 4;
 
 /// A bound socket of one family.
 pub(super) struct Socket {
@@ -47,6 +53,7 @@ impl Socket {
             set(fd, level, libc::IP_PKTINFO, 1).map_err(failed("IP_PKTINFO"))?;
             // RFC 7296 §2: IKE messages that exceed the path's MTU rely on IP fragmentation.
             set(fd, level, libc::IP_MTU_DISCOVER, off).map_err(failed("IP_MTU_DISCOVER"))?;
+            set(fd, level, libc::IP_RECVERR, 1).map_err(failed("IP_RECVERR"))?;
             if nat {
                 set(fd, level, libc::IP_RECVTOS, 1).map_err(failed("IP_RECVTOS"))?;
             }
@@ -55,6 +62,7 @@ impl Socket {
             inner.set_only_v6(true).map_err(failed("IPV6_V6ONLY"))?;
             set(fd, level, libc::IPV6_RECVPKTINFO, 1).map_err(failed("IPV6_RECVPKTINFO"))?;
             set(fd, level, libc::IPV6_MTU_DISCOVER, off).map_err(failed("IPV6_MTU_DISCOVER"))?;
+            set(fd, level, libc::IPV6_RECVERR, 1).map_err(failed("IPV6_RECVERR"))?;
             if nat {
                 set(fd, level, libc::IPV6_RECVTCLASS, 1).map_err(failed("IPV6_RECVTCLASS"))?;
             }
@@ -111,13 +119,14 @@ impl Socket {
     /// with the traffic class `class`.
     ///
     /// Never waits: an uplink that has stopped taking packets must not stop its users, who may be
-    /// about to leave it.
+    /// about to leave it. ICMP errors about earlier datagrams that come to light go to `unreachable`.
     pub(super) fn send(
         &self,
         path: &Path,
         ifindex: u32,
         class: u8,
         parts: [&[u8]; 2],
+        unreachable: &Unreachable,
     ) -> io::Result<()> {
         let remote = SockAddr::from(path.remote);
         let mut iov = parts.map(|part| libc::iovec {
@@ -141,6 +150,7 @@ impl Socket {
             // SAFETY: as above.
             unsafe { control::set_class(&mut header, self.ipv4, class) };
         }
+        let mut retries = 0;
         loop {
             // SAFETY: name, vectors and control live until after the call; sendmsg only reads them.
             let sent = unsafe {
@@ -152,6 +162,15 @@ impl Socket {
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
                 Some(libc::EINTR) => continue,
+                Some(errno) if errors::is_reported(errno) && retries < RETRIES => {
+                    // It may be the fate of an earlier datagram, and then this one has not left; or
+                    // its own, which is the same the second time. Somebody else may have emptied the
+                    // queue since.
+                    if unreachable.take(self) == 0 && retries > 0 {
+                        return Err(error);
+                    }
+                    retries += 1;
+                }
                 _ => return Err(error),
             }
         }

@@ -191,3 +191,54 @@ fn a_traffic_class_goes_with_esp_and_no_further() {
         assert_eq!(wait_for(|| ike.try_recv().ok()).path, path);
     }
 }
+
+/// A port of `ip` that nobody listens to, and that no other test is given.
+fn closed(ip: IpAddr) -> SocketAddr {
+    SocketAddr::new(ip, 1)
+}
+
+fn loopbacks() -> (Arc<UdpSockets>, mpsc::Receiver<IkeDatagram>, Vec<IpAddr>) {
+    let config = UdpConfig { bind_v6: Some(Ipv6Addr::LOCALHOST), ..local_config() };
+    let (udp, ike) = UdpSockets::open(&config).unwrap();
+    let mut ips = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
+    ips.extend(udp.has_ipv6().then_some(IpAddr::from(Ipv6Addr::LOCALHOST)));
+    (udp, ike, ips)
+}
+
+#[test]
+fn an_icmp_error_is_a_hint_with_the_path_of_what_was_sent() {
+    let (a, _ike, ips) = loopbacks();
+    let mut hints = a.take_unreachable().unwrap();
+    assert!(a.take_unreachable().is_none());
+    for ip in ips {
+        for port in [a.ike_port(), a.nat_port()] {
+            let path = Path::new(SocketAddr::new(ip, port), closed(ip));
+            a.send_ike(&path, &[1; 28]).unwrap();
+            assert_eq!(wait_for(|| hints.try_recv().ok()), path);
+            // Once is enough for a while.
+            let before = a.counters().icmp_errors;
+            a.send_ike(&path, &[1; 28]).unwrap();
+            wait_for(|| (a.counters().icmp_errors > before).then_some(()));
+            assert!(hints.try_recv().is_err());
+        }
+    }
+}
+
+#[test]
+fn icmp_errors_keep_nothing_from_being_sent_or_received() {
+    let (a, mut ike, ips) = loopbacks();
+    for ip in ips {
+        let end = SocketAddr::new(ip, a.nat_port());
+        let (good, bad) = (Path::new(end, end), Path::new(end, closed(ip)));
+        for n in 0..=255 {
+            // Each of the two meets the error about the one before.
+            a.send_ike(&bad, &[1; 28]).unwrap();
+            a.send_esp(&bad, 0, &[8; 60]).unwrap();
+            a.send_ike(&good, &[n; 28]).unwrap();
+            assert_eq!(wait_for(|| ike.try_recv().ok()).bytes, [n; 28]);
+        }
+    }
+    let counters = a.counters();
+    assert!(counters.icmp_errors >= 100, "{counters:?}");
+    assert_eq!((counters.send_errors, counters.receive_errors), (0, 0), "{counters:?}");
+}

@@ -15,13 +15,13 @@ use tokio::sync::mpsc;
 use super::{
     ecn::{self, Fate},
     esp::{self, HEADROOM, NEXT_IPV4, NEXT_IPV6, NEXT_NONE, TAILROOM},
-    events::Events,
     selector::Inner,
     table::{Sa, Sequence, Shared},
     tun::Device,
 };
 use crate::{
     PlaneEvent,
+    events::Events,
     udp::{EspSink, UdpSockets},
 };
 
@@ -41,6 +41,8 @@ pub struct Drops {
     pub exhausted: u64,
     /// ESP packets that the system refused to send
     pub send_failed: u64,
+    /// ESP packets that were too much for an address where the peer has not shown yet that it receives
+    pub capped: u64,
     /// ESP packets with an SPI that is not ours
     pub unknown_spi: u64,
     /// dummy packets (RFC 4303 §2.6), which are dropped as they should be
@@ -57,6 +59,7 @@ struct AtomicDrops {
     no_sa: AtomicU64,
     exhausted: AtomicU64,
     send_failed: AtomicU64,
+    capped: AtomicU64,
     unknown_spi: AtomicU64,
     dummies: AtomicU64,
     ecn: AtomicU64,
@@ -90,6 +93,7 @@ impl Flow {
             no_sa: d.no_sa.load(Relaxed),
             exhausted: d.exhausted.load(Relaxed),
             send_failed: d.send_failed.load(Relaxed),
+            capped: d.capped.load(Relaxed),
             unknown_spi: d.unknown_spi.load(Relaxed),
             dummies: d.dummies.load(Relaxed),
             ecn: d.ecn.load(Relaxed),
@@ -152,6 +156,9 @@ impl Flow {
         let Some(packet) = sealed.ok().and_then(|range| buffer.get(range)) else {
             return count(&self.drops.send_failed);
         };
+        if !sa.spend(packet.len()) {
+            return count(&self.drops.capped);
+        }
         match udp.send_esp(&slot.path, class, packet) {
             Ok(()) => {
                 if sa.note(true, len) {
@@ -168,6 +175,7 @@ impl Flow {
     /// Takes the ESP `packet` apart and delivers what is in it.
     fn inbound(&self, path: Path, class: u8, packet: &mut [u8]) {
         self.events.settle();
+        let octets = packet.len();
         let Some((spi, low)) = esp::peek(packet) else {
             return count(&self.drops.unknown_spi);
         };
@@ -191,7 +199,10 @@ impl Flow {
         if !sa.replay.lock().unwrap_or_else(PoisonError::into_inner).accept(sequence) {
             return count(&sa.traffic.rejected);
         }
-        if path != slot.path {
+        sa.arrived(self.started.elapsed());
+        if path == slot.path {
+            sa.earn(octets);
+        } else {
             self.wrong_path(sa, path, slot.path);
         }
         if opened.next_header == NEXT_NONE {
@@ -243,7 +254,7 @@ impl Flow {
         let last = sa.last_mapping.load(Relaxed);
         let due = last == 0 || now.saturating_sub(last) >= MAPPING_INTERVAL;
         if due && sa.last_mapping.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
-            self.events.mapping(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
+            self.events.hint(PlaneEvent::Mapping { id: sa.id, seen: seen.remote });
         }
     }
 }

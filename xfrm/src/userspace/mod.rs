@@ -9,7 +9,6 @@
 mod cipher;
 mod ecn;
 mod esp;
-mod events;
 mod flow;
 mod plane;
 mod replay;

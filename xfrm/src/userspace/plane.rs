@@ -15,7 +15,7 @@ use super::{
     tun::{Device, Tun},
 };
 use crate::{
-    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Since,
     udp::UdpSockets,
 };
 
@@ -172,6 +172,27 @@ impl DataPlane for UserspacePlane {
         let table = self.flow.table.load();
         let slot = table.child(id).ok_or(PlaneError::UnknownChild(id));
         Box::pin(ready(slot.map(|slot| slot.sa.counters())))
+    }
+
+    fn can_cap(&self) -> bool {
+        true
+    }
+
+    fn cap(&mut self, ids: &[ChildId], on: bool) {
+        let table = self.flow.table.load();
+        for slot in ids.iter().filter_map(|id| table.child(*id)) {
+            slot.sa.cap(on);
+        }
+    }
+
+    fn mark(&mut self, id: ChildId) {
+        if let Some(slot) = self.flow.table.load().child(id) {
+            slot.sa.mark();
+        }
+    }
+
+    fn since_mark(&mut self, id: ChildId) -> Option<Since> {
+        self.flow.table.load().child(id)?.sa.since_mark()
     }
 
     fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>> {

@@ -13,6 +13,8 @@ pub(super) struct ReplayWindow {
     words: Box<[u64]>,
     size: u64,
     top: u64,
+    /// how many have been accepted
+    accepted: u64,
     esn: bool,
 }
 
@@ -21,7 +23,7 @@ impl ReplayWindow {
     pub(super) fn new(size: u32, esn: bool) -> Self {
         let size = size.clamp(64, MAX_WINDOW);
         let words = vec![0; size.div_ceil(64) as usize + 1].into_boxed_slice();
-        ReplayWindow { words, size: u64::from(size), top: 0, esn }
+        ReplayWindow { words, size: u64::from(size), top: 0, accepted: 0, esn }
     }
 
     /// The whole sequence number of a packet that shows `low` (RFC 4303 Appendix A2.2).
@@ -83,7 +85,13 @@ impl ReplayWindow {
         if let Some(word) = self.words.get_mut(word) {
             *word |= bit;
         }
+        self.accepted += 1;
         true
+    }
+
+    /// How many sequence numbers up to the highest accepted one have not been accepted.
+    pub(super) fn missing(&self) -> u64 {
+        self.top.saturating_sub(self.accepted)
     }
 
     fn place(&self, sequence: u64) -> (usize, u64) {
@@ -132,6 +140,20 @@ mod tests {
             assert_eq!(window.accept(u64::from(u32::MAX) - sequence), sequence != 0);
         }
         assert!(!window.accept(500));
+    }
+
+    #[test]
+    fn what_is_missing_is_what_lies_below_and_never_came() {
+        let mut window = ReplayWindow::new(64, false);
+        assert_eq!(window.missing(), 0);
+        let mut accept = |sequence| {
+            window.accept(sequence);
+            window.missing()
+        };
+        assert_eq!([1, 2, 5, 5, 3].map(&mut accept), [0, 0, 2, 2, 1]);
+        assert_eq!(accept(1000), 995, "4 and 6 to 999");
+        assert_eq!(accept(4), 995, "too late");
+        assert_eq!(accept(999), 994);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
+    time::Duration,
 };
 
 use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, Limits, Path, TrafficSelector};
@@ -22,7 +23,14 @@ use super::{
     replay::{DEFAULT_WINDOW, ReplayWindow},
     selector::Inner,
 };
-use crate::{Counters, PlaneError};
+use crate::{Counters, PlaneError, Since};
+
+/// Nothing limits what is sent.
+const NO_CAP: u64 = u64::MAX;
+
+/// So many octets may go to where the peer has not shown yet that it receives, for each that came from
+/// there (RFC 9000 §8.1 has the same).
+const CAP: u64 = 3;
 
 /// One CHILD_SA: what stays the same over moves, and its running state.
 pub(super) struct Sa {
@@ -40,7 +48,10 @@ pub(super) struct Sa {
     last_sequence: u64,
     pub(super) replay: Mutex<ReplayWindow>,
     pub(super) traffic: Traffic,
+    arrivals: Arrivals,
     limits: Limits,
+    /// octets that may still be sent; [`NO_CAP`] for any number
+    allowance: AtomicU64,
     /// the limits are reached, and that has been said
     told: AtomicBool,
     /// when the last mapping event was given, in milliseconds of the plane's clock, plus 1
@@ -56,6 +67,16 @@ pub(super) struct Traffic {
     pub(super) packets_out: AtomicU64,
     pub(super) rejected: AtomicU64,
     pub(super) wrong_path: AtomicU64,
+}
+
+/// When packets came in. Times are microseconds of the plane's clock, plus 1; 0 is never.
+#[derive(Default)]
+struct Arrivals {
+    last: AtomicU64,
+    /// since the mark, in microseconds
+    longest_gap: AtomicU64,
+    /// the sequence numbers missing when the mark was set, plus 1; 0 without a mark
+    missing: AtomicU64,
 }
 
 /// The next sequence number to send with.
@@ -86,7 +107,9 @@ impl Sa {
             last_sequence: if sa.esn { u64::MAX - u64::from(u32::MAX) } else { u32::MAX.into() },
             replay: Mutex::new(ReplayWindow::new(DEFAULT_WINDOW, sa.esn)),
             traffic: Traffic::default(),
+            arrivals: Arrivals::default(),
             limits: sa.limits,
+            allowance: AtomicU64::new(NO_CAP),
             told: AtomicBool::new(false),
             last_mapping: AtomicU64::new(0),
         })
@@ -117,6 +140,60 @@ impl Sa {
         let octets = octets as u64;
         let total = total.fetch_add(octets, Relaxed) + octets;
         self.limits.are_reached(total, packets) && !self.told.swap(true, Relaxed)
+    }
+
+    /// Limits what is sent to [`CAP`] times what comes in from now on, or lifts that.
+    pub(super) fn cap(&self, on: bool) {
+        self.allowance.store(if on { 0 } else { NO_CAP }, SeqCst);
+    }
+
+    /// A genuine packet of so many octets came on the path in use.
+    pub(super) fn earn(&self, octets: usize) {
+        let more = |left: u64| {
+            (left != NO_CAP).then(|| left.saturating_add(CAP * octets as u64).min(NO_CAP - 1))
+        };
+        // Where nothing is limited nothing is to be counted.
+        let _ = self.allowance.fetch_update(Relaxed, Relaxed, more);
+    }
+
+    /// Whether a packet of so many octets may be sent.
+    pub(super) fn spend(&self, octets: usize) -> bool {
+        self.allowance.load(Relaxed) == NO_CAP || {
+            let less = |left: u64| match left {
+                NO_CAP => Some(NO_CAP),
+                left => left.checked_sub(octets as u64),
+            };
+            self.allowance.fetch_update(Relaxed, Relaxed, less).is_ok()
+        }
+    }
+
+    /// A genuine packet has come in, `now` after the plane began.
+    pub(super) fn arrived(&self, now: Duration) {
+        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX).saturating_add(1);
+        // Two threads may be a packet apart: the later time stays.
+        let last = self.arrivals.last.fetch_max(now, Relaxed);
+        if last != 0 {
+            self.arrivals.longest_gap.fetch_max(now.saturating_sub(last), Relaxed);
+        }
+    }
+
+    /// Sets the mark of [`Sa::since_mark`].
+    pub(super) fn mark(&self) {
+        let missing = self.missing();
+        self.arrivals.missing.store(missing.saturating_add(1), Relaxed);
+        self.arrivals.longest_gap.store(0, Relaxed);
+    }
+
+    /// See [`crate::DataPlane::since_mark`].
+    pub(super) fn since_mark(&self) -> Option<Since> {
+        let before = self.arrivals.missing.load(Relaxed).checked_sub(1)?;
+        let longest_gap = Duration::from_micros(self.arrivals.longest_gap.load(Relaxed));
+        // One that was missing at the mark may have come since.
+        Some(Since { longest_gap, lost: self.missing().saturating_sub(before) })
+    }
+
+    fn missing(&self) -> u64 {
+        self.replay.lock().unwrap_or_else(PoisonError::into_inner).missing()
     }
 
     pub(super) fn counters(&self) -> Counters {
@@ -302,6 +379,21 @@ mod tests {
     }
 
     #[test]
+    fn m_5_3_2_a_capped_sa_sends_three_times_what_came_in() {
+        let table = Table::default().with(&with_selectors(1, &["10.9.0.0/24"], &["10.1.0.0/16"]));
+        let table = table.unwrap();
+        let sa = &table.child(ChildId(1)).unwrap().sa;
+        assert!(sa.spend(1 << 40), "nothing is limited at first");
+        sa.cap(true);
+        assert!(!sa.spend(1), "nothing has come from there");
+        sa.earn(100);
+        assert!(sa.spend(200) && !sa.spend(101) && sa.spend(100) && !sa.spend(1));
+        sa.cap(false);
+        sa.earn(100);
+        assert!(sa.spend(1 << 40) && sa.spend(1 << 40), "and nothing again");
+    }
+
+    #[test]
     fn the_most_specific_selectors_choose() {
         let any = "10.9.0.0/24";
         let mut table = Table::default();
@@ -436,6 +528,34 @@ mod tests {
         assert!(![true, true, false, false].into_iter().any(|out| sa.note(out, 100)));
         assert!(sa.note(false, 100), "each direction has its own count");
         assert!(!sa.note(true, 100), "one successor is enough");
+    }
+
+    #[test]
+    fn gaps_and_losses_count_from_the_mark() {
+        let table = Table::default().with(&child(1)).unwrap();
+        let sa = &table.child(ChildId(1)).unwrap().sa;
+        let comes = |sequence, at| {
+            assert!(sa.replay.lock().unwrap().accept(sequence));
+            sa.arrived(Duration::from_millis(at));
+        };
+        let since = |gap, lost| Some(Since { longest_gap: Duration::from_millis(gap), lost });
+        comes(1, 0);
+        comes(4, 500);
+        assert_eq!(sa.since_mark(), None);
+        sa.mark();
+        assert_eq!(sa.since_mark(), since(0, 0));
+        comes(7, 700);
+        assert_eq!(sa.since_mark(), since(200, 2), "the silence before the mark counts");
+        comes(8, 750);
+        assert_eq!(sa.since_mark(), since(200, 2));
+        comes(6, 749);
+        assert_eq!(sa.since_mark(), since(200, 1), "overtaken, and seen by another thread");
+        comes(9, 1050);
+        assert_eq!(sa.since_mark(), since(300, 1));
+        sa.mark();
+        assert_eq!(sa.since_mark(), since(0, 0));
+        comes(5, 1051);
+        assert_eq!(sa.since_mark(), since(1, 0), "lost before the mark, and then not");
     }
 
     #[test]

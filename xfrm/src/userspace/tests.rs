@@ -17,13 +17,13 @@ use bewick_ike::{
 
 use super::{
     ecn::{self, tests::marked},
-    esp::{HEADROOM, NEXT_NONE, TAILROOM, Transform},
+    esp::{HEADROOM, NEXT_IPV4, NEXT_NONE, TAILROOM, Transform},
     plane::{UserspaceConfig, UserspacePlane},
     selector::tests::udp as udp_packet,
     tun::Device,
 };
 use crate::{
-    Counters, DataPlane, PlaneError, PlaneEvent,
+    Counters, DataPlane, PlaneError, PlaneEvent, Since,
     udp::{EspSink, UdpConfig, UdpSockets},
 };
 
@@ -333,6 +333,33 @@ fn replays_forgeries_and_foreign_selectors_are_rejected() {
     assert_eq!(gateway.counters(1).rejected, 7);
     let drops = gateway.plane.drops();
     assert_eq!((drops.dummies, drops.unknown_spi), (1, 1));
+}
+
+#[test]
+fn genuine_packets_alone_count_as_arrivals() {
+    let (mut client, _gateway, sa) = pair(SUITE, false);
+    let path = sa.path;
+    let comes = |plane: &mut UserspacePlane, sequence, forged: bool| {
+        let mut packet = seal_for(&sa, sequence, &answer(1), NEXT_IPV4);
+        packet[20] ^= u8::from(forged);
+        plane.sink().esp(path, 0, &mut packet);
+        plane.since_mark(sa.id)
+    };
+    assert_eq!(comes(&mut client.plane, 1, false), None);
+    client.plane.mark(sa.id);
+    client.plane.mark(ChildId(9));
+    assert_eq!(client.plane.since_mark(ChildId(9)), None);
+    std::thread::sleep(Duration::from_millis(30));
+    let forged = comes(&mut client.plane, 100, true).unwrap();
+    let copy = comes(&mut client.plane, 1, false).unwrap();
+    assert_eq!([forged, copy], [Since::default(); 2]);
+    let genuine = comes(&mut client.plane, 4, false).unwrap();
+    assert!(genuine.longest_gap >= Duration::from_millis(30), "{genuine:?}");
+    assert_eq!(genuine.lost, 2);
+    // A move changes nothing of it.
+    let step = ChildMove { id: sa.id, path: Path::new(client.at(2), path.remote), encap: true };
+    now(client.plane.move_children(&[step])).unwrap();
+    assert_eq!(client.plane.since_mark(sa.id), Some(genuine));
 }
 
 #[test]

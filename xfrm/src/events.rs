@@ -1,5 +1,4 @@
-//! What the plane tells the daemon, whose queue may be full: a mapping can be lost, an expiry is
-//! owed.
+//! What a plane tells the daemon, whose queue may be full: a mapping can be lost, an expiry is owed.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +14,7 @@ use tokio::sync::mpsc::{Sender, error::TrySendError};
 use crate::PlaneEvent;
 
 /// The daemon's queue, and what found no room in it.
-pub(super) struct Events {
+pub(crate) struct Events {
     queue: Sender<PlaneEvent>,
     /// expiries to be sent later: which CHILD_SA, and whether it is its end
     owed: Mutex<BTreeSet<(ChildId, bool)>>,
@@ -24,18 +23,19 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(queue: Sender<PlaneEvent>) -> Self {
+    pub(crate) fn new(queue: Sender<PlaneEvent>) -> Self {
         Events { queue, owed: Mutex::default(), owes: AtomicBool::new(false) }
     }
 
-    /// A hint that the next packet gives again: one that finds no room is lost rather than kept.
-    pub(super) fn mapping(&self, event: PlaneEvent) {
-        let _ = self.queue.try_send(event);
+    /// A hint that the next packet gives again: one that finds no room is lost rather than kept, and
+    /// false.
+    pub(crate) fn hint(&self, event: PlaneEvent) -> bool {
+        self.queue.try_send(event).is_ok()
     }
 
     /// A limit that `id` passes once only: without this event it would get no successor (RFC 4303
     /// §3.3.3), so that one that finds no room is kept for [`Events::settle`].
-    pub(super) fn expire(&self, id: ChildId, hard: bool) {
+    pub(crate) fn expire(&self, id: ChildId, hard: bool) {
         if let Err(TrySendError::Full(_)) = self.queue.try_send(PlaneEvent::Expire { id, hard }) {
             let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
             owed.insert((id, hard));
@@ -43,10 +43,10 @@ impl Events {
         }
     }
 
-    /// Sends what is owed as far as there is room now. Called with every packet, where it costs a
-    /// load: a plane without packets has nothing whose end is near.
-    pub(super) fn settle(&self) {
-        if !self.owes.load(Relaxed) {
+    /// Sends what is owed as far as there is room now. The userspace plane calls it with every
+    /// packet, where it costs a load: without packets it has nothing whose end is near.
+    pub(crate) fn settle(&self) {
+        if !self.owes() {
             return;
         }
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,8 +60,23 @@ impl Events {
         self.owes.store(false, Relaxed);
     }
 
+    /// Whether something waits for [`Events::settle`].
+    pub(crate) fn owes(&self) -> bool {
+        self.owes.load(Relaxed)
+    }
+
+    /// Waits until the queue has room, or nobody reads it any more.
+    pub(crate) async fn room(&self) {
+        drop(self.queue.reserve().await);
+    }
+
+    /// Whether nobody reads the queue any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// Forgets what is owed about `id`, which is gone.
-    pub(super) fn forget(&self, id: ChildId) {
+    pub(crate) fn forget(&self, id: ChildId) {
         let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
         owed.retain(|(owed, _)| *owed != id);
     }
@@ -86,7 +101,7 @@ mod tests {
         }
         events.expire(ChildId(2), true);
         events.expire(ChildId(2), true);
-        events.mapping(PlaneEvent::EventsLost);
+        assert!(!events.hint(PlaneEvent::EventsLost));
         events.forget(ChildId(3));
         let mut got = Vec::new();
         while let Ok(event) = queue.try_recv() {
@@ -95,7 +110,28 @@ mod tests {
         }
         let expected = [(1, false), (2, false), (2, true), (4, false)];
         assert_eq!(got, expected.map(|(id, hard)| expire(id, hard)));
-        assert!(!events.owes.load(Relaxed));
+        assert!(!events.owes());
+    }
+
+    #[tokio::test]
+    async fn room_is_waited_for() {
+        let (sender, mut queue) = mpsc::channel(1);
+        let events = Events::new(sender);
+        events.expire(ChildId(1), false);
+        events.expire(ChildId(2), false);
+        tokio::select! {
+            biased;
+            () = events.room() => panic!("there is none"),
+            got = queue.recv() => assert_eq!(got, Some(expire(1, false))),
+        }
+        events.room().await;
+        events.settle();
+        assert_eq!(queue.recv().await, Some(expire(2, false)));
+        assert!(!events.owes());
+        // Nobody reads any more: no reason to wait for ever.
+        drop(queue);
+        events.room().await;
+        assert!(events.is_closed());
     }
 
     #[test]
@@ -107,7 +143,7 @@ mod tests {
         drop(queue);
         events.expire(ChildId(3), false);
         events.settle();
-        assert!(!events.owes.load(Relaxed));
+        assert!(!events.owes());
         assert!(events.owed.lock().unwrap().is_empty());
     }
 }
