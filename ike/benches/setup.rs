@@ -226,6 +226,7 @@ impl Pair {
                                 theirs = Some(news.sa);
                             }
                         }
+                        Output::Event(Event::Answering { .. }) => {}
                         Output::Event(event) => panic!("{event:?}"),
                     }
                 }
