@@ -333,6 +333,33 @@ impl Hand {
     }
 }
 
+/// The hand says these payloads to the endpoint.
+///
+/// # Panics
+/// If they do not fit into a message.
+pub fn say(
+    endpoint: &mut Endpoint,
+    hand: &mut Hand,
+    (exchange, response, message_id): (ExchangeType, bool, u32),
+    payloads: &[Payload],
+) -> Said {
+    let (first, chain) = emit_chain(payloads).expect("it fits");
+    hand.say(endpoint, (exchange, response, message_id), (first, &chain))
+}
+
+/// The hand answers a request of the endpoint's with these payloads.
+///
+/// # Panics
+/// If they do not fit into a message.
+pub fn respond(
+    endpoint: &mut Endpoint,
+    hand: &mut Hand,
+    (exchange, message_id): (ExchangeType, u32),
+    payloads: &[Payload],
+) -> Said {
+    say(endpoint, hand, (exchange, true, message_id), payloads)
+}
+
 /// IDi, AUTH with the pre-shared key, CP, SA, TSi and TSr: a whole IKE_AUTH request for the lab's gateway.
 ///
 /// # Panics

@@ -7,22 +7,12 @@ use bewick_ike::{
     wire::{Eap, EapCode, ExchangeType, Payload, emit_chain},
 };
 use bewick_tests::{
-    hand::{Hand, Said, esp_proposal, full_auth, full_auth_response, ike_proposal, selector},
+    hand::{Hand, esp_proposal, full_auth, full_auth_response, ike_proposal, respond, selector},
     lab::{client_config, gateway_config, ip},
 };
 
 fn endpoint(config: bewick_ike::ConnectionConfig) -> Endpoint {
     Endpoint::new(Random::from_seed([5; 32]), vec![config], false)
-}
-
-fn respond(
-    endpoint: &mut Endpoint,
-    hand: &mut Hand,
-    (exchange, message_id): (ExchangeType, u32),
-    payloads: &[Payload],
-) -> Said {
-    let (first, chain) = emit_chain(payloads).expect("it fits");
-    hand.say(endpoint, (exchange, true, message_id), (first, &chain))
 }
 
 #[test]

@@ -3,11 +3,11 @@
 use bewick_ike::{
     ConnectionConfig, Endpoint, Random, Time,
     extension::Plain,
-    wire::{AttributeValue, CfgType, Configuration, ExchangeType, NotifyType, Payload, emit_chain},
+    wire::{AttributeValue, CfgType, Configuration, ExchangeType, NotifyType, Payload},
 };
 use bewick_tests::{
     hand::{
-        Hand, Said, esp_proposal, everything, full_auth, full_auth_of, full_auth_response, selector,
+        Hand, esp_proposal, everything, full_auth, full_auth_of, full_auth_response, say, selector,
     },
     lab::{client_config, gateway_config, selectors},
     puppet::{kinds, notify},
@@ -15,16 +15,6 @@ use bewick_tests::{
 
 fn endpoint(config: ConnectionConfig) -> Endpoint {
     Endpoint::new(Random::from_seed([7; 32]), vec![config], false)
-}
-
-fn say(
-    endpoint: &mut Endpoint,
-    hand: &mut Hand,
-    (exchange, response, message_id): (ExchangeType, bool, u32),
-    payloads: &[Payload],
-) -> Said {
-    let (first, chain) = emit_chain(payloads).expect("it fits");
-    hand.say(endpoint, (exchange, response, message_id), (first, &chain))
 }
 
 fn create(spi: u32) -> Vec<Payload> {

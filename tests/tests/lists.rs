@@ -279,3 +279,13 @@ fn m_3_6_1_a_changed_list_is_told_once_and_not_again_and_again() {
     let lists = heard(&mut lab, gateway).iter().filter(|h| h.payloads.iter().any(is_list)).count();
     assert_eq!(lists, 1);
 }
+
+/// An address that is no more is taken back also where no other one is told (RFC 4555 §3.6).
+#[test]
+fn m_3_6_2_the_last_address_that_was_told_is_taken_back() {
+    let mut lab = Lab::established(Plan { nat_wlan: true, ..Plan::default() });
+    let (gateway, lte) = (lab.gateway, lab.lte());
+    lab.world.set_up(lte, false);
+    lab.rest();
+    assert_eq!(told(&lab, gateway).last(), Some(&vec![ip("203.0.113.1")]), "{}", lab.story());
+}

@@ -4,12 +4,12 @@
 use bewick_ike::{
     ChildSa, CloseReason, ConnectionId, Endpoint, Random, TrafficSelector,
     config::{ChildConfig, Selectors},
-    wire::{Delete, ExchangeType, Payload, emit_chain},
+    wire::{Delete, ExchangeType, Payload},
 };
 use bewick_mobike::Command;
 use bewick_tests::{
     Lab, Plan,
-    hand::{Hand, Said, esp_proposal, full_auth_response, selector},
+    hand::{Hand, esp_proposal, full_auth_response, respond, selector},
     lab::{ESP_GCM, client_config},
 };
 
@@ -186,16 +186,6 @@ fn client(more: bool) -> Endpoint {
         config.request_ipv4 = false;
     }
     Endpoint::new(Random::from_seed([9; 32]), vec![config], false)
-}
-
-fn respond(
-    endpoint: &mut Endpoint,
-    hand: &mut Hand,
-    (exchange, message_id): (ExchangeType, u32),
-    payloads: &[Payload],
-) -> Said {
-    let (first, chain) = emit_chain(payloads).expect("it fits");
-    hand.say(endpoint, (exchange, true, message_id), (first, &chain))
 }
 
 fn selectors(answer: Sides) -> [Payload; 2] {

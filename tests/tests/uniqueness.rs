@@ -6,12 +6,12 @@ use bewick_ike::{
     CloseReason, ConnectionConfig, ConnectionId, Endpoint, Random, Tag, Time,
     config::{Role, Uniqueness},
     extension::Plain,
-    wire::{ExchangeType, NotifyType, Payload, emit_chain},
+    wire::{ExchangeType, NotifyType, Payload},
 };
 use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig};
 use bewick_tests::{
     Lab, Plan,
-    hand::{Hand, Said, esp_proposal, everything, full_auth_of},
+    hand::{Hand, Said, esp_proposal, everything, full_auth_of, say},
     lab::{gateway_config, ip, selectors},
     node::Node,
     puppet::{kinds, notify},
@@ -91,16 +91,6 @@ const LAPTOP: &str = "laptop@example.com";
 fn endpoint(uniqueness: Uniqueness) -> Endpoint {
     let config = ConnectionConfig { uniqueness, ..gateway_config() };
     Endpoint::new(Random::from_seed([3; 32]), vec![config], false)
-}
-
-fn say(
-    endpoint: &mut Endpoint,
-    hand: &mut Hand,
-    (exchange, response, message_id): (ExchangeType, bool, u32),
-    payloads: &[Payload],
-) -> Said {
-    let (first, chain) = emit_chain(payloads).expect("it fits");
-    hand.say(endpoint, (exchange, response, message_id), (first, &chain))
 }
 
 fn initial_contact() -> Payload {

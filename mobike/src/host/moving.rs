@@ -142,6 +142,8 @@ impl Host {
         }
         let Some(view) = self.ike.view(id) else { return };
         let addresses = self.movers.own_addresses(view.connection, view.path);
+        // The list may be empty although we have addresses: none that the peer is told of.
+        let any = !self.movers.locals.is_empty();
         let force = self.force_encap(id);
         let kin = self.movers.sas.get(&id).is_some_and(|m| m.kin);
         let costs = if kin { self.movers.costs(&addresses) } else { Vec::new() };
@@ -170,7 +172,7 @@ impl Host {
             let random = self.ike.random();
             payloads.extend(initiator::detection(here, nat_t, random));
             (Awaiting::Routability { generation, cookie, path: view.path }, payloads)
-        } else if mobility.announced != addresses && !addresses.is_empty() && !mobility.stranded {
+        } else if mobility.announced != addresses && any {
             mobility.announced.clone_from(&addresses);
             let mut payloads = initiator::list(&addresses, view.path, nat_t);
             payloads.extend(costs);
