@@ -91,6 +91,9 @@ pub enum CloseReason {
     /// the peer sent DELETE
     #[error("the peer deleted it")]
     PeerDeleted,
+    /// the peer has proved that it has lost the IKE_SA, as by a crash (RFC 6290)
+    #[error("the peer was restarted and has lost it")]
+    PeerRestarted,
     /// requests went unanswered for too long
     #[error("no answer from {0}")]
     Unanswered(Path),

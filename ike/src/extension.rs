@@ -40,6 +40,9 @@ pub struct Request<'a> {
     pub message_id: u32,
     /// its payloads
     pub payloads: &'a [Payload],
+    /// the crash token for a peer that is there now, if it has none for that address: to be added to the
+    /// response if the peer has moved there (RFC 6290 §4.4, §5.2)
+    pub token: Option<Payload>,
 }
 
 /// Adds to, and learns from, the messages of an IKE_SA. All payloads have passed the integrity check.

@@ -9,6 +9,7 @@
 pub mod auth;
 pub mod child;
 pub mod config;
+pub mod crash;
 pub mod crypto;
 pub mod endpoint;
 pub mod event;
@@ -25,6 +26,7 @@ pub mod wire;
 
 pub use child::{ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits};
 pub use config::{ConnectionConfig, ConnectionId, Role};
+pub use crash::CrashSecrets;
 pub use endpoint::Endpoint;
 pub use event::{
     Action, ActionError, ActionId, CloseReason, Established, Event, Output, SaId, Tag, Transmit,

@@ -366,6 +366,10 @@ impl Extension for Movers {
         if let Some(mobility) = self.sas.get_mut(&view.id).filter(|m| m.supported) {
             match responder::on_request(mobility, view, request, &policy) {
                 Ok(intents) => {
+                    // RFC 6290 §5.2: a token for the new address, in the exchange that brings it here.
+                    if intents.iter().any(|intent| matches!(intent, Intent::Updated { .. })) {
+                        response.extend(request.token.clone());
+                    }
                     self.intents.extend(intents.into_iter().map(|intent| (view.id, intent)));
                 }
                 Err(refusal) => response.push(notify::empty(refusal)),

@@ -4,8 +4,8 @@
 use std::{net::IpAddr, time::Duration};
 
 use bewick_ike::{
-    ChildSa, CloseReason, ConnectionConfig, ConnectionId, EspSuite, HmacSha2, Limits, Path, Role,
-    Secret, Time, TrafficSelector,
+    ChildSa, CloseReason, ConnectionConfig, ConnectionId, CrashSecrets, EspSuite, HmacSha2, Limits,
+    Path, Role, Secret, Time, TrafficSelector,
     auth::{LocalAuth, RemoteAuth, UnixSeconds, WallClock},
     config::{
         Childless, DEFAULT_FRAGMENT_SIZE, EspProposal, Retransmission, Selectors, Uniqueness,
@@ -109,6 +109,8 @@ pub struct Plan {
     pub begin: UnixSeconds,
     /// how it moves
     pub gateway_policy: ConnectionPolicy,
+    /// the gateway makes crash tokens (RFC 6290), before and after a restart with the same secret
+    pub crash_tokens: bool,
     /// a puppet plays the client
     pub puppet_client: bool,
     /// a puppet plays the gateway
@@ -202,6 +204,7 @@ impl Default for Plan {
             gateway_others: Vec::new(),
             begin: BEGIN,
             gateway_policy: ConnectionPolicy::default(),
+            crash_tokens: false,
             puppet_client: false,
             puppet_gateway: false,
         }
@@ -345,6 +348,9 @@ impl Lab {
         };
         let mut host = Host::new(config, random);
         host.set_wall_clock(self.wall_clock());
+        if self.plan.crash_tokens {
+            host.set_crash_secrets(CrashSecrets(vec![Secret::new(vec![7; 32])]));
+        }
         Node::honest(host, Vec::new())
     }
 

@@ -116,6 +116,7 @@ impl Story {
         if one_in(&mut random, 4) {
             plan.gateway.pools = vec!["10.9.0.0/32".parse().expect("a network")];
         }
+        plan.crash_tokens = one_in(&mut random, 2);
         let v6 = plan.v6;
         let mut lab = Lab::new(plan);
         for end in [lab.client, lab.gateway] {

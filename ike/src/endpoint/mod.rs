@@ -14,6 +14,7 @@ use crate::{
     auth::WallClock,
     child::ChildId,
     config::{ConnectionConfig, ConnectionId, Role},
+    crash::CrashSecrets,
     event::{ActionError, ActionId, CloseReason, Event, Output, SaId, Tag},
     extension::{Extension, SaView},
     nat::Nat,
@@ -205,6 +206,11 @@ impl Endpoint {
         }
     }
 
+    /// Sets what crash tokens are made with (RFC 6290); without a secret none are.
+    pub fn set_crash_secrets(&mut self, secrets: CrashSecrets) {
+        self.shared.crash = secrets;
+    }
+
     /// RFC 7296 §2.21.4: a request on an IKE_SA that is not here, as after a restart, may be told so; not
     /// protected, a few times a second, and shorter than the request. Responses get nothing, and a host that
     /// only starts IKE_SAs stays silent to strangers.
@@ -221,7 +227,13 @@ impl Endpoint {
         let spis = (header.spi_i, header.spi_r);
         let answer = Header::new(spis, header.exchange, flags, header.message_id);
         let notify = Notify::new(NotifyType::INVALID_IKE_SPI, Vec::new());
-        if let Ok(bytes) = wire::emit_message(&answer, &[Payload::Notify(notify)]) {
+        let mut payloads = vec![Payload::Notify(notify)];
+        // RFC 6290 §9.2: never of an IKE_SA that is here, whichever way around its SPIs are said.
+        let here = |spi: &u64| self.shared.by_spi.contains_key(spi);
+        if ![header.spi_i, header.spi_r].iter().any(here) {
+            payloads.extend(self.shared.crash.tokens(spis, path.remote.ip()));
+        }
+        if let Ok(bytes) = wire::emit_message(&answer, &payloads) {
             self.shared.transmit(path, bytes);
         }
     }

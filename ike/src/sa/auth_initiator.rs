@@ -154,6 +154,7 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, path: Path, payloads: &[
     if let Some(view) = sa.view() {
         cx.extension.auth_response_received(&view, payloads);
     }
+    sa.channel.crash.note(payloads);
     if let Some(window) = exchange::window_of(payloads) {
         sa.channel.outgoing.widen(window);
     }

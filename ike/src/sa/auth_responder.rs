@@ -191,6 +191,12 @@ fn accept(
     let mut first = vec![Payload::IdResponder(proven.id_r)];
     first.extend(proven.certificates);
     first.push(proven.auth);
+    // RFC 6290 §4.2: after AUTH, before CP and what is of the CHILD_SA.
+    let taker = path.remote.ip();
+    if let Some(token) = cx.shared.crash.token(sa.channel.spis(), taker) {
+        sa.channel.crash.told = Some(taker);
+        first.push(token);
+    }
     let extra = match sa.view() {
         Some(view) => cx.extension.auth_request_received(&view, payloads),
         None => Vec::new(),

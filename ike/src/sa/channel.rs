@@ -3,6 +3,7 @@
 
 use crate::{
     config::{ConnectionConfig, Role},
+    crash::Tokens,
     event::CloseReason,
     path::Path,
     random::Random,
@@ -27,6 +28,8 @@ pub(crate) struct Channel {
     pub(crate) fragments: Fragments,
     /// counts the rekeys of the IKE_SA, for Message IDs begin anew with each
     pub(crate) epoch: u32,
+    /// what tells that the peer has lost it (RFC 6290)
+    pub(crate) crash: Tokens,
 }
 
 impl Channel {
@@ -41,6 +44,7 @@ impl Channel {
             incoming: Incoming::default(),
             fragments: Fragments::default(),
             epoch: 0,
+            crash: Tokens::default(),
         }
     }
 

@@ -70,7 +70,7 @@ pub(crate) fn on_request(
         _ => None,
     });
     if rekeyed.is_none() && rekey_ike::is_meant(payloads) {
-        return rekey_ike::on_request(sa, cx, payloads).map(Some);
+        return rekey_ike::on_request(sa, cx, path, payloads).map(Some);
     }
     // RFC 7296 §2.25.2: no CHILD_SAs on an IKE_SA that is being rekeyed.
     let replacing = task::is_rekeying_ike(sa) || former::successor(sa).is_some();

@@ -101,6 +101,7 @@ pub(crate) fn adopt(sa: &mut Sa, cx: &mut Cx<'_>, channel: Channel, fate: Fate) 
     cx.shared.event(Event::Rekeyed { sa: sa.id, spis });
     task::ike_rekeyed(sa, cx);
     live::arm_liveness(sa, cx);
+    task::tell_token(sa, cx);
 }
 
 /// Keeps a channel that is not in use for as long as its fate says.

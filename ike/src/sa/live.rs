@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use crate::{
     child::{ChildId, ChildMove, EspSpi},
     config::{ConnectionId, Role},
+    crash,
     event::{Action, ActionError, ActionId, CloseReason, Established, Event, SaId, Tag},
     extension::{Request, SaView},
     path::Path,
@@ -149,7 +150,7 @@ impl Live {
             Some(Running::Ike(rekey)) => {
                 shared.by_spi.remove(&rekey.spi());
             }
-            Some(Running::Delete(_)) | None => {}
+            Some(Running::Delete(_) | Running::Token) | None => {}
         }
     }
 
@@ -282,8 +283,15 @@ pub(crate) fn on_informational(
     {
         channel.outgoing.widen(window);
     }
-    let request = Request { now: cx.now, path, message_id, payloads };
+    let token = sa.new_token(cx.shared, view, path);
+    let request = Request { now: cx.now, path, message_id, payloads, token };
     response.extend(cx.extension.informational(view, &request, &mut cx.shared.random));
+    if let Some(channel) = sa.channel_of(view) {
+        if crash::has_token(&response) {
+            channel.crash.told = Some(path.remote.ip());
+        }
+        channel.crash.note(payloads);
+    }
     // The initiator's configuration asks for the CHILD_SA: without one it is to begin anew. To a
     // responder an IKE_SA without CHILD_SAs is as good as any (RFC 7296 §1.4.1).
     let bare = matches!(
@@ -346,6 +354,9 @@ pub(crate) fn on_response(
         sa.close(cx, CloseReason::Protocol("the peer answered INVALID_SYNTAX".into()));
         sa.forget(cx);
         return;
+    }
+    if request.exchange == ExchangeType::INFORMATIONAL {
+        sa.channel.crash.note(&payloads);
     }
     task::mind_message_ids(sa, cx);
     // Which IKE_SA is to be deleted, the old one or its successor, the answer to a rekey decides.

@@ -64,6 +64,12 @@ impl Sa {
             channel.outgoing.find(header.message_id, header.exchange).map(|out| out.tries)
         };
         let Some(tries) = self.on(on).and_then(asked) else { return };
+        // RFC 6290 §4.5: nobody but the peer has the token, and it never tells it of an IKE_SA that it has.
+        if self.on(on).is_some_and(|channel| channel.crash.is_crash(&message.payloads)) {
+            self.close(cx, CloseReason::PeerRestarted);
+            self.forget(cx);
+            return;
+        }
         match &self.state {
             // It is over for us in any case: all that a lie spares us is to ask again.
             State::Live(live) if live.is_closing() => {

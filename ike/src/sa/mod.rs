@@ -120,6 +120,16 @@ impl Sa {
         })
     }
 
+    /// The crash token for a peer at the other end of `path`, if it has none for that address.
+    pub(crate) fn new_token(&self, shared: &Shared, view: &SaView, path: Path) -> Option<Payload> {
+        let spis = (view.spi_i, view.spi_r);
+        let all = self.former.iter().map(|former| &former.channel);
+        let channel = std::iter::once(&self.channel).chain(all).find(|c| c.spis() == spis)?;
+        let taker = path.remote.ip();
+        let wanted = self.role == Role::Responder && channel.crash.told != Some(taker);
+        wanted.then(|| shared.crash.token(spis, taker)).flatten()
+    }
+
     pub(crate) fn on(&mut self, on: On) -> Option<&mut Channel> {
         match on {
             On::Current => Some(&mut self.channel),

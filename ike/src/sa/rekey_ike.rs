@@ -5,6 +5,7 @@ use crate::{
     config::Role,
     crypto::{self, KeyExchange, KeyExchangeMethod, derive_ike_rekey, suite::IkeSuite},
     event::{CloseReason, Tag},
+    path::Path,
     secret::Secret,
     wire::{ExchangeType, Notify, NotifyType, Payload, Proposal},
 };
@@ -132,6 +133,7 @@ fn derive(
 pub(crate) fn on_request(
     sa: &mut Sa,
     cx: &mut Cx<'_>,
+    path: Path,
     payloads: &[Payload],
 ) -> Result<Vec<Payload>, live::Refusal> {
     let refuse =
@@ -182,6 +184,13 @@ pub(crate) fn on_request(
     response.insert(0, Payload::SecurityAssociation(vec![answer]));
     response.push(Payload::KeyExchange { group: suite.key_exchange.id(), data: public });
     response.extend(windows(&mut channel, window, payloads));
+    // RFC 6290 §4.3: a new IKE_SA, a new token.
+    let taker = path.remote.ip();
+    let token = cx.shared.crash.token((spi_i, spi_r), taker);
+    if let Some(token) = token.filter(|_| sa.role == Role::Responder) {
+        channel.crash.told = Some(taker);
+        response.push(token);
+    }
     let until = cx.now + former::patience(&sa.policy(cx.shared));
     let nonces = Nonces { i: content.nonce.to_vec(), r: nonce_r };
     former::keep(sa, cx, channel, Fate::Successor { nonces, until });
@@ -250,6 +259,7 @@ fn agree(
     let nonces = (rekey.nonce.as_slice(), content.nonce);
     let mut channel = derive(sa, (Role::Initiator, suite), &secret, nonces, (rekey.spi, spi_r))?;
     let _ = windows(&mut channel, config.window, payloads);
+    channel.crash.note(payloads);
     let nonces = Nonces { i: rekey.nonce.clone(), r: content.nonce.to_vec() };
     Some((channel, nonces))
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::{
     auth::{UnixSeconds, WallClock},
     config::{Childless, ConnectionConfig, ConnectionId, Role},
+    crash::CrashSecrets,
     endpoint::timers::{Timer, Timers},
     event::{Action, ActionId, Event, Output, SaId, Transmit},
     path::Path,
@@ -19,6 +20,8 @@ use super::uniqueness::Peer;
 pub(crate) struct Shared {
     pub(crate) random: Random,
     pub(crate) connections: Vec<ConnectionConfig>,
+    /// what tokens are made with, if any are
+    pub(crate) crash: CrashSecrets,
     pub(crate) pools: BTreeMap<ConnectionId, Vec<Pool>>,
     pub(crate) timers: Timers<Timer>,
     pub(crate) outputs: VecDeque<Output>,
@@ -51,6 +54,7 @@ impl Shared {
         Shared {
             random,
             connections,
+            crash: CrashSecrets::default(),
             pools,
             timers: Timers::default(),
             outputs: VecDeque::new(),

@@ -43,6 +43,8 @@ pub(crate) enum Task {
     RekeyIke(Option<KeyExchangeMethod>, u32),
     /// tell the peer that the SAs with these inbound SPIs are gone
     Delete(Vec<EspSpi>),
+    /// give the peer a token of its own for the successor of the IKE_SA (RFC 6290 §4.3)
+    Token,
 }
 
 /// What is under way.
@@ -50,6 +52,7 @@ pub(crate) enum Running {
     Child(Box<CreateChild>),
     Ike(Box<RekeyIke>),
     Delete(Vec<EspSpi>),
+    Token,
 }
 
 /// What an IKE_SA has to say about SAs.
@@ -117,6 +120,7 @@ pub(crate) fn proceed(sa: &mut Sa, cx: &mut Cx<'_>) {
             }
             Task::RekeyIke(method, tries) => rekey_ike::start(sa, cx, method, tries),
             Task::Delete(spis) => start_delete(sa, cx, spis),
+            Task::Token => start_token(sa, cx),
         };
         if let Err(reason) = started {
             sa.close(cx, reason);
@@ -131,6 +135,24 @@ fn start_delete(sa: &mut Sa, cx: &mut Cx<'_>, spis: Vec<EspSpi>) -> Result<(), C
     let payload = Payload::Delete(Delete::Esp(spis.clone()));
     live.tasks.running = Some(Running::Delete(spis));
     sa.request(cx, ExchangeType::INFORMATIONAL, &[payload], Some(Tag::Child))
+}
+
+/// A token for the IKE_SA that is new, unless the exchange that made it has brought one along.
+pub(crate) fn tell_token(sa: &mut Sa, cx: &mut Cx<'_>) {
+    let Some(view) = sa.view() else { return };
+    let token = sa.new_token(cx.shared, &view, sa.path);
+    if let (Some(_), State::Live(live)) = (token, &mut sa.state) {
+        live.tasks.push(Task::Token);
+    }
+}
+
+fn start_token(sa: &mut Sa, cx: &mut Cx<'_>) -> Result<(), CloseReason> {
+    let path = sa.path;
+    let token = sa.view().and_then(|view| sa.new_token(cx.shared, &view, path));
+    let (Some(token), State::Live(live)) = (token, &mut sa.state) else { return Ok(()) };
+    live.tasks.running = Some(Running::Token);
+    sa.channel.crash.told = Some(path.remote.ip());
+    sa.request(cx, ExchangeType::INFORMATIONAL, &[token], Some(Tag::Child))
 }
 
 /// The response to what is under way.
@@ -149,7 +171,7 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, payloads: &[Payload]) {
         }
     }
     match live.tasks.running.take() {
-        None => {}
+        None | Some(Running::Token) => {}
         // The old SA goes when the peer has said that it sends on it no more.
         Some(Running::Delete(spis)) => {
             for spi in spis {

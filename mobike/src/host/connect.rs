@@ -339,7 +339,8 @@ impl Host {
             return;
         }
         let another = match reason {
-            CloseReason::AddressGone(_) => {
+            // RFC 6290 §4.5: it is there again, and knows nothing of us.
+            CloseReason::AddressGone(_) | CloseReason::PeerRestarted => {
                 wanted.attempt = 0;
                 true
             }

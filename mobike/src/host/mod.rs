@@ -14,7 +14,8 @@ use std::{
 };
 
 use bewick_ike::{
-    CloseReason, ConnectionConfig, ConnectionId, Endpoint, Path, Random, Role, SaId, SaView, Time,
+    CloseReason, ConnectionConfig, ConnectionId, CrashSecrets, Endpoint, Path, Random, Role, SaId,
+    SaView, Time,
     auth::WallClock,
     endpoint::{HalfOpenLimits, SaStatus, timers::Timers},
     event,
@@ -159,6 +160,11 @@ impl Host {
     /// the first time every certificate is of the future.
     pub fn set_wall_clock(&mut self, clock: WallClock) {
         self.ike.set_wall_clock(clock);
+    }
+
+    /// Sets what crash tokens are made with (RFC 6290); without a secret none are.
+    pub fn set_crash_secrets(&mut self, secrets: CrashSecrets) {
+        self.ike.set_crash_secrets(secrets);
     }
 
     /// Sets how many half-open IKE_SAs there may be, and when cookies are asked for.
