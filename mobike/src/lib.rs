@@ -21,7 +21,10 @@ mod timers;
 
 pub use address::LocalAddress;
 pub use event::{Cause, Event, Hint, PrimaryState};
-pub use host::{Command, CommandError, Host, HostConfig, Input, MoveTarget, Output, PairStatus};
+pub use host::{
+    Command, CommandError, Host, HostConfig, Input, LEAST_FOUND, MoveTarget, Output, PairStatus,
+    Promise, dead_after,
+};
 pub use path::PairState;
 pub use policy::{AddressPolicy, ConnectionPolicy, ReturnRoutability};
 pub use race::Tried;

@@ -209,7 +209,7 @@ const MOBIKE: [&str; 114] = [
 ];
 
 /// Those without a test of their name, and why.
-const WITHOUT: [(&str, &str); 4] = [
+const WITHOUT: [(&str, &str); 3] = [
     (
         "M-3.7-5",
         "stricter here: an answer proves the peer's address only if it has our COOKIE2; see m_3_7_3",
@@ -220,7 +220,6 @@ const WITHOUT: [(&str, &str); 4] = [
          daemon's own tests on a kernel",
     ),
     ("X-21", "IKE and ESP in TCP (RFC 9329) are not built"),
-    ("X-22", "quick crash detection (RFC 6290) is not built"),
 ];
 
 /// Those of which a test shows a part, and what is left.

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use crate::control::roaming::{ConnectionPaths, MoveRecord, Moves, Outcome, PathRecord, Paths};
+use crate::control::roaming::{
+    ConnectionPaths, MoveRecord, Moves, Outcome, PathRecord, Paths, PromiseRecord,
+};
 
 /// The pairs of each connection, the one in use with a star.
 pub fn paths(paths: &Paths) -> String {
@@ -30,7 +32,31 @@ fn connection_paths(out: &mut String, connection: &ConnectionPaths) {
             let star = if path.current { '*' } else { ' ' };
             let _ = writeln!(out, "  {star} {pair:<width$}  {}", standing(path));
         }
+        if let Some(promise) = &sa.promise {
+            let _ = writeln!(out, "    {}", told(promise));
+        }
     }
+}
+
+fn told(promise: &PromiseRecord) -> String {
+    let within = |ms: Option<u64>| match ms {
+        Some(ms) => format!("within {:.1} s", ms as f64 / 1000.0),
+        None => "never".to_owned(),
+    };
+    let costs = [
+        (promise.standby_per_hour, "questions to other paths"),
+        (promise.keepalives_per_hour, "keepalives"),
+        (promise.liveness_per_hour, "questions to this one at most"),
+    ];
+    let cost = costs.iter().filter(|(count, _)| *count > 0);
+    let cost: Vec<String> = cost.map(|(count, what)| format!("{count} {what}")).collect();
+    let cost = if cost.is_empty() { "nothing".to_owned() } else { cost.join(", ") };
+    format!(
+        "a dead path is found {} while traffic flows, {} while none does; at rest that costs an hour \
+         {cost}",
+        within(promise.busy_ms),
+        within(promise.idle_ms)
+    )
 }
 
 fn primary(state: &str) -> &str {
@@ -120,90 +146,35 @@ fn one_move(out: &mut String, one: &MoveRecord) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::roaming::{SaPaths, TriedPath};
+    use crate::control::roaming::samples;
 
     #[test]
     fn the_path_in_use_has_a_star() {
-        let current = PathRecord {
-            local: "10.0.1.2:4500".parse().unwrap(),
-            remote: "192.0.2.1:4500".parse().unwrap(),
-            interface: Some("wlan0".into()),
-            current: true,
-            state: "operational".into(),
-            rtt_ms: Some(12.34),
-            loss_percent: Some(0),
-            age_ms: Some(3210),
-            nat: Some(true),
-            validated: true,
-            seen_as: None,
-            one_way: false,
-        };
-        let other = PathRecord {
-            local: "10.0.20.2:4500".parse().unwrap(),
-            interface: None,
-            current: false,
-            state: "untried".into(),
-            rtt_ms: None,
-            loss_percent: None,
-            age_ms: None,
-            nat: None,
-            validated: false,
-            ..current.clone()
-        };
-        let sa = SaPaths {
-            spi_i: "00112233445566aa".into(),
-            spi_r: "bb00112233445566".into(),
-            remote_id: "vpn.example.com".into(),
-            primary: "operational".into(),
-            paths: vec![current, other],
-        };
-        let office = ConnectionPaths { name: "office".into(), ike_sas: vec![sa] };
+        let office = ConnectionPaths { name: "office".into(), ike_sas: vec![samples::sa()] };
         let lab = ConnectionPaths { name: "lab".into(), ike_sas: Vec::new() };
         assert_eq!(
             paths(&Paths { connections: vec![office, lab] }),
             "office: vpn.example.com, the path in use works\n  \
              * 10.0.1.2:4500 (wlan0) -> 192.0.2.1:4500  operational, 12.3 ms, 0 % lost, answered \
              3.2 s ago, NAT, validated\n    \
-             10.0.20.2:4500 -> 192.0.2.1:4500         untried, not validated\n\n\
+             10.0.20.2:4500 -> 192.0.2.1:4500         untried, not validated\n    \
+             a dead path is found within 2.0 s while traffic flows, within 31.1 s while none does; at \
+             rest that costs an hour 144 questions to other paths, 180 keepalives, 120 questions to \
+             this one at most\n\n\
              lab: not established\n"
         );
     }
 
     #[test]
     fn a_move_is_a_paragraph() {
-        let one = MoveRecord {
-            at_ms: 61_007,
-            time: "2026-11-22T10:11:12.013Z".into(),
-            connection: "office".into(),
-            outcome: Outcome::Moved,
-            cause: "asked for".into(),
-            from: "10.0.1.2:4500".parse().unwrap(),
-            to: "10.0.2.2:4500".parse().unwrap(),
-            remote_from: "192.0.2.1:4500".parse().unwrap(),
-            remote_to: "192.0.2.1:4500".parse().unwrap(),
-            tried: vec![TriedPath {
-                local: "10.0.2.2:4500".parse().unwrap(),
-                remote: "192.0.2.1:4500".parse().unwrap(),
-                after_ms: 100.0,
-                answered_ms: Some(7.0),
-            }],
-            took_ms: Some(3.25),
-            children: 1,
-            requests: 4,
-            plane_ms: 0.5,
-            gap_ms: None,
-            lost_in: None,
-            error: None,
-        };
         assert_eq!(
-            moves(&Moves { moves: vec![one.clone()] }),
+            moves(&Moves { moves: vec![samples::moved()] }),
             "2026-11-22T10:11:12.013Z      61.007 s  office          moved in 3.2 ms: asked for\n    \
              10.0.1.2:4500 -> 192.0.2.1:4500  to  10.0.2.2:4500 -> 192.0.2.1:4500\n    \
              asked 10.0.2.2:4500 -> 192.0.2.1:4500 after 100.0 ms: answered in 7.0 ms\n    \
              1 CHILD_SA, 4 netlink requests, 0.50 ms in the data plane\n"
         );
-        let failed = MoveRecord { outcome: Outcome::Failed, error: Some("no".into()), ..one };
-        let shown = moves(&Moves { moves: vec![failed] });
+        let shown = moves(&Moves { moves: vec![samples::failed()] });
         assert!(shown.contains("failed after 3.2 ms: asked for\n"), "{shown}");
         assert!(shown.contains("\n    no\n"), "{shown}");
         assert!(moves(&Moves { moves: Vec::new() }).starts_with("nothing has moved"));

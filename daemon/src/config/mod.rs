@@ -10,7 +10,7 @@ mod moving;
 pub mod proposal;
 mod reader;
 pub mod report;
-mod secret;
+pub mod secret;
 pub mod uplink;
 
 use bewick_ike::endpoint::HalfOpenLimits;
@@ -55,6 +55,10 @@ pub struct DaemonConfig {
     pub log_addresses: bool,
     /// the control socket, if the file names one
     pub control: Option<PathBuf>,
+    /// where what must outlive the daemon is kept
+    pub state_dir: PathBuf,
+    /// whether peers get a token by which they know that this gateway has lost their IKE_SAs (RFC 6290)
+    pub crash_tokens: bool,
     /// when peers must return a cookie, and how many half-open IKE_SAs there may be
     pub half_open: HalfOpenLimits,
 }
@@ -67,6 +71,8 @@ impl Default for DaemonConfig {
             log: "info".into(),
             log_addresses: false,
             control: None,
+            state_dir: "/var/lib/bewick".into(),
+            crash_tokens: true,
             half_open: HalfOpenLimits::default(),
         }
     }
@@ -164,6 +170,14 @@ fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {
         }
         out.control = Some(control.value.into());
     }
+    if let Some(folder) = reader.string("state_dir", "the path of a folder") {
+        if !folder.value.starts_with('/') {
+            let text = format!("state_dir is {:?}; expected a path from / on", folder.value);
+            reader.report.add(&folder.span, text);
+        }
+        out.state_dir = folder.value.into();
+    }
+    out.crash_tokens = reader.bool("crash_tokens").is_none_or(|field| field.value);
     let limits = &mut out.half_open;
     for (key, least, limit) in [
         ("cookie_threshold", 0, &mut limits.cookies_from),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bewick_ike::Role;
-use bewick_mobike::ConnectionPolicy;
+use bewick_mobike::{ConnectionPolicy, LEAST_FOUND, dead_after};
 use ipnet::IpNet;
 
 use super::{networks, reader::TableReader};
@@ -13,7 +13,8 @@ const RESPONDER_KEYS: [&str; 6] =
     ["peer_from", "peer_not_from", "peer_family", "peer_nat", "peer_any_port", "esp_follow"];
 
 /// What only an initiator decides.
-const INITIATOR_KEYS: [&str; 4] = ["dead_after_ms", "standby", "standby_metered", "probing"];
+const INITIATOR_KEYS: [&str; 5] =
+    ["dead_after_ms", "found_within_ms", "standby", "standby_metered", "probing"];
 
 /// Reads them; what is wrong is in the reader's report.
 pub(super) fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> ConnectionPolicy {
@@ -48,6 +49,17 @@ pub(super) fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> 
     }
     if let Some(field) = reader.number("dead_after_ms", 0..=60_000, "milliseconds") {
         out.dead_after = Duration::from_millis(field.value);
+    }
+    let least = u64::try_from(LEAST_FOUND.as_millis()).unwrap_or(u64::MAX);
+    let (found, unit) = ("found_within_ms", "milliseconds, for answers that take 100 at most");
+    let both = reader.key_span(found).filter(|_| reader.key_span("dead_after_ms").is_some());
+    if let Some(field) = reader.number(found, least..=60_000, unit) {
+        out.dead_after = dead_after(Duration::from_millis(field.value));
+    }
+    if let Some(span) = both {
+        let text =
+            format!("{found} and dead_after_ms say the same in two ways; remove one of them");
+        reader.report.add(&span, text);
     }
     if let Some(field) = reader.number("standby", 0..=3600, "seconds") {
         out.standby = Duration::from_secs(field.value);

@@ -141,7 +141,8 @@ fn an_unknown_key_with_its_likely_meaning() {
     assert_eq!(
         problems(&format!("[daemon]\ncolour = 1\n{CLIENT}")),
         ["b.toml:2:1: unknown key colour in [daemon]; known here: control, cookie_threshold, \
-             dataplane, device, half_open_limit, half_open_limit_per_address, log, log_addresses"]
+             crash_tokens, dataplane, device, half_open_limit, half_open_limit_per_address, log, \
+             log_addresses, state_dir"]
     );
 }
 
@@ -182,10 +183,14 @@ fn how_a_connection_moves_is_the_initiators_choice() {
         "dead_after_ms = 400\nstandby = 0\nstandby_metered = true\nprobing = \"strict\"\nhold = 300\n",
     );
     assert_eq!((said.dead_after, said.standby), (ms(400), ms(0)));
+    let found = read(&format!("{CLIENT}found_within_ms = 2000\n")).unwrap();
+    assert_eq!(found.connections[0].policy.dead_after, ms(1200));
     assert_eq!((said.standby_metered, said.strict), (true, true));
     assert_eq!(said.hold, ms(300_000));
     for (key, word) in [
         ("hold = 299", "from 300 to"),
+        ("found_within_ms = 1049", "from 1050 to 60000"),
+        ("dead_after_ms = 400\nfound_within_ms = 2000", "say the same in two ways"),
         ("dead_after_ms = 60001", "from 0 to 60000"),
         ("standby = \"25 s\"", "standby is a string"),
         ("probing = \"guess\"", "strict"),

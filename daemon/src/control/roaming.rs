@@ -31,8 +31,29 @@ pub struct SaPaths {
     pub remote_id: String,
     /// how the pair in use stands: `none`, `testing` or `operational`
     pub primary: String,
+    /// how soon a dead path is found, and what that costs; not told by a gateway, whose peers see to it
+    #[serde(default)]
+    pub promise: Option<PromiseRecord>,
     /// the pair in use and those that could take its place, best first
     pub paths: Vec<PathRecord>,
+}
+
+/// How soon a path that dies without a word is taken for dead, and the packets that this costs while all is
+/// well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromiseRecord {
+    /// milliseconds while traffic flows; `None` for never
+    #[serde(default)]
+    pub busy_ms: Option<u64>,
+    /// milliseconds while none does; `None` for never
+    #[serde(default)]
+    pub idle_ms: Option<u64>,
+    /// questions an hour that keep other paths warm, a packet each way
+    pub standby_per_hour: u32,
+    /// packets an hour that keep the NAT in front of us from forgetting
+    pub keepalives_per_hour: u32,
+    /// questions an hour, at most, on the path in use, a packet each way
+    pub liveness_per_hour: u32,
 }
 
 /// A pair of addresses.
@@ -148,6 +169,89 @@ pub struct TriedPath {
     pub answered_ms: Option<f64>,
 }
 
+/// Records with something in every field, for the tests of who makes them and who shows them.
+#[cfg(test)]
+pub mod samples {
+    use super::*;
+
+    /// An IKE_SA with a pair in use and another one.
+    pub fn sa() -> SaPaths {
+        let current = PathRecord {
+            local: "10.0.1.2:4500".parse().unwrap(),
+            remote: "192.0.2.1:4500".parse().unwrap(),
+            interface: Some("wlan0".into()),
+            current: true,
+            state: "operational".into(),
+            rtt_ms: Some(12.34),
+            loss_percent: Some(0),
+            age_ms: Some(3210),
+            nat: Some(true),
+            validated: true,
+            seen_as: None,
+            one_way: false,
+        };
+        let other = PathRecord {
+            local: "10.0.20.2:4500".parse().unwrap(),
+            interface: None,
+            current: false,
+            state: "untried".into(),
+            rtt_ms: None,
+            loss_percent: None,
+            age_ms: None,
+            nat: None,
+            validated: false,
+            ..current.clone()
+        };
+        SaPaths {
+            spi_i: "00112233445566aa".into(),
+            spi_r: "bb00112233445566".into(),
+            remote_id: "vpn.example.com".into(),
+            primary: "operational".into(),
+            promise: Some(PromiseRecord {
+                busy_ms: Some(2050),
+                idle_ms: Some(31_050),
+                standby_per_hour: 144,
+                keepalives_per_hour: 180,
+                liveness_per_hour: 120,
+            }),
+            paths: vec![current, other],
+        }
+    }
+
+    /// A move that came about.
+    pub fn moved() -> MoveRecord {
+        MoveRecord {
+            at_ms: 61_007,
+            time: "2026-11-22T10:11:12.013Z".into(),
+            connection: "office".into(),
+            outcome: Outcome::Moved,
+            cause: "asked for".into(),
+            from: "10.0.1.2:4500".parse().unwrap(),
+            to: "10.0.2.2:4500".parse().unwrap(),
+            remote_from: "192.0.2.1:4500".parse().unwrap(),
+            remote_to: "192.0.2.1:4500".parse().unwrap(),
+            tried: vec![TriedPath {
+                local: "10.0.2.2:4500".parse().unwrap(),
+                remote: "192.0.2.1:4500".parse().unwrap(),
+                after_ms: 100.0,
+                answered_ms: Some(7.0),
+            }],
+            took_ms: Some(3.25),
+            children: 1,
+            requests: 4,
+            plane_ms: 0.5,
+            gap_ms: None,
+            lost_in: None,
+            error: None,
+        }
+    }
+
+    /// A move that did not.
+    pub fn failed() -> MoveRecord {
+        MoveRecord { outcome: Outcome::Failed, error: Some("no".into()), ..moved() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,52 +268,9 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_what_is_read() {
-        let path = PathRecord {
-            local: "10.0.1.2:4500".parse().unwrap(),
-            remote: "192.0.2.1:4500".parse().unwrap(),
-            interface: Some("wlan0".into()),
-            current: true,
-            state: "operational".into(),
-            rtt_ms: Some(12.5),
-            loss_percent: Some(0),
-            age_ms: Some(40),
-            nat: None,
-            validated: true,
-            seen_as: None,
-            one_way: false,
-        };
-        let sa = SaPaths {
-            spi_i: "00112233445566aa".into(),
-            spi_r: "bb00112233445566".into(),
-            remote_id: "vpn.example.com".into(),
-            primary: "testing".into(),
-            paths: vec![path],
-        };
-        let connections = vec![ConnectionPaths { name: "office".into(), ike_sas: vec![sa] }];
-        let moved = MoveRecord {
-            at_ms: 12,
-            time: "2026-11-22T10:11:12.013Z".into(),
-            connection: "office".into(),
-            outcome: Outcome::Failed,
-            cause: "asked for".into(),
-            from: "10.0.1.2:4500".parse().unwrap(),
-            to: "10.0.2.2:4500".parse().unwrap(),
-            remote_from: "192.0.2.1:4500".parse().unwrap(),
-            remote_to: "192.0.2.1:4500".parse().unwrap(),
-            tried: vec![TriedPath {
-                local: "10.0.2.2:4500".parse().unwrap(),
-                remote: "192.0.2.1:4500".parse().unwrap(),
-                after_ms: 100.0,
-                answered_ms: None,
-            }],
-            took_ms: Some(1.25),
-            children: 1,
-            requests: 4,
-            plane_ms: 0.5,
-            gap_ms: None,
-            lost_in: None,
-            error: Some("no".into()),
-        };
+        let sas = vec![samples::sa()];
+        let connections = vec![ConnectionPaths { name: "office".into(), ike_sas: sas }];
+        let moved = samples::failed();
         for reply in
             [Reply::Paths(Paths { connections }), Reply::Moves(Moves { moves: vec![moved] })]
         {

@@ -524,6 +524,9 @@ fn fill(configuration: &str, psk_file: &Path) -> String {
 }
 
 const GATEWAY_TOML: &str = r#"# The gateway of `bewick demo`.
+[daemon]
+crash_tokens = false
+
 [[connection]]
 name = "road-warriors"
 role = "responder"

@@ -3,6 +3,7 @@
 
 mod calls;
 mod carry;
+mod crash;
 mod history;
 mod paths;
 mod plane;
@@ -167,6 +168,7 @@ struct Daemon {
     history: History,
     waiters: Waiters,
     _server: Server,
+    _crash: Option<crash::Kept>,
 }
 
 /// Where the inputs come from.
@@ -318,6 +320,16 @@ impl Daemon {
         };
         let mut host = Host::new(host_config, Random::from_seed(seed));
         host.set_half_open_limits(config.daemon.half_open);
+        let responder = config.connections.iter().any(|c| c.ike.role == Role::Responder);
+        let crash = match responder && config.daemon.crash_tokens {
+            true => crash::open(&config.daemon.state_dir)
+                .inspect_err(|e| warn!("peers notice a crash of this gateway late: {e}"))
+                .ok(),
+            false => None,
+        };
+        if let Some(kept) = &crash {
+            host.set_crash_secrets(kept.secrets.clone());
+        }
         let daemon = Daemon {
             host,
             connections: config.connections,
@@ -337,6 +349,7 @@ impl Daemon {
             recorder: Recorder::new(clock.0, names, config.daemon.log_addresses, events),
             waiters: Waiters::default(),
             _server: server,
+            _crash: crash,
         };
         info!(
             version = env!("CARGO_PKG_VERSION"),

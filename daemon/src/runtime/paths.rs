@@ -1,12 +1,14 @@
 //! The pairs of addresses as `bewick paths` shows them.
 
+use std::time::Duration;
+
 use bewick_ike::{ConnectionId, endpoint::SaStatus};
-use bewick_mobike::PairStatus;
+use bewick_mobike::{PairStatus, Promise};
 
 use super::{Daemon, history::ms};
 use crate::control::{
     Reply,
-    roaming::{ConnectionPaths, Moves, PathRecord, Paths, SaPaths},
+    roaming::{ConnectionPaths, Moves, PathRecord, Paths, PromiseRecord, SaPaths},
 };
 
 impl Daemon {
@@ -45,6 +47,7 @@ impl Daemon {
             spi_r: format!("{:016x}", sa.spis.1),
             remote_id: sa.peer.into(),
             primary: self.host.primary_state(sa.id).as_str().into(),
+            promise: self.host.promise(self.clock.now(), sa.id).map(promise_record),
             paths: pairs.iter().map(|pair| self.path_record(pair)).collect(),
         }
     }
@@ -65,5 +68,16 @@ impl Daemon {
             seen_as: pair.seen,
             one_way: pair.one_way,
         }
+    }
+}
+
+fn promise_record(promise: Promise) -> PromiseRecord {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    PromiseRecord {
+        busy_ms: promise.busy.map(ms),
+        idle_ms: promise.idle.map(ms),
+        standby_per_hour: promise.standby,
+        keepalives_per_hour: promise.keepalives,
+        liveness_per_hour: promise.liveness,
     }
 }

@@ -6,6 +6,7 @@ mod connect;
 mod interface;
 mod moving;
 mod probing;
+mod promise;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -32,6 +33,7 @@ use crate::{
 use probing::Bucket;
 pub(crate) use probing::Counts;
 pub use probing::PairStatus;
+pub use promise::{LEAST_FOUND, Promise, dead_after};
 
 pub use interface::{Command, CommandError, HostConfig, Input, MoveTarget, Output};
 

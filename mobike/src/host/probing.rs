@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Between two looks at the counters of the data plane while there is traffic, and while there is none.
-const COUNT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+pub(super) const COUNT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 
 /// After a pair has answered although no traffic comes in, the wait before it is asked again for that:
 /// the first, and the longest.
@@ -31,7 +31,7 @@ const LAST_QUESTION: Duration = Duration::from_secs(330);
 const REPEATS: u32 = 2;
 
 /// Alternatives that are kept warm.
-const WARM: usize = 2;
+pub(super) const WARM: usize = 2;
 
 /// The least time between two hints of strangers that are heeded (RFC 4555 §3.5).
 const BETWEEN_STRANGERS: Duration = Duration::from_secs(1);
@@ -70,6 +70,8 @@ impl Bucket {
 pub(crate) struct Counts {
     sent: u64,
     received: u64,
+    /// when it was looked at last, if something had been sent since the look before
+    spoke_at: Option<Time>,
     silent_since: Option<Time>,
     ask_again: Option<(Time, Duration)>,
     idle: u32,
@@ -78,7 +80,7 @@ pub(crate) struct Counts {
 impl Counts {
     /// Another pair is in use: what was not heard on the old one says nothing of it.
     pub(super) fn restart(&mut self) {
-        (self.silent_since, self.ask_again) = (None, None);
+        (self.silent_since, self.ask_again, self.spoke_at) = (None, None, None);
     }
 }
 
@@ -425,7 +427,15 @@ impl Host {
         if heard {
             (counts.silent_since, counts.ask_again) = (None, None);
         } else if spoke {
-            counts.silent_since.get_or_insert(now);
+            // Who was sending already at the last look has been without an answer since then.
+            counts.silent_since.get_or_insert(counts.spoke_at.unwrap_or(now));
+        }
+        counts.spoke_at = spoke.then_some(now);
+        if let Some(at) = counts.silent_since.map(|at| at + policy.dead_after)
+            && now < at
+            && at < now + COUNT.0
+        {
+            self.timers.set(id, Timer::Count, at);
         }
         let silent = counts.silent_since.is_some_and(|at| now.since(at) >= policy.dead_after);
         // One who sends without ever being answered is no reason to ask all the time.
@@ -449,19 +459,14 @@ impl Host {
         if !established || !idle || !self.ike.is_open(id) || self.ike.is_asking(id) {
             return;
         }
-        let metered = |path: &Path| {
-            let local = self.movers.locals.iter().find(|l| l.address == path.local.ip());
-            local.is_none_or(|local| local.metered) && !policy.standby_metered
-        };
         let fresh = |path: &Path| {
             mobility.pairs.get(*path).is_some_and(|record| {
                 let last = record.answered.max(record.asked);
                 last.is_some_and(|at| now.since(at) < policy.standby)
             })
         };
-        let others = self.candidates(now, id, current).into_iter().filter(|path| *path != current);
-        let mut best = others.filter(|path| !metered(path)).take(WARM);
-        let Some(path) = best.find(|path| !fresh(path)) else { return };
+        let best = self.warm(now, id, current);
+        let Some(path) = best.into_iter().find(|path| !fresh(path)) else { return };
         if self.bucket.take(now) {
             self.validate(now, id, path);
         }

@@ -17,7 +17,12 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     let (tunnel, node) = (place.tunnel, place.node);
     let (own, other) = (tunnel.side(node), tunnel.other_side(node));
     let is_client = node == Node::Client;
-    let mut text = format!("[daemon]\ndataplane = \"{}\"\nlog = \"debug\"\n", place.plane.name());
+    let state = place.scratch.join(format!("state-{}", node.name()));
+    let mut text = format!(
+        "[daemon]\ndataplane = \"{}\"\nlog = \"debug\"\nstate_dir = {:?}\n",
+        place.plane.name(),
+        state.display().to_string()
+    );
     if own.cookies {
         text.push_str("cookie_threshold = 0\n");
     }
