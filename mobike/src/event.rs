@@ -15,6 +15,8 @@ pub enum Cause {
     AddressBack(IpAddr),
     /// the operator asked for it
     Requested,
+    /// a better uplink than the one in use has worked for some time
+    Better,
     /// the peer moved and told us so (UPDATE_SA_ADDRESSES)
     PeerMoved,
     /// a NAT has given us another mapping (RFC 4555 §3.8)
@@ -35,6 +37,7 @@ impl fmt::Display for Cause {
             Cause::AddressGone(address) => write!(f, "our address {address} is gone"),
             Cause::AddressBack(address) => write!(f, "our address {address} is back"),
             Cause::Requested => f.write_str("asked for"),
+            Cause::Better => f.write_str("a better uplink works"),
             Cause::PeerMoved => f.write_str("the peer moved"),
             Cause::NatMapping => f.write_str("a NAT has changed its mapping"),
             Cause::PeerAddressGone(address) => write!(f, "the peer's address {address} is gone"),

@@ -16,7 +16,7 @@ use bewick_ike::{
 use crate::{
     address::LocalAddress,
     event::{Cause, Hint},
-    host::Counts,
+    host::{Back, Counts},
     kin::{self, Heard},
     notify,
     path::Pairs,
@@ -128,6 +128,8 @@ pub(crate) struct Mobility {
     pub(crate) esp_seen: Option<Path>,
     /// responder: traffic has followed the peer before it has shown that it receives there; where it did
     pub(crate) capped: Option<Path>,
+    /// initiator: a better pair than the one in use
+    pub(crate) back: Back,
     /// the peer is a Bewick too
     pub(crate) kin: bool,
     /// what its addresses cost, as it says
@@ -182,6 +184,7 @@ impl Mobility {
             updates: (Time::ZERO, 0),
             esp_seen: None,
             capped: None,
+            back: Back::default(),
             kin: false,
             peer_costs: Vec::new(),
             heard: Heard::default(),

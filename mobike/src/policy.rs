@@ -84,6 +84,9 @@ pub struct ConnectionPolicy {
     pub standby: Duration,
     /// also on uplinks that are metered
     pub standby_metered: bool,
+    /// as initiator: a better uplink than the one in use is taken when it has worked for so long; zero for
+    /// never
+    pub back_after: Duration,
     /// pairs are tried strictly one after the other, each wait twice as long as the one before
     /// (draft-ietf-multi6-failure-detection-00 §5.3)
     pub strict: bool,
@@ -103,6 +106,7 @@ impl Default for ConnectionPolicy {
             dead_after: Duration::from_secs(1),
             standby: Duration::from_secs(25),
             standby_metered: false,
+            back_after: Duration::from_secs(10),
             strict: false,
             hold: Duration::from_secs(3600),
         }

@@ -11,6 +11,8 @@ pub(crate) enum Timer {
     Count,
     /// the next probe of an alternative
     Standby,
+    /// the next question to a better pair than the one in use
+    Back,
     /// the peer's updates have come to rest
     Settle,
     /// whether the IKE_SA has all that the one has which it replaces

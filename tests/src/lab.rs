@@ -197,6 +197,7 @@ impl Default for Plan {
             // What is sent on pairs that are not in use a test asks for.
             client_policy: ConnectionPolicy {
                 standby: Duration::ZERO,
+                back_after: Duration::ZERO,
                 ..ConnectionPolicy::default()
             },
             client_plane_encap: false,

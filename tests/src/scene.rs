@@ -1,7 +1,7 @@
 //! What many tests of moves begin with and look at: puppets whose tunnel is up, further clients, ESP
 //! and IKE among what was captured.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use bewick_ike::{
     ChildId, ConnectionConfig, ConnectionId, Path, Time,
@@ -160,7 +160,8 @@ pub fn add_client(lab: &mut Lab, name: &str, seed: u64, at: (Realm, IpAddr)) -> 
     let uplink = lab.world.net.add_uplink(host, "wlan0", at.0, &[at.1]);
     let local_id = format!("{name}@example.com").parse().expect("an identity");
     let config = ConnectionConfig { local_id, ..client_config() };
-    let connections = vec![(config, ConnectionPolicy::default())];
+    let policy = ConnectionPolicy { back_after: Duration::ZERO, ..ConnectionPolicy::default() };
+    let connections = vec![(config, policy)];
     // The same stream as the lab's own client's: with the same seed both make the same choices.
     let random = stream(seed, "client 0");
     let mut machine = Host::new(HostConfig { connections, ..HostConfig::default() }, random);

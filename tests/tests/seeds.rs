@@ -92,6 +92,7 @@ impl Story {
             _ => ReturnRoutability::Before,
         };
         plan.client_policy.standby = Duration::from_secs(5 * below(&mut random, 4));
+        plan.client_policy.back_after = Duration::from_secs(below(&mut random, 3) * 4);
         plan.client_policy.strict = one_in(&mut random, 10);
         if one_in(&mut random, 2) {
             (plan.client_policy.hold, plan.gateway_policy.hold) = (SHORT, SHORT);

@@ -13,8 +13,8 @@ const RESPONDER_KEYS: [&str; 6] =
     ["peer_from", "peer_not_from", "peer_family", "peer_nat", "peer_any_port", "esp_follow"];
 
 /// What only an initiator decides.
-const INITIATOR_KEYS: [&str; 5] =
-    ["dead_after_ms", "found_within_ms", "standby", "standby_metered", "probing"];
+const INITIATOR_KEYS: [&str; 6] =
+    ["dead_after_ms", "found_within_ms", "back_after", "standby", "standby_metered", "probing"];
 
 /// Reads them; what is wrong is in the reader's report.
 pub(super) fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> ConnectionPolicy {
@@ -63,6 +63,9 @@ pub(super) fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> 
     }
     if let Some(field) = reader.number("standby", 0..=3600, "seconds") {
         out.standby = Duration::from_secs(field.value);
+    }
+    if let Some(field) = reader.number("back_after", 0..=86_400, "seconds") {
+        out.back_after = Duration::from_secs(field.value);
     }
     out.standby_metered = reader.bool("standby_metered").is_some_and(|field| field.value);
     let ways = [("race", false), ("strict", true)];

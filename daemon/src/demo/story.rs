@@ -547,6 +547,7 @@ remote_id = "gateway.demo.example"
 psk_file = "@PSK@"
 remote_ts = ["10.1.0.0/16"]
 virtual_ip = true
+back_after = 0
 "#;
 
 #[cfg(test)]

@@ -267,6 +267,7 @@ impl Host {
                 Timer::Race => self.on_race(now, id),
                 Timer::Count => self.on_count(now, id),
                 Timer::Standby => self.on_standby(now, id),
+                Timer::Back => self.on_back(now, id),
                 Timer::Settle => self.on_settled(now, id),
                 Timer::Retire => self.on_retire(now, id),
             }

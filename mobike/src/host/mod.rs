@@ -2,6 +2,7 @@
 
 mod addresses;
 mod answers;
+mod back;
 mod connect;
 mod interface;
 mod moving;
@@ -30,6 +31,7 @@ use crate::{
     timers::Timer,
 };
 
+pub(crate) use back::Back;
 use probing::Bucket;
 pub(crate) use probing::Counts;
 pub use probing::PairStatus;

@@ -63,6 +63,9 @@ impl Host {
         let stranded = std::mem::take(&mut mobility.stranded);
         mobility.race = None;
         mobility.counts.restart();
+        if (from.local.ip(), from.remote.ip()) != (to.local.ip(), to.remote.ip()) {
+            mobility.back.moved(now, cause);
+        }
         // It was of the old pair; the answer to the update tells the new one.
         mobility.seen_as = None;
         // Where ESP came from before says nothing any more.

@@ -53,7 +53,7 @@ impl Default for Bucket {
 }
 
 impl Bucket {
-    fn take(&mut self, now: Time) -> bool {
+    pub(super) fn take(&mut self, now: Time) -> bool {
         let micros = u64::try_from(now.since(self.at).as_micros()).unwrap_or(u64::MAX);
         let gained = micros.saturating_mul(COPIES.0) / 1_000_000;
         if gained > 0 {
@@ -397,6 +397,9 @@ impl Host {
         self.ike.set_patience(id, policy.hold, policy.hold);
         if !policy.dead_after.is_zero() {
             self.timers.set(id, Timer::Count, now + COUNT.1);
+        }
+        if !policy.back_after.is_zero() {
+            self.timers.set(id, Timer::Back, now + policy.back_after / 4);
         }
         if !policy.standby.is_zero() {
             self.timers.set(id, Timer::Standby, now + policy.standby / 8);

@@ -30,7 +30,8 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     text.push_str(&match is_client {
         true => format!(
             "role = \"initiator\"\ngateway = \"{}\"\nlocal_id = \"{CLIENT_ID}\"\n\
-             remote_id = \"{GATEWAY_ID}\"\nvirtual_ip = true\nstart = \"manual\"\n",
+             remote_id = \"{GATEWAY_ID}\"\nvirtual_ip = true\nstart = \"manual\"\n\
+             back_after = 0\n",
             tunnel.gateway_address()
         ),
         false => format!(
