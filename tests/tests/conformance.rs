@@ -209,11 +209,7 @@ const MOBIKE: [&str; 114] = [
 ];
 
 /// Those without a test of their name, and why.
-const WITHOUT: [(&str, &str); 3] = [
-    (
-        "M-3.7-5",
-        "stricter here: an answer proves the peer's address only if it has our COOKIE2; see m_3_7_3",
-    ),
+const WITHOUT: [(&str, &str); 2] = [
     (
         "X-15",
         "virtual addresses stand on a device of the kernel's that no uplink takes down: a matter of the \
