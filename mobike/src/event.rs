@@ -192,6 +192,8 @@ pub enum Event {
         to: Path,
         /// why not
         error: ActionError,
+        /// the pairs that were asked before, in that order
+        tried: Vec<Tried>,
     },
     /// No address of ours is left for this IKE_SA; it is held until there is one.
     Stranded {

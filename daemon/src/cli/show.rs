@@ -77,6 +77,7 @@ fn ike_sa(out: &mut String, sa: &IkeSaStatus) {
 }
 
 fn child(out: &mut String, child: &ChildStatus) {
+    let esn = if child.esn { ", 64-bit sequence numbers" } else { "" };
     let encap = if child.encap { " in UDP" } else { "" };
     let _ = writeln!(
         out,
@@ -86,7 +87,7 @@ fn child(out: &mut String, child: &ChildStatus) {
     );
     let _ = writeln!(
         out,
-        "            {}{encap}, SPIs {} {}",
+        "            {}{esn}{encap}, SPIs {} {}",
         child.suite, child.spi_in, child.spi_out
     );
     let _ = writeln!(
@@ -154,6 +155,7 @@ mod tests {
                 spi_in: "0x11223344".into(),
                 spi_out: "0x55667788".into(),
                 suite: "aes256gcm16".into(),
+                esn: false,
                 encap: true,
                 local_ts: vec!["10.9.0.1/32".into()],
                 remote_ts: vec!["10.1.0.0/16".into()],

@@ -1,6 +1,6 @@
 //! The `[[connection.child]]` tables: CHILD_SAs beside the connection's first (RFC 7296 §1.3.1).
 
-use bewick_ike::config::{ChildConfig, Role, Selectors};
+use bewick_ike::config::{ChildConfig, EspProposal, Role, Selectors};
 use toml::de::DeValue;
 
 use crate::config::{
@@ -16,6 +16,7 @@ const MOST: usize = 32;
 pub(super) fn tables(
     connection: &mut TableReader<'_, '_, '_>,
     role: Option<Role>,
+    of_connection: &[EspProposal],
 ) -> Vec<ChildConfig> {
     let Some(value) = connection.value("child") else { return Vec::new() };
     let DeValue::Array(array) = value.get_ref() else {
@@ -37,7 +38,7 @@ pub(super) fn tables(
         };
         let name = "[[connection.child]]";
         let mut reader = TableReader::new(table, item.span(), name, connection.report);
-        if let Some(child) = read(&mut reader, role) {
+        if let Some(child) = read(&mut reader, role, of_connection) {
             if out.iter().any(|other| other.name == child.name) {
                 let text = format!(
                     "a child named {:?} stands further up; expected a name of its own",
@@ -52,12 +53,20 @@ pub(super) fn tables(
     out
 }
 
-fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> Option<ChildConfig> {
+fn read(
+    reader: &mut TableReader<'_, '_, '_>,
+    role: Option<Role>,
+    of_connection: &[EspProposal],
+) -> Option<ChildConfig> {
     let name = reader.string("name", "a name for the CHILD_SA");
     if name.is_none() && reader.key_span("name").is_none() {
         reader.missing("name is missing; expected a name for the CHILD_SA");
     }
-    let esp_proposals = proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, proposal::esp);
+    // What the connection says holds for all of it.
+    let esp_proposals = match reader.key_span("esp_proposals") {
+        Some(_) => proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, proposal::esp),
+        None => of_connection.to_vec(),
+    };
     let local_ts = traffic(reader, "local_ts");
     let remote_ts = traffic(reader, "remote_ts");
     let (needed, key, text) = match role {

@@ -96,7 +96,7 @@ pub(super) fn read(
         reader.number("ike_lifetime", 0..=86_400, "seconds").map_or(14_400, |field| field.value);
     let window = reader.number("window", 1..=16, "requests").map_or(1, |field| field.value as u32);
     let childless = reader.word("childless", &CHILDLESS).unwrap_or_default();
-    let more_children = child::tables(reader, role);
+    let more_children = child::tables(reader, role, &esp_proposals);
     let fragment_size = fragment_size(reader);
     let policy = moving::read(reader, role);
     let mut initiator = InitiatorPart::default();

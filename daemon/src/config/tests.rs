@@ -155,6 +155,11 @@ fn child_sas_beside_the_first_have_tables_of_their_own() {
     assert_eq!(ike.children().count(), 2);
     assert_eq!(ike.more_children[0].name, "two");
     assert!(ike.more_children[0].esp_proposals[0].key_exchange.is_some());
+    // What it does not say is as the connection says.
+    let silent = child.lines().take(3).collect::<Vec<_>>().join("\n");
+    let all = format!("{CLIENT}esp_proposals = [\"aes128gcm16-esn\"]\n{silent}\n");
+    let ike = &read(&all).unwrap().connections[0].ike;
+    assert_eq!(ike.more_children[0].esp_proposals, ike.esp_proposals);
     let wrong = problems(&format!("{CLIENT}{}", child.replace("remote_ts", "remote_net")));
     assert_eq!(wrong.len(), 2, "{wrong:?}");
     assert!(wrong.iter().any(|text| text.contains("did you mean remote_ts?")), "{wrong:?}");

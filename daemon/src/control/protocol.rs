@@ -203,6 +203,9 @@ pub struct ChildStatus {
     pub spi_out: String,
     /// the algorithms in the words of the configuration
     pub suite: String,
+    /// extended sequence numbers (RFC 4303 §2.2.1)
+    #[serde(default)]
+    pub esn: bool,
     /// whether ESP travels in UDP
     pub encap: bool,
     /// what is on our side

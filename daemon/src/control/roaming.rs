@@ -132,7 +132,7 @@ pub struct MoveRecord {
     pub remote_from: SocketAddr,
     /// the peer's address after
     pub remote_to: SocketAddr,
-    /// the pairs that were asked before, in that order; not known of a move that failed
+    /// the pairs that were asked before, in that order
     pub tried: Vec<TriedPath>,
     /// milliseconds from the decision to the confirmation, or to the failure
     #[serde(default)]

@@ -101,7 +101,12 @@ impl History {
                 self.unmeasured.insert(*sa, (Instant::now(), record.time.clone()));
                 self.keep(record);
             }
-            Event::MoveFailed { sa, error, .. } => self.fail(*sa, error.0.clone()),
+            Event::MoveFailed { sa, error, tried, .. } => {
+                if let Some(one) = self.under_way.get_mut(sa) {
+                    one.record.tried = tried.iter().map(tried_path).collect();
+                }
+                self.fail(*sa, error.0.clone());
+            }
             Event::Stranded { sa, .. } => {
                 self.fail(*sa, "no address is left that can reach the peer".into());
             }
@@ -288,7 +293,16 @@ mod tests {
         let error = ActionError("no such state".into());
         let unanswered = Event::Refused { path: way(5), reason: CloseReason::Unanswered(way(5)) };
         let ends = [
-            (2, Event::MoveFailed { connection: OFFICE, sa: sa(1), to: way(2), error }),
+            (
+                2,
+                Event::MoveFailed {
+                    connection: OFFICE,
+                    sa: sa(1),
+                    to: way(2),
+                    error,
+                    tried: Vec::new(),
+                },
+            ),
             (3, Event::Stranded { connection: OFFICE, sa: sa(1) }),
             (4, closed(1)),
             (5, unanswered),

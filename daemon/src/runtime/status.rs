@@ -117,6 +117,7 @@ fn child_status(child: &bewick_ike::Child) -> ChildStatus {
         spi_in: child.spi_in.to_string(),
         spi_out: child.spi_out.to_string(),
         suite: esp_name(child.suite),
+        esn: child.esn,
         encap: child.encap,
         local_ts: shown(&child.ts_local),
         remote_ts: shown(&child.ts_remote),

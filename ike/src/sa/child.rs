@@ -30,6 +30,8 @@ pub struct Child {
     pub spi_out: EspSpi,
     /// its algorithms
     pub suite: EspSuite,
+    /// extended sequence numbers (RFC 4303 §2.2.1)
+    pub esn: bool,
     /// what is on our side
     pub ts_local: Vec<TrafficSelector>,
     /// what is on the peer's side
@@ -65,6 +67,7 @@ impl Child {
             spi_in: sa.spi_in,
             spi_out: sa.spi_out,
             suite: sa.suite,
+            esn: sa.esn,
             ts_local: sa.ts_local.clone(),
             ts_remote: sa.ts_remote.clone(),
             config,

@@ -205,8 +205,9 @@ impl Host {
         };
         if let Err(error) = result {
             mobility.underway = None;
+            let tried = std::mem::take(&mut mobility.tried);
             let reason = CloseReason::DataPlane(error.0.clone());
-            self.event(Event::MoveFailed { connection, sa: id, to, error });
+            self.event(Event::MoveFailed { connection, sa: id, to, error, tried });
             // Never half-moved: a plane that can't follow has an IKE_SA that is of no use.
             self.ike.close_because(now, id, reason, &mut self.movers);
             return;
