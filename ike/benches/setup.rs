@@ -227,6 +227,7 @@ impl Pair {
                             }
                         }
                         Output::Event(Event::Answering { .. }) => {}
+                        Output::Keys(_) => panic!("nobody has asked for keys"),
                         Output::Event(event) => panic!("{event:?}"),
                     }
                 }

@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use crate::{
     child::{ChildId, ChildMove, ChildSa},
     config::{ConnectionId, Role},
+    crypto::IkeEncryption,
     path::Path,
+    secret::Secret,
     time::Time,
     wire::Payload,
 };
@@ -34,6 +36,22 @@ pub enum Output {
     },
     /// Something has happened.
     Event(Event),
+    /// The keys of an IKE_SA, for whoever looks at what is sent
+    /// ([`Endpoint::set_reveals_keys`](crate::Endpoint::set_reveals_keys)); none unless that was asked for.
+    Keys(Box<IkeKeys>),
+}
+
+/// The keys that protect the messages of an IKE_SA (RFC 7296 §2.14, §2.18).
+#[derive(Debug)]
+pub struct IkeKeys {
+    /// the SPIs of initiator and responder
+    pub spis: (u64, u64),
+    /// the algorithms
+    pub encryption: IkeEncryption,
+    /// SK_ei and SK_er, an AEAD's salt at the end of each
+    pub encryption_keys: (Secret, Secret),
+    /// SK_ai and SK_ar, empty with an AEAD
+    pub integrity_keys: (Secret, Secret),
 }
 
 /// A datagram: an IKE message without the non-ESP marker, which the socket of port 4500 adds

@@ -29,7 +29,8 @@ pub use config::{ConnectionConfig, ConnectionId, Role};
 pub use crash::CrashSecrets;
 pub use endpoint::Endpoint;
 pub use event::{
-    Action, ActionError, ActionId, CloseReason, Established, Event, Output, SaId, Tag, Transmit,
+    Action, ActionError, ActionId, CloseReason, Established, Event, IkeKeys, Output, SaId, Tag,
+    Transmit,
 };
 pub use extension::{Extension, SaView};
 pub use path::Path;

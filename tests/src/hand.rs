@@ -295,6 +295,7 @@ impl Hand {
                         }
                     }
                 }
+                Output::Keys(_) => {}
                 Output::Action { id, .. } => {
                     let result = match self.plane_refuses {
                         true => Err(ActionError("the plane was told to refuse".into())),

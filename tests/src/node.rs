@@ -138,6 +138,7 @@ impl Honest {
                 }
                 HostOutput::Count { sa, .. } => Output::Count { id: sa.0 },
                 HostOutput::Event(event) => Output::Event(event),
+                HostOutput::Keys(_) => continue,
                 HostOutput::Resolve(connection) => {
                     let addresses = self.gateways.clone();
                     let answer = HostInput::Resolved { connection, addresses };

@@ -204,6 +204,7 @@ impl Puppet {
                     return Some(pair::Output::Action { id: id.0, action: translate(action) });
                 }
                 Output::Event(event) => self.events.push((self.now, event)),
+                Output::Keys(_) => {}
             }
         }
     }

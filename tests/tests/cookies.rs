@@ -44,6 +44,7 @@ fn sent(endpoint: &mut Endpoint) -> Vec<(Path, Vec<u8>)> {
     while let Some(output) = endpoint.poll_output() {
         match output {
             Output::Transmit(transmit) => sent.push((transmit.path, transmit.bytes)),
+            Output::Keys(_) => panic!("nobody has asked for keys"),
             Output::Action { id, .. } => endpoint.answer(Time::ZERO, id, Ok(()), &mut Plain),
             Output::Event(Event::Reached { .. } | Event::Answering { .. }) => {}
             Output::Event(event) => assert!(matches!(event, Event::Established(_)), "{event:?}"),

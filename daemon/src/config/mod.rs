@@ -57,6 +57,8 @@ pub struct DaemonConfig {
     pub control: Option<PathBuf>,
     /// where what must outlive the daemon is kept
     pub state_dir: PathBuf,
+    /// where the keys of every tunnel are written down for Wireshark, if anywhere
+    pub key_log: Option<PathBuf>,
     /// whether peers get a token by which they know that this gateway has lost their IKE_SAs (RFC 6290)
     pub crash_tokens: bool,
     /// when peers must return a cookie, and how many half-open IKE_SAs there may be
@@ -72,6 +74,7 @@ impl Default for DaemonConfig {
             log_addresses: false,
             control: None,
             state_dir: "/var/lib/bewick".into(),
+            key_log: None,
             crash_tokens: true,
             half_open: HalfOpenLimits::default(),
         }
@@ -176,6 +179,13 @@ fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {
             reader.report.add(&folder.span, text);
         }
         out.state_dir = folder.value.into();
+    }
+    if let Some(folder) = reader.string("key_log", "the path of a folder") {
+        if !folder.value.starts_with('/') {
+            let text = format!("key_log is {:?}; expected a path from / on", folder.value);
+            reader.report.add(&folder.span, text);
+        }
+        out.key_log = Some(folder.value.into());
     }
     out.crash_tokens = reader.bool("crash_tokens").is_none_or(|field| field.value);
     let limits = &mut out.half_open;

@@ -141,7 +141,7 @@ fn an_unknown_key_with_its_likely_meaning() {
     assert_eq!(
         problems(&format!("[daemon]\ncolour = 1\n{CLIENT}")),
         ["b.toml:2:1: unknown key colour in [daemon]; known here: control, cookie_threshold, \
-             crash_tokens, dataplane, device, half_open_limit, half_open_limit_per_address, log, \
+             crash_tokens, dataplane, device, half_open_limit, half_open_limit_per_address, key_log, log, \
              log_addresses, state_dir"]
     );
 }

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::Daemon;
+use super::{Daemon, keylog::KeyLog};
 use crate::config::Connection;
 
 /// How long a gateway's name may take to be looked up.
@@ -51,6 +51,7 @@ impl Daemon {
                     self.host.handle(self.clock.now(), Input::Counted { sa, sent, received });
                 }
                 Output::Event(event) => self.on_event(&event).await,
+                Output::Keys(keys) => self.write_down(|log| log.ike(&keys)),
             }
         }
         self.serve_waiters();
@@ -61,6 +62,7 @@ impl Daemon {
         let refused = |e: &dyn std::fmt::Display| ActionError(e.to_string());
         match action {
             Action::Install(sa) => {
+                self.write_down(|log| log.esp(sa));
                 self.plane.install(sa).await.map_err(|e| refused(&e))?;
                 if let Err(e) = self.route(sa).await {
                     if let Err(e) = self.plane.remove(sa.id).await {
@@ -91,6 +93,13 @@ impl Daemon {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Writes keys down, if the operator wants that.
+    fn write_down(&mut self, write: impl FnOnce(&mut KeyLog) -> std::io::Result<()>) {
+        if let Some(Err(e)) = self.key_log.as_mut().map(write) {
+            warn!("key_log: {e}");
         }
     }
 

@@ -5,6 +5,7 @@ mod calls;
 mod carry;
 mod crash;
 mod history;
+mod keylog;
 mod paths;
 mod plane;
 mod record;
@@ -42,6 +43,7 @@ use crate::{
 use calls::Waiters;
 use carry::Resolved;
 use history::History;
+use keylog::KeyLog;
 use record::Recorder;
 
 /// How long the peers have to confirm that their IKE_SAs are deleted when the daemon ends.
@@ -169,6 +171,7 @@ struct Daemon {
     waiters: Waiters,
     _server: Server,
     _crash: Option<crash::Kept>,
+    key_log: Option<KeyLog>,
 }
 
 /// Where the inputs come from.
@@ -320,6 +323,19 @@ impl Daemon {
         };
         let mut host = Host::new(host_config, Random::from_seed(seed));
         host.set_half_open_limits(config.daemon.half_open);
+        let key_log = match &config.daemon.key_log {
+            None => None,
+            Some(folder) => {
+                let failed = |e| RunError::System("open the files of key_log", e);
+                warn!(
+                    folder = %folder.display(),
+                    "the keys of every tunnel are written down (key_log): whoever has them can read \
+                     what goes through"
+                );
+                host.set_reveals_keys(true);
+                Some(KeyLog::open(folder).map_err(failed)?)
+            }
+        };
         let responder = config.connections.iter().any(|c| c.ike.role == Role::Responder);
         let crash = match responder && config.daemon.crash_tokens {
             true => crash::open(&config.daemon.state_dir)
@@ -350,6 +366,7 @@ impl Daemon {
             waiters: Waiters::default(),
             _server: server,
             _crash: crash,
+            key_log,
         };
         info!(
             version = env!("CARGO_PKG_VERSION"),

@@ -206,6 +206,12 @@ impl Endpoint {
         }
     }
 
+    /// Has the keys of every IKE_SA come out of [`Self::poll_output`]: for looking at what is sent, and for
+    /// nothing else.
+    pub fn set_reveals_keys(&mut self, reveals: bool) {
+        self.shared.reveals_keys = reveals;
+    }
+
     /// Sets what crash tokens are made with (RFC 6290); without a secret none are.
     pub fn set_crash_secrets(&mut self, secrets: CrashSecrets) {
         self.shared.crash = secrets;

@@ -297,7 +297,9 @@ fn on_answer(
     let sk =
         derive_ike(suite, &secret, &state.nonce, nonce_r, &spis.0, &spis.1).map_err(internal)?;
     sa.channel.spi_r = spi_r;
-    sa.channel.keys = Some(Keys::new(suite, sk, sa.role).map_err(internal)?);
+    let keys = Keys::new(suite, sk, sa.role).map_err(internal)?;
+    cx.shared.reveal(sa.channel.spis(), &keys);
+    sa.channel.keys = Some(keys);
     sa.channel.fragments = Fragments::new(fragments);
     sa.channel.outgoing.take(0, ExchangeType::IKE_SA_INIT);
     sa.last_heard = cx.now;

@@ -113,6 +113,7 @@ pub(crate) fn accept(
     )
     .map_err(fault)?;
     let keys = Keys::new(suite, sk, Role::Responder).map_err(fault)?;
+    cx.shared.reveal((spi_i, spi_r), &keys);
     // The peer's hashes were made with an SPIr of 0; ours have the one we chose.
     let detected = nat::detect((spi_i, 0), path, &message.payloads)
         .filter(|_| cx.shared.responder_traverses_nats());

@@ -129,6 +129,12 @@ fn derive(
     Some(channel)
 }
 
+fn reveal(cx: &mut Cx<'_>, channel: &Channel) {
+    if let Some(keys) = &channel.keys {
+        cx.shared.reveal(channel.spis(), keys);
+    }
+}
+
 /// The peer's request; gives the payloads of the response.
 pub(crate) fn on_request(
     sa: &mut Sa,
@@ -179,6 +185,7 @@ pub(crate) fn on_request(
     let role = Role::Responder;
     let channel = derive(sa, (role, suite), &secret, nonces, (spi_i, spi_r));
     let Some(mut channel) = channel else { return refuse(Fault::Busy, &[]) };
+    reveal(cx, &channel);
     let mut response = vec![Payload::Nonce(nonce_r.clone())];
     answer.spi = spi_r.to_be_bytes().to_vec();
     response.insert(0, Payload::SecurityAssociation(vec![answer]));
@@ -224,6 +231,7 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, rekey: RekeyIke, payload
         live::end(sa, cx, CloseReason::Protocol(reason.into()));
         return;
     };
+    reveal(cx, &channel);
     let until = cx.now + former::patience(&sa.policy(cx.shared));
     let loses = former::successor(sa).is_some_and(|theirs| nonces.lowest() < theirs.lowest());
     match former::take_successor(sa) {

@@ -7,19 +7,21 @@ use crate::{
     config::{Childless, ConnectionConfig, ConnectionId, Role},
     crash::CrashSecrets,
     endpoint::timers::{Timer, Timers},
-    event::{Action, ActionId, Event, Output, SaId, Transmit},
+    event::{Action, ActionId, Event, IkeKeys, Output, SaId, Transmit},
     path::Path,
     pool::Pool,
     random::Random,
     time::Time,
 };
 
-use super::uniqueness::Peer;
+use super::{envelope::Keys, uniqueness::Peer};
 
 /// What all IKE_SAs of an endpoint share.
 pub(crate) struct Shared {
     pub(crate) random: Random,
     pub(crate) connections: Vec<ConnectionConfig>,
+    /// the keys of IKE_SAs are told of
+    pub(crate) reveals_keys: bool,
     /// what tokens are made with, if any are
     pub(crate) crash: CrashSecrets,
     pub(crate) pools: BTreeMap<ConnectionId, Vec<Pool>>,
@@ -54,6 +56,7 @@ impl Shared {
         Shared {
             random,
             connections,
+            reveals_keys: false,
             crash: CrashSecrets::default(),
             pools,
             timers: Timers::default(),
@@ -108,6 +111,19 @@ impl Shared {
 
     pub(crate) fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
+    }
+
+    /// Tells the keys of an IKE_SA, if that is wanted.
+    pub(crate) fn reveal(&mut self, spis: (u64, u64), keys: &Keys) {
+        if self.reveals_keys {
+            let sk = &keys.sk;
+            self.outputs.push_back(Output::Keys(Box::new(IkeKeys {
+                spis,
+                encryption: keys.suite.encryption,
+                encryption_keys: (sk.ei.clone(), sk.er.clone()),
+                integrity_keys: (sk.ai.clone(), sk.ar.clone()),
+            })));
+        }
     }
 
     pub(crate) fn action(&mut self, sa: SaId, action: Action) -> ActionId {

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bewick_ike::{
-    Action, ActionError, ActionId, ChildId, ConnectionConfig, ConnectionId, Path, SaId, Transmit,
+    Action, ActionError, ActionId, ChildId, ConnectionConfig, ConnectionId, IkeKeys, Path, SaId,
+    Transmit,
 };
 
 use crate::{address::LocalAddress, event::Event, policy::ConnectionPolicy};
@@ -145,4 +146,6 @@ pub enum Output {
     Resolve(ConnectionId),
     /// something has happened
     Event(Event),
+    /// the keys of an IKE_SA, if they were asked for
+    Keys(Box<IkeKeys>),
 }

@@ -166,6 +166,11 @@ impl Host {
         self.ike.set_wall_clock(clock);
     }
 
+    /// Has the keys of every IKE_SA come out as [`Output::Keys`]: for looking at what is sent.
+    pub fn set_reveals_keys(&mut self, reveals: bool) {
+        self.ike.set_reveals_keys(reveals);
+    }
+
     /// Sets what crash tokens are made with (RFC 6290); without a secret none are.
     pub fn set_crash_secrets(&mut self, secrets: CrashSecrets) {
         self.ike.set_crash_secrets(secrets);
@@ -318,6 +323,7 @@ impl Host {
                 self.outputs.push_back(Output::Action { id, action });
             }
             event::Output::Event(event) => self.on_event(now, event),
+            event::Output::Keys(keys) => self.outputs.push_back(Output::Keys(keys)),
         }
     }
 
