@@ -10,6 +10,7 @@ mod ends;
 mod failure;
 mod flow;
 mod life;
+mod oracle;
 mod peer;
 mod pki;
 mod place;

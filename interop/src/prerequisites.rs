@@ -12,6 +12,7 @@ const RUNNER: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("ping", "iputils-ping"),
     ("tcpdump", "tcpdump"),
+    ("tshark", "tshark"),
     ("iptables-legacy", "iptables"),
     ("nft", "nftables"),
     ("openssl", "openssl"),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Context, Result};
+use crate::oracle::Judged;
 
 /// One uplink taken away from the client.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,9 +82,20 @@ pub struct Verdict {
     /// The tunnels tried, if there were several.
     #[serde(default)]
     pub cases: Vec<CaseVerdict>,
+    /// IKE messages that tshark opened with bewick's keys and that were held against the rules.
+    #[serde(default)]
+    pub opened: usize,
+    /// ESP packets, of which no number came twice.
+    #[serde(default)]
+    pub esp: usize,
 }
 
 impl Verdict {
+    /// Notes what was found in the captures.
+    pub fn note(&mut self, judged: Judged) {
+        (self.opened, self.esp) = (judged.opened, judged.esp);
+    }
+
     /// Runs a step and notes that it was passed.
     ///
     /// # Errors
@@ -120,6 +132,10 @@ impl Verdict {
         for one in &self.moves {
             let gap = one.gap_ms.map_or("no traffic after".to_owned(), |ms| format!("{ms:.1} ms"));
             text.push_str(&format!("   {}: {gap}, {} of {} lost", one.kind, one.lost, one.sent));
+        }
+        if self.opened > 0 {
+            let (opened, esp) = (self.opened, self.esp);
+            text.push_str(&format!("\n      {opened} IKE messages opened, {esp} ESP packets"));
         }
         for one in &self.cases {
             let end = if one.reason.is_some() { " FAIL" } else { "" };

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::fail;
 use crate::failure::{Context, Result};
+use crate::oracle;
 use crate::peer::{Plane, Program};
 use crate::place;
 use crate::prerequisites;
@@ -28,7 +29,15 @@ pub fn run(scenario: Scenario, out: &Path) -> Verdict {
     let folder = out.join(scenario.name());
     let mut verdict = Verdict { name: scenario.name(), ..Verdict::default() };
     match attempt(scenario, &folder, &mut verdict) {
-        Ok(()) => {}
+        Ok(()) => match (verdict.passed, oracle::judge(&folder)) {
+            (_, Ok(judged)) => verdict.note(judged),
+            (true, Err(failure)) => {
+                verdict.passed = false;
+                verdict.reason = Some(format!("the capture: {failure}"));
+            }
+            // What went wrong before is the better reason.
+            (false, Err(_)) => {}
+        },
         Err(failure) => {
             verdict.passed = false;
             verdict.reason = Some(failure.to_string());

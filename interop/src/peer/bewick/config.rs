@@ -18,10 +18,14 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     let (own, other) = (tunnel.side(node), tunnel.other_side(node));
     let is_client = node == Node::Client;
     let state = place.scratch.join(format!("state-{}", node.name()));
+    let keys = std::path::absolute(place.out.join(format!("keys-{}", node.name())));
+    let keys = keys.context("where keys go")?;
     let mut text = format!(
-        "[daemon]\ndataplane = \"{}\"\nlog = \"debug\"\nstate_dir = {:?}\n",
+        "[daemon]\ndataplane = \"{}\"\nlog = \"debug\"\nstate_dir = {:?}\n\
+         key_log = {:?}\n",
         place.plane.name(),
-        state.display().to_string()
+        state.display().to_string(),
+        keys.display().to_string()
     );
     if own.cookies {
         text.push_str("cookie_threshold = 0\n");

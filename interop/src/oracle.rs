@@ -1,0 +1,307 @@
+//! The captures of a scenario, opened by tshark with the keys that bewick wrote down, and held against rules
+//! that are true of every tunnel: another program than ours has to be able to read what was sent.
+
+mod frame;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::fail;
+use crate::failure::{Context, Result};
+use crate::process;
+use crate::topology::GATEWAYS;
+use frame::{FIELDS, Frame, Ike, parse};
+
+/// IKE_AUTH and INFORMATIONAL (RFC 7296 §3.1).
+const IKE_AUTH: u8 = 35;
+const INFORMATIONAL: u8 = 37;
+
+/// RFC 4555 §4.2.
+const MOBIKE_SUPPORTED: u32 = 16396;
+const UPDATE_SA_ADDRESSES: u32 = 16400;
+const COOKIE2: u32 = 16401;
+
+/// The payload with what a CHILD_SA is to have (RFC 7296 §3.2).
+const SECURITY_ASSOCIATION: u8 = 33;
+
+/// How long tshark may take for one capture.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What was looked at.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Judged {
+    /// IKE messages that were opened.
+    pub opened: usize,
+    /// ESP packets.
+    pub esp: usize,
+}
+
+/// Judges every capture below this folder whose daemons have written down keys.
+///
+/// # Errors
+/// The rule that a capture breaks, and the number of its frame; or what tshark said.
+pub fn judge(folder: &Path) -> Result<Judged> {
+    let mut judged = Judged::default();
+    for capture in captures(folder)? {
+        let place = capture.parent().unwrap_or(folder);
+        let Some(keys) = key_folder(place)? else { continue };
+        let one = judge_one(&capture, &keys).context(capture.display())?;
+        judged.opened += one.opened;
+        judged.esp += one.esp;
+    }
+    Ok(judged)
+}
+
+fn captures(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).context(folder.display())? {
+        let path = entry.context(folder.display())?.path();
+        if path.is_dir() {
+            found.extend(captures(&path)?);
+        } else if path.file_name().is_some_and(|name| name == "router.pcap") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The keys of the first of the daemons here that has written some.
+fn key_folder(place: &Path) -> Result<Option<PathBuf>> {
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(place).context(place.display())? {
+        let path = entry.context(place.display())?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        if name.is_some_and(|name| name.starts_with("keys-")) {
+            folders.push(path);
+        }
+    }
+    folders.sort();
+    Ok(folders.into_iter().next())
+}
+
+fn judge_one(capture: &Path, keys: &Path) -> Result<Judged> {
+    let mut command = Command::new("tshark");
+    command.env("WIRESHARK_CONFIG_DIR", keys).args(["-n", "-r"]).arg(capture);
+    // What UDP port 4500 carries tshark knows; a NAT's ports it does not, but the other side's is 4500.
+    command.args(["-o", "esp.enable_encryption_decode:FALSE"]);
+    command.args(["-Y", "isakmp || esp || _ws.malformed", "-T", "fields"]);
+    command.args(["-E", "separator=\t", "-E", "aggregator=;"]);
+    for field in FIELDS {
+        command.args(["-e", field]);
+    }
+    let text = process::output(&mut command, LIMIT)?;
+    let frames: Vec<Frame> = text.lines().filter_map(parse).collect();
+    let known = known(&keys.join("ikev2_decryption_table"))?;
+    well_formed(&frames)?;
+    let opened = opened(&frames, &known)?;
+    mobike_where_it_must_be(&frames, says_mobike(capture.parent())?)?;
+    let esp = no_number_twice(&frames)?;
+    answers_go_back(&frames)?;
+    Ok(Judged { opened, esp })
+}
+
+/// The initiators' SPIs of the IKE_SAs whose keys are written down.
+fn known(table: &Path) -> Result<BTreeSet<String>> {
+    let text = fs::read_to_string(table).context(table.display())?;
+    Ok(text.lines().filter_map(|line| Some(line.split(',').next()?.to_owned())).collect())
+}
+
+/// Whether both ends are told to use MOBIKE.
+fn says_mobike(place: Option<&Path>) -> Result<bool> {
+    let Some(place) = place else { return Ok(true) };
+    for entry in fs::read_dir(place).context(place.display())? {
+        let path = entry.context(place.display())?.path();
+        if path.extension().is_some_and(|end| end == "toml" || end == "conf") {
+            let text = fs::read_to_string(&path).context(path.display())?;
+            if text.contains("mobike = false") || text.contains("mobike = no") {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn well_formed(frames: &[Frame]) -> Result<()> {
+    match frames.iter().find(|frame| frame.malformed) {
+        Some(frame) => Err(fail!("frame {} is malformed, tshark says", frame.number)),
+        None => Ok(()),
+    }
+}
+
+/// Every message behind IKE_SA_INIT of an IKE_SA whose keys are known can be opened.
+fn opened(frames: &[Frame], known: &BTreeSet<String>) -> Result<usize> {
+    let mut opened = 0;
+    for (frame, ike) in ikes(frames) {
+        if ike.is_open {
+            opened += 1;
+        } else if ike.is_sealed && known.contains(&ike.spi_i) {
+            return Err(fail!("frame {} can't be opened with bewick's keys", frame.number));
+        }
+    }
+    match (opened, known.is_empty()) {
+        (0, false) => Err(fail!("no message could be opened")),
+        _ => Ok(opened),
+    }
+}
+
+fn ikes(frames: &[Frame]) -> impl Iterator<Item = (&Frame, &Ike)> {
+    frames.iter().filter_map(|frame| Some((frame, frame.ike.as_ref()?)))
+}
+
+/// RFC 4555 §3.2, §3.5, §3.7: MOBIKE_SUPPORTED goes with SA in IKE_AUTH, from both ends; the client alone
+/// updates, and says nothing of it in an answer; an answer has a COOKIE2 only if the question had it.
+fn mobike_where_it_must_be(frames: &[Frame], mobike: bool) -> Result<()> {
+    let mut cookies = BTreeSet::new();
+    for (frame, ike) in ikes(frames).filter(|(_, ike)| ike.is_open) {
+        let number = frame.number;
+        let says = |kind| ike.notifies.contains(&kind);
+        let makes_child = ike.payloads.contains(&SECURITY_ASSOCIATION);
+        if ike.exchange == IKE_AUTH && makes_child && mobike && !says(MOBIKE_SUPPORTED) {
+            return Err(fail!("frame {number}: IKE_AUTH without MOBIKE_SUPPORTED"));
+        }
+        if ike.exchange != IKE_AUTH && says(MOBIKE_SUPPORTED) {
+            return Err(fail!("frame {number}: MOBIKE_SUPPORTED outside of IKE_AUTH"));
+        }
+        let from_gateway = frame.ends.is_some_and(|(from, _)| GATEWAYS.contains(&from.ip()));
+        let misplaced = ike.is_response || from_gateway || ike.exchange != INFORMATIONAL;
+        if says(UPDATE_SA_ADDRESSES) && misplaced {
+            return Err(fail!("frame {number}: UPDATE_SA_ADDRESSES where it must not be"));
+        }
+        let exchange = (ike.name(), ike.is_response == ike.by_initiator);
+        if says(COOKIE2) && !ike.is_response {
+            cookies.insert(exchange);
+        } else if says(COOKIE2) && !cookies.contains(&exchange) {
+            return Err(fail!("frame {number}: a COOKIE2 that nobody has sent"));
+        }
+    }
+    Ok(())
+}
+
+/// RFC 4303 §3.3.3: no sequence number of an SA comes twice, whatever becomes of its addresses. What the
+/// router takes in is looked at, once.
+fn no_number_twice(frames: &[Frame]) -> Result<usize> {
+    let mut seen: BTreeMap<(bool, u32, u32), u64> = BTreeMap::new();
+    for frame in frames.iter().filter(|frame| frame.came_in) {
+        let (Some((_, to)), Some((spi, sequence))) = (frame.ends, frame.esp) else { continue };
+        let key = (GATEWAYS.contains(&to.ip()), spi, sequence);
+        if let Some(first) = seen.insert(key, frame.number) {
+            let number = frame.number;
+            return Err(fail!(
+                "frame {number}: number {sequence} of SPI {spi:08x}, as frame {first} had"
+            ));
+        }
+    }
+    Ok(seen.len())
+}
+
+/// RFC 7296 §2.11, RFC 4555 §1.2: an answer goes back on the pair that a copy of the question came on. Looked
+/// at where the gateway is, behind all NATs of the client's.
+fn answers_go_back(frames: &[Frame]) -> Result<()> {
+    let mut asked = BTreeSet::new();
+    for (frame, ike) in ikes(frames) {
+        let Some((from, to)) = frame.ends else { continue };
+        let by_gateway = GATEWAYS.contains(&from.ip());
+        // What comes from the gateway is seen as it comes in, what goes to it as it goes out.
+        if by_gateway != frame.came_in {
+            continue;
+        }
+        let asker_is_gateway = by_gateway != ike.is_response;
+        let exchange = (ike.name(), asker_is_gateway);
+        if !ike.is_response {
+            asked.insert((exchange, from, to));
+        } else if !asked.contains(&(exchange, to, from)) {
+            return Err(fail!(
+                "frame {}: an answer from {from} to {to}, from where nobody had asked",
+                frame.number
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: &str = "198.51.100.2";
+    const GATEWAY: &str = "192.0.2.1";
+
+    /// A line of tshark's for an IKE message that could be opened.
+    fn line(
+        (number, kind): (u64, u8),
+        (from, to): (&str, &str),
+        (exchange, response, id): (u8, bool, u32),
+        payloads: &str,
+        notifies: &str,
+    ) -> Frame {
+        let by_initiator = u8::from((from == CLIENT) != response || from == CLIENT);
+        let text = format!(
+            "{number}\t{kind}\t{from}\t{to}\t\t\t4500\t4500\t0102030405060708\t1112131415161718\t\
+             {payloads}\t{exchange}\t{by_initiator}\t{}\t0x{id:08x}\t{notifies}\tab\tcd\t\t\t",
+            u8::from(response)
+        );
+        parse(&text).expect("a frame")
+    }
+
+    fn esp(number: u64, to: &str, sequence: u32) -> Frame {
+        let from = if to == GATEWAY { CLIENT } else { GATEWAY };
+        let text = format!(
+            "{number}\t0\t{from}\t{to}\t\t\t4500\t4500\t\t\t\t\t\t\t\t\t\t\t0x00001111\t{sequence}\t"
+        );
+        parse(&text).expect("a frame")
+    }
+
+    #[test]
+    fn a_number_that_comes_twice_is_found() {
+        let good = [esp(1, GATEWAY, 1), esp(2, CLIENT, 1), esp(3, GATEWAY, 2)];
+        assert_eq!(no_number_twice(&good).expect("all differ"), 3);
+        let bad = [esp(1, GATEWAY, 7), esp(2, GATEWAY, 8), esp(3, GATEWAY, 7)];
+        assert!(no_number_twice(&bad).is_err());
+    }
+
+    #[test]
+    fn an_answer_on_another_pair_is_found() {
+        let ask = line((1, 4), (CLIENT, GATEWAY), (37, false, 2), "46;41", "16400");
+        let good = line((2, 0), (GATEWAY, CLIENT), (37, true, 2), "46", "");
+        let bad = line((2, 0), (GATEWAY, "198.51.100.130"), (37, true, 2), "46", "");
+        let other = line((2, 0), (GATEWAY, CLIENT), (37, true, 3), "46", "");
+        assert!(answers_go_back(&[ask.clone(), good]).is_ok());
+        assert!(answers_go_back(&[ask.clone(), bad]).is_err());
+        assert!(answers_go_back(&[ask, other]).is_err());
+    }
+
+    #[test]
+    fn mobike_in_the_wrong_place_is_found() {
+        let update = |from, to, response| {
+            [line((1, 4), (from, to), (37, response, 2), "46;41", "16400;16401")]
+        };
+        assert!(mobike_where_it_must_be(&update(CLIENT, GATEWAY, false), true).is_ok());
+        assert!(mobike_where_it_must_be(&update(CLIENT, GATEWAY, true), true).is_err());
+        assert!(mobike_where_it_must_be(&update(GATEWAY, CLIENT, false), true).is_err());
+        let auth = |notifies| [line((1, 4), (CLIENT, GATEWAY), (35, false, 1), "46;33", notifies)];
+        assert!(mobike_where_it_must_be(&auth("16396"), true).is_ok());
+        assert!(mobike_where_it_must_be(&auth(""), true).is_err());
+        assert!(mobike_where_it_must_be(&auth(""), false).is_ok());
+        let uncalled = [line((1, 4), (CLIENT, GATEWAY), (37, true, 9), "46;41", "16401")];
+        assert!(mobike_where_it_must_be(&uncalled, true).is_err());
+    }
+
+    #[test]
+    fn what_can_t_be_opened_or_is_malformed_is_found() {
+        let open = line((1, 4), (CLIENT, GATEWAY), (37, false, 2), "46", "");
+        let mut shut = open.clone();
+        if let Some(ike) = &mut shut.ike {
+            ike.is_open = false;
+        }
+        let known = BTreeSet::from(["0102030405060708".to_owned()]);
+        assert_eq!(opened(&[open.clone()], &known).expect("it is open"), 1);
+        assert!(opened(&[open.clone(), shut.clone()], &known).is_err());
+        assert!(opened(&[shut], &BTreeSet::new()).is_ok(), "no keys of that one");
+        let broken = Frame { malformed: true, ..open.clone() };
+        assert!(well_formed(&[open]).is_ok() && well_formed(&[broken]).is_err());
+    }
+}
