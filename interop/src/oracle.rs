@@ -298,7 +298,7 @@ mod tests {
             ike.is_open = false;
         }
         let known = BTreeSet::from(["0102030405060708".to_owned()]);
-        assert_eq!(opened(&[open.clone()], &known).expect("it is open"), 1);
+        assert_eq!(opened(std::slice::from_ref(&open), &known).expect("it is open"), 1);
         assert!(opened(&[open.clone(), shut.clone()], &known).is_err());
         assert!(opened(&[shut], &BTreeSet::new()).is_ok(), "no keys of that one");
         let broken = Frame { malformed: true, ..open.clone() };
