@@ -83,6 +83,12 @@ enum Action {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Hold the captures of runs against the rules of the wire again
+    Judge {
+        /// Folders with evidence: a scenario's, or what holds several
+        #[arg(required = true)]
+        folders: Vec<PathBuf>,
+    },
     /// Say which Debian packages are missing; status 0 if none is
     Check,
     #[command(name = run::IN_GUEST, hide = true)]
@@ -110,6 +116,7 @@ fn main() -> ExitCode {
         Action::Bench { what: Bench::Handover, json, moves, only, out } => {
             handover(json, moves, only, out)
         }
+        Action::Judge { folders } => judge(&folders),
         Action::Check => Ok(check()),
         Action::InGuest { name, bewick } => {
             run::run_in_guest(&name, bewick).map(|()| ExitCode::SUCCESS)
@@ -226,6 +233,23 @@ fn handover(
         }
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn judge(folders: &[PathBuf]) -> Result<ExitCode> {
+    let mut broken = 0;
+    for folder in folders {
+        let name = folder.display();
+        match oracle::judge(folder) {
+            Ok(one) => {
+                println!("{name}: {} IKE messages opened, {} ESP packets", one.opened, one.esp)
+            }
+            Err(failure) => {
+                broken += 1;
+                println!("{name}: {failure}");
+            }
+        }
+    }
+    Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn check() -> ExitCode {
