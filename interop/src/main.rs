@@ -17,6 +17,7 @@ mod place;
 mod prerequisites;
 mod process;
 mod report;
+mod results;
 mod roam;
 mod run;
 mod scenario;
@@ -51,20 +52,23 @@ enum Action {
     /// Run scenarios and judge them from both ends
     Run {
         /// The scenarios to run
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(required_unless_present_any = ["all", "quick"], conflicts_with_all = ["all", "quick"])]
         names: Vec<String>,
-        /// Run every scenario that bewick can do
+        /// Run every scenario that bewick can do, and write interop/RESULTS.md and interop/results.json
         #[arg(long)]
         all: bool,
+        /// Run those that are done in minutes together
+        #[arg(long, conflicts_with = "all")]
+        quick: bool,
         /// Print one JSON object on standard output; the lines for people go to standard error
         #[arg(long)]
         json: bool,
         /// Where the evidence goes, a folder per scenario [default: interop/out]
         #[arg(long)]
         out: Option<PathBuf>,
-        /// Write a table of the verdicts to this Markdown file
-        #[arg(long, value_name = "FILE")]
-        table: Option<PathBuf>,
+        /// Where RESULTS.md and results.json go [default: interop, if all scenarios run]
+        #[arg(long, value_name = "FOLDER")]
+        results: Option<PathBuf>,
     },
     /// Measure, with strongSwan on the same topology in the same run
     Bench {
@@ -110,8 +114,10 @@ enum Only {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Action::List { json } => list(json),
-        Action::Run { names, all, json, out, table } => {
-            run_scenarios(&names, all, json, out, table)
+        Action::Run { names, all, quick, json, out, results } => {
+            let scenarios = chosen(&names, all, quick);
+            let results = results.or_else(|| all.then(|| place::interop().to_owned()));
+            scenarios.and_then(|scenarios| run_scenarios(scenarios, json, out, results))
         }
         Action::Bench { what: Bench::Handover, json, moves, only, out } => {
             handover(json, moves, only, out)
@@ -167,17 +173,20 @@ fn list(json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn chosen(names: &[String], all: bool, quick: bool) -> Result<Vec<Scenario>> {
+    if !all && !quick {
+        return names.iter().map(|name| run::find(name)).collect();
+    }
+    let ready = scenario::all().into_iter().filter(Scenario::is_ready);
+    Ok(ready.filter(|scenario| all || scenario.is_quick()).collect())
+}
+
 fn run_scenarios(
-    names: &[String],
-    all: bool,
+    scenarios: Vec<Scenario>,
     json: bool,
     out: Option<PathBuf>,
-    table: Option<PathBuf>,
+    results: Option<PathBuf>,
 ) -> Result<ExitCode> {
-    let scenarios: Vec<Scenario> = match all {
-        true => scenario::all().into_iter().filter(Scenario::is_ready).collect(),
-        false => names.iter().map(|name| run::find(name)).collect::<Result<_>>()?,
-    };
     prepare()?;
     let out = evidence(out)?;
     let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
@@ -188,8 +197,8 @@ fn run_scenarios(
         verdicts.push(verdict);
     }
     let summary = Summary::of(verdicts);
-    if let Some(table) = table {
-        std::fs::write(&table, summary.table()).context(table.display())?;
+    if let Some(folder) = results {
+        results::write(&folder, &results::Place::here(), &summary)?;
     }
     if json {
         println!("{}", serde_json::to_string(&summary).context("summary")?);

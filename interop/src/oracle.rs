@@ -30,6 +30,10 @@ const SECURITY_ASSOCIATION: u8 = 33;
 /// How long tshark may take for one capture.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// What tcpdump writes, and what stays.
+const CAPTURED: &str = "router.pcap";
+const KEPT: &str = "router.pcapng";
+
 /// What was looked at.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Judged {
@@ -55,13 +59,29 @@ pub fn judge(folder: &Path) -> Result<Judged> {
     Ok(judged)
 }
 
+/// Makes pcapng of every capture below this folder.
+///
+/// # Errors
+/// What editcap said.
+pub fn keep(folder: &Path) -> Result<()> {
+    for capture in captures(folder)? {
+        if capture.extension().is_some_and(|end| end == "pcap") {
+            let mut command = Command::new("editcap");
+            command.args(["-F", "pcapng"]).arg(&capture).arg(capture.with_file_name(KEPT));
+            process::output(&mut command, LIMIT)?;
+            fs::remove_file(&capture).context(capture.display())?;
+        }
+    }
+    Ok(())
+}
+
 fn captures(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).context(folder.display())? {
         let path = entry.context(folder.display())?.path();
         if path.is_dir() {
             found.extend(captures(&path)?);
-        } else if path.file_name().is_some_and(|name| name == "router.pcap") {
+        } else if [CAPTURED, KEPT].iter().any(|name| path.file_name() == Some(name.as_ref())) {
             found.push(path);
         }
     }
