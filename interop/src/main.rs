@@ -26,10 +26,10 @@ mod topology;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
+use bench::Bench;
 use failure::{Context, Result};
-use peer::Program;
 use report::Summary;
 use scenario::Scenario;
 
@@ -71,22 +71,8 @@ enum Action {
         results: Option<PathBuf>,
     },
     /// Measure, with strongSwan on the same topology in the same run
-    Bench {
-        /// What to measure
-        what: Bench,
-        /// Print one JSON object on standard output; progress goes to standard error
-        #[arg(long)]
-        json: bool,
-        /// How often
-        #[arg(long, default_value_t = 20)]
-        moves: usize,
-        /// Only this program
-        #[arg(long)]
-        only: Option<Only>,
-        /// Where the logs go [default: interop/out]
-        #[arg(long)]
-        out: Option<PathBuf>,
-    },
+    #[command(subcommand)]
+    Bench(Bench),
     /// Hold the captures of runs against the rules of the wire again
     Judge {
         /// Folders with evidence: a scenario's, or what holds several
@@ -99,18 +85,6 @@ enum Action {
     InGuest { name: String, bewick: Option<PathBuf> },
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Bench {
-    /// The current uplink is lost: time without traffic
-    Handover,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Only {
-    Bewick,
-    Strongswan,
-}
-
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Action::List { json } => list(json),
@@ -119,9 +93,7 @@ fn main() -> ExitCode {
             let results = results.or_else(|| all.then(|| place::interop().to_owned()));
             scenarios.and_then(|scenarios| run_scenarios(scenarios, json, out, results))
         }
-        Action::Bench { what: Bench::Handover, json, moves, only, out } => {
-            handover(json, moves, only, out)
-        }
+        Action::Bench(bench) => prepare().and_then(|()| bench::run(&bench)),
         Action::Judge { folders } => judge(&folders),
         Action::Check => Ok(check()),
         Action::InGuest { name, bewick } => {
@@ -207,41 +179,6 @@ fn run_scenarios(
     say(&format!("all of it took {seconds:.0} s"));
     say(&format!("{} passed, {} failed", summary.passed, summary.failed));
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn handover(
-    json: bool,
-    moves: usize,
-    only: Option<Only>,
-    out: Option<PathBuf>,
-) -> Result<ExitCode> {
-    prepare()?;
-    let programs: &[Program] = match only {
-        None => &[Program::Bewick, Program::Strongswan],
-        Some(Only::Bewick) => &[Program::Bewick],
-        Some(Only::Strongswan) => &[Program::Strongswan],
-    };
-    let results = bench::handover(programs, moves, &evidence(out)?)?;
-    let failed: usize = results.iter().map(|(_, one)| one.failed).sum();
-    if json {
-        let object: serde_json::Map<String, serde_json::Value> = results
-            .iter()
-            .map(|(program, one)| Ok((program.name().to_owned(), serde_json::to_value(one)?)))
-            .collect::<serde_json::Result<_>>()
-            .context("result")?;
-        println!("{}", serde_json::Value::from(object));
-    } else {
-        for (_, one) in &results {
-            match &one.gap_ms {
-                Some(gap) => println!(
-                    "{}: {} moves, gap p50 {:.1} ms, p95 {:.1} ms, max {:.1} ms, {} of {} lost",
-                    one.version, one.moves, gap.p50, gap.p95, gap.max, one.lost, one.sent
-                ),
-                None => println!("{}: packets never came back", one.version),
-            }
-        }
-    }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn judge(folders: &[PathBuf]) -> Result<ExitCode> {
