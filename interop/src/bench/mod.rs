@@ -1,10 +1,12 @@
 //! Benchmarks, with strongSwan on the same topology in the same run.
 
 mod handover;
+mod silent;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -23,6 +25,14 @@ use crate::topology::{Node, Topology};
 pub enum Bench {
     /// The current uplink is lost: time without traffic
     Handover(Settings),
+    /// The current path swallows all packets: time without traffic
+    Silent {
+        #[command(flatten)]
+        settings: Settings,
+        /// How many seconds a program gets each time to find another path
+        #[arg(long, default_value_t = 20)]
+        patience: u64,
+    },
 }
 
 /// What every benchmark can be told.
@@ -75,6 +85,10 @@ pub fn run(bench: &Bench) -> Result<ExitCode> {
         Bench::Handover(settings) => {
             let options = settings.options()?;
             settings.print(&handover::run(&options)?)
+        }
+        Bench::Silent { settings, patience } => {
+            let options = settings.options()?;
+            settings.print(&silent::run(&options, Duration::from_secs(*patience))?)
         }
     }
 }
