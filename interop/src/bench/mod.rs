@@ -1,7 +1,11 @@
 //! Benchmarks, with strongSwan on the same topology in the same run.
 
+mod busy;
 mod handover;
+mod herd;
+mod setup;
 mod silent;
+mod storm;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,6 +17,7 @@ use serde::Serialize;
 
 use crate::cleanup::{self, Guard};
 use crate::ends::Ends;
+use crate::fail;
 use crate::failure::{Context, Result};
 use crate::peer::tunnel::Tunnel;
 use crate::peer::{self, Place, Plane, Program};
@@ -33,6 +38,22 @@ pub enum Bench {
         #[arg(long, default_value_t = 20)]
         patience: u64,
     },
+    /// Many clients come at once: IKE_SAs a second and processor time, the gateway on one processor
+    Setup {
+        #[command(flatten)]
+        settings: Settings,
+        /// How many in each round
+        #[arg(long, default_value_t = 1000)]
+        clients: usize,
+    },
+    /// All clients lose their uplink at once: time until the last has moved
+    RoamStorm {
+        #[command(flatten)]
+        settings: Settings,
+        /// How many clients
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 1000, 5000])]
+        clients: Vec<usize>,
+    },
 }
 
 /// What every benchmark can be told.
@@ -41,9 +62,9 @@ pub struct Settings {
     /// Print one JSON object on standard output; progress goes to standard error
     #[arg(long)]
     json: bool,
-    /// How often
-    #[arg(long, alias = "moves", default_value_t = 20)]
-    times: usize,
+    /// How often [default: 20 single events, 3 rounds of many]
+    #[arg(long, alias = "moves")]
+    times: Option<usize>,
     /// Only this program
     #[arg(long)]
     only: Option<Only>,
@@ -57,6 +78,10 @@ enum Only {
     Bewick,
     Strongswan,
 }
+
+/// How often, unless it is said: what is a single event, and what is a round of many.
+const EVENTS: usize = 20;
+const ROUNDS: usize = 3;
 
 /// How a benchmark runs.
 pub struct Options {
@@ -83,18 +108,34 @@ trait Outcome: Serialize {
 pub fn run(bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Handover(settings) => {
-            let options = settings.options()?;
+            let options = settings.options(EVENTS)?;
             settings.print(&handover::run(&options)?)
         }
         Bench::Silent { settings, patience } => {
-            let options = settings.options()?;
+            let options = settings.options(EVENTS)?;
             settings.print(&silent::run(&options, Duration::from_secs(*patience))?)
+        }
+        Bench::Setup { settings, clients } => {
+            let options = settings.options(ROUNDS)?;
+            settings.print(&setup::run(&options, checked(*clients)?)?)
+        }
+        Bench::RoamStorm { settings, clients } => {
+            let options = settings.options(ROUNDS)?;
+            clients.iter().try_for_each(|clients| checked(*clients).map(drop))?;
+            settings.print(&storm::run(&options, clients)?)
         }
     }
 }
 
+fn checked(clients: usize) -> Result<usize> {
+    match clients {
+        1..=herd::MOST => Ok(clients),
+        _ => Err(fail!("--clients takes 1 to {}", herd::MOST)),
+    }
+}
+
 impl Settings {
-    fn options(&self) -> Result<Options> {
+    fn options(&self, times: usize) -> Result<Options> {
         let out = self.out.clone().unwrap_or_else(|| place::interop().join("out"));
         Ok(Options {
             programs: match self.only {
@@ -102,7 +143,7 @@ impl Settings {
                 Some(Only::Bewick) => &[Program::Bewick],
                 Some(Only::Strongswan) => &[Program::Strongswan],
             },
-            times: self.times,
+            times: self.times.unwrap_or(times).max(1),
             out: std::path::absolute(&out).context(out.display())?,
         })
     }
@@ -144,6 +185,11 @@ impl Gap {
         };
         Some(Self { p50: rank(0.5)?, p95: rank(0.95)?, max: rank(1.0)? })
     }
+}
+
+/// The middle one; 0 of none.
+fn median(samples: impl Iterator<Item = f64>) -> f64 {
+    Gap::of(samples.collect()).map_or(0.0, |gap| gap.p50)
 }
 
 impl fmt::Display for Gap {
