@@ -4,7 +4,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use bewick_ike::{
-    Action, ActionError, ChildId, ChildSa, ConnectionId, Role, SaId, config::Selectors,
+    Action, ActionError, ActionId, ChildId, ChildSa, ConnectionId, Role, SaId, config::Selectors,
 };
 use bewick_mobike::{Event, Input, Output};
 use ipnet::IpNet;
@@ -41,7 +41,7 @@ impl Daemon {
                     }
                 }
                 Output::Action { id, action } => {
-                    let result = self.act(&action).await;
+                    let result = self.act(id, &action).await;
                     self.host.handle(self.clock.now(), Input::Answer { id, result });
                 }
                 Output::Resolve(connection) => self.resolve(connection),
@@ -58,7 +58,7 @@ impl Daemon {
     }
 
     /// Has the data plane and the routes do what is to be done, both or neither.
-    async fn act(&mut self, action: &Action) -> Result<(), ActionError> {
+    async fn act(&mut self, id: ActionId, action: &Action) -> Result<(), ActionError> {
         let refused = |e: &dyn std::fmt::Display| ActionError(e.to_string());
         match action {
             Action::Install(sa) => {
@@ -84,12 +84,8 @@ impl Daemon {
             Action::Move(moves) => {
                 let report = self.plane.move_children(moves).await.map_err(|e| refused(&e))?;
                 debug!(requests = report.requests, took = ?report.took, "data plane moved");
-                let children = moves.iter().map(|one| one.id).collect::<Vec<_>>();
-                let of = |sa: &bewick_ike::endpoint::SaStatus<'_>| {
-                    sa.children.iter().any(|child| children.contains(&child.id))
-                };
-                if let Some(sa) = self.host.status().find(of).map(|sa| sa.id) {
-                    self.history.reprogrammed(sa, children.len(), &report);
+                if let Some(sa) = self.host.asked_by(id) {
+                    self.history.reprogrammed(sa, moves.len(), &report);
                 }
                 Ok(())
             }
@@ -181,12 +177,9 @@ impl Daemon {
         }
         // The gap that a move makes counts from where it begins.
         if let Some(sa) = self.history.begins(event) {
-            let children: Vec<ChildId> = self
-                .host
-                .status()
-                .filter(|status| status.id == sa)
-                .flat_map(|status| status.children.iter().map(|child| child.id))
-                .collect();
+            let sa = self.host.sa(sa);
+            let children: Vec<ChildId> =
+                sa.iter().flat_map(|sa| sa.children.iter().map(|child| child.id)).collect();
             children.into_iter().for_each(|id| self.plane.mark(id));
         }
         self.history.event(event);

@@ -8,8 +8,8 @@ mod silent;
 mod storm;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -23,13 +23,24 @@ use crate::peer::tunnel::Tunnel;
 use crate::peer::{self, Place, Plane, Program};
 use crate::place;
 use crate::prerequisites;
+use crate::process;
 use crate::topology::{Node, Topology};
 
 /// What can be measured.
 #[derive(Clone, Subcommand)]
 pub enum Bench {
     /// The current uplink is lost: time without traffic
-    Handover(Settings),
+    Handover {
+        #[command(flatten)]
+        settings: Settings,
+        /// In the guest, where the kernel does ESP, with this round-trip time in milliseconds; without it here,
+        /// with ESP in userspace and next to none
+        #[arg(long, value_name = "MS")]
+        rtt: Option<u32>,
+        /// This is the guest, and here is bewick
+        #[arg(long, hide = true, value_name = "BEWICK")]
+        in_guest: Option<PathBuf>,
+    },
     /// The current path swallows all packets: time without traffic
     Silent {
         #[command(flatten)]
@@ -79,9 +90,22 @@ enum Only {
     Strongswan,
 }
 
+impl Only {
+    fn name(&self) -> &'static str {
+        match self {
+            Only::Bewick => "bewick",
+            Only::Strongswan => "strongswan",
+        }
+    }
+}
+
 /// How often, unless it is said: what is a single event, and what is a round of many.
 const EVENTS: usize = 20;
 const ROUNDS: usize = 3;
+
+/// What a guest may take to boot and to bring tunnels up, and for each event of all programs.
+const BOOT: Duration = Duration::from_secs(90);
+const EACH: Duration = Duration::from_secs(20);
 
 /// How a benchmark runs.
 pub struct Options {
@@ -91,6 +115,10 @@ pub struct Options {
     times: usize,
     /// Where logs go.
     out: PathBuf,
+    /// Who handles ESP.
+    plane: Plane,
+    /// What the way to the gateway and back takes, in milliseconds.
+    rtt: u32,
 }
 
 /// What one program's turns gave.
@@ -107,8 +135,16 @@ trait Outcome: Serialize {
 /// Something could not be measured.
 pub fn run(bench: &Bench) -> Result<ExitCode> {
     match bench {
-        Bench::Handover(settings) => {
-            let options = settings.options(EVENTS)?;
+        Bench::Handover { settings, rtt: Some(rtt), in_guest: None } => {
+            settings.in_guest("handover", *rtt, EVENTS)
+        }
+        Bench::Handover { settings, rtt, in_guest } => {
+            let mut options = settings.options(EVENTS)?;
+            if let Some(bewick) = in_guest {
+                place::use_bewick(bewick.clone());
+                options.plane = Plane::Kernel;
+            }
+            options.rtt = rtt.unwrap_or(0);
             settings.print(&handover::run(&options)?)
         }
         Bench::Silent { settings, patience } => {
@@ -145,7 +181,39 @@ impl Settings {
             },
             times: self.times.unwrap_or(times).max(1),
             out: std::path::absolute(&out).context(out.display())?,
+            plane: Plane::Userspace,
+            rtt: 0,
         })
+    }
+
+    /// Has the same done in the guest, and prints what is said there.
+    fn in_guest(&self, what: &str, rtt: u32, times: usize) -> Result<ExitCode> {
+        let options = self.options(times)?;
+        let folder = options.out.join(format!("bench-{what}-rtt-{rtt}"));
+        prerequisites::require(options.programs, Plane::Kernel)?;
+        let own = std::env::current_exe().context("own path")?;
+        let mut command = Command::new(place::guest());
+        let limit = BOOT + EACH * u32::try_from(options.times).unwrap_or(u32::MAX);
+        command.env("GUEST_SECONDS", limit.as_secs().to_string());
+        command.arg(&folder).arg(own).args(["bench", what, "--rtt"]).arg(rtt.to_string());
+        command.arg("--times").arg(options.times.to_string()).arg("--out").arg(&folder);
+        command.arg("--in-guest").arg(place::bewick()?);
+        command.args(self.json.then_some("--json"));
+        command.args(self.only.iter().flat_map(|only| ["--only", only.name()]));
+        eprintln!("in the guest; {} grows meanwhile", folder.join("log").display());
+        let done = process::finish(&mut command, limit + BOOT)?;
+        let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        match self.json {
+            true => {
+                log.lines().filter(|line| line.starts_with('{')).for_each(|it| println!("{it}"))
+            }
+            false => print!("{log}"),
+        }
+        if done.status.success() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let said = process::one_line(&format!("{} {log}", done.stderr));
+        Err(fail!("in the guest: {}: {said}", done.status))
     }
 
     fn print<T: Outcome>(&self, results: &[(Program, T)]) -> Result<ExitCode> {
@@ -202,6 +270,7 @@ impl fmt::Display for Gap {
 /// A program and a network of its own.
 struct Lane {
     program: Program,
+    plane: Plane,
     topology: Topology,
     out: PathBuf,
     scratch: PathBuf,
@@ -210,20 +279,23 @@ struct Lane {
 
 impl Lane {
     fn build_all(options: &Options, what: &str) -> Result<Vec<Self>> {
-        prerequisites::require(options.programs, Plane::Userspace)?;
+        prerequisites::require(options.programs, options.plane)?;
         if options.programs.contains(&Program::Bewick) {
             place::bewick()?;
         }
-        options.programs.iter().map(|&program| Self::build(program, &options.out, what)).collect()
+        options.programs.iter().map(|&program| Self::build(program, options, what)).collect()
     }
 
-    fn build(program: Program, out: &Path, what: &str) -> Result<Self> {
+    fn build(program: Program, options: &Options, what: &str) -> Result<Self> {
         let part = format!("{what}-{}", program.name());
-        let out = out.join(format!("bench-{part}"));
+        let out = options.out.join(format!("bench-{part}"));
         std::fs::create_dir_all(&out).context(out.display())?;
         let (scratch, guard) = cleanup::scratch_folder(&part).context("scratch folder")?;
         let topology = Topology::build(program.name(), false)?;
-        Ok(Self { program, topology, out, scratch, _guard: guard })
+        if options.rtt > 0 {
+            topology.delay(options.rtt)?;
+        }
+        Ok(Self { program, plane: options.plane, topology, out, scratch, _guard: guard })
     }
 
     /// Starts both ends and brings the tunnel up; also gives the version.
@@ -242,8 +314,8 @@ impl Lane {
     }
 
     fn place<'a>(&'a self, node: Node, tunnel: &'a Tunnel) -> Place<'a> {
-        let Self { topology, out, scratch, .. } = self;
-        Place { topology, node, plane: Plane::Userspace, out, scratch, tunnel }
+        let Self { topology, out, scratch, plane, .. } = self;
+        Place { topology, node, plane: *plane, out, scratch, tunnel }
     }
 }
 
