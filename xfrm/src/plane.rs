@@ -63,6 +63,9 @@ pub struct Counters {
 pub struct MoveReport {
     /// netlink requests sent, 0 in userspace
     pub requests: u32,
+    /// how often the kernel was asked and its answers were waited for, with several requests at once
+    /// where they don't depend on each other; 0 in userspace
+    pub round_trips: u32,
     /// from the first request to the last answer
     pub took: Duration,
 }

@@ -83,7 +83,8 @@ impl Daemon {
             }
             Action::Move(moves) => {
                 let report = self.plane.move_children(moves).await.map_err(|e| refused(&e))?;
-                debug!(requests = report.requests, took = ?report.took, "data plane moved");
+                let (requests, round_trips) = (report.requests, report.round_trips);
+                debug!(requests, round_trips, took = ?report.took, "data plane moved");
                 let children = moves.iter().map(|one| one.id).collect::<Vec<_>>();
                 let of = |sa: &bewick_ike::endpoint::SaStatus<'_>| {
                     sa.children.iter().any(|child| children.contains(&child.id))

@@ -6,6 +6,7 @@
 
 mod device;
 mod events;
+mod hold;
 mod ledger;
 mod message;
 mod migrate;
@@ -19,7 +20,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -30,6 +31,7 @@ use netlink_packet_xfrm::constants::{XFRM_MSG_NEWSA, XFRM_MSG_UPDSA};
 use tokio::sync::mpsc;
 
 use self::{
+    hold::{Held, Queueing},
     ledger::{Entry, Shared, add},
     message::Request,
     policy::{DIRECTIONS, Direction, Flow, Owners},
@@ -92,6 +94,8 @@ pub struct KernelPlane {
     keeps_counts: bool,
     children: BTreeMap<ChildId, Child>,
     owners: Owners,
+    queueing: Queueing,
+    held: Option<Held>,
     ledger: Shared,
     events: Arc<Events>,
     receiver: Option<mpsc::Receiver<PlaneEvent>>,
@@ -133,6 +137,8 @@ impl KernelPlane {
             keeps_counts,
             children: BTreeMap::new(),
             owners: Owners::default(),
+            queueing: Queueing::open(),
+            held: None,
             ledger,
             events,
             receiver: Some(receiver),
@@ -320,13 +326,21 @@ impl KernelPlane {
 
     /// Sequence numbers, replay window and traffic of a state.
     fn snapshot(&mut self, key: Key) -> Result<(Replay, Usage), PlaneError> {
+        if let Some(read) = self.held.as_mut().and_then(|held| held.take(key)) {
+            return Ok(read);
+        }
         self.xfrm.ask("reading a state's sequence numbers", state::query(key), state::snapshot)
     }
 
     /// Notes that `sa` has a state at `place`, which `began` after so much.
     fn enter(&mut self, sa: &ChildSa, side: Side, place: Place, began: Spent) {
-        let (remote, encap) = (place.path.remote, place.encap);
-        let entry = Entry { id: sa.id, side, reqid: sa.reqid, remote, began, encap, left: None };
+        self.enter_as(sa, side, place, began, place.addresses(side).0);
+    }
+
+    /// The same of a state that has another `source` address in the kernel.
+    fn enter_as(&mut self, sa: &ChildSa, side: Side, place: Place, began: Spent, source: IpAddr) {
+        let (remote, encap, reqid) = (place.path.remote, place.encap, sa.reqid);
+        let entry = Entry { id: sa.id, side, reqid, remote, source, began, encap, left: None };
         self.ledger.lock().insert(place.key(sa, side), entry);
     }
 }
