@@ -17,6 +17,7 @@ mod place;
 mod prerequisites;
 mod process;
 mod report;
+mod results;
 mod roam;
 mod run;
 mod scenario;
@@ -25,10 +26,10 @@ mod topology;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
+use bench::Bench;
 use failure::{Context, Result};
-use peer::Program;
 use report::Summary;
 use scenario::Scenario;
 
@@ -51,37 +52,32 @@ enum Action {
     /// Run scenarios and judge them from both ends
     Run {
         /// The scenarios to run
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(required_unless_present_any = ["all", "quick"], conflicts_with_all = ["all", "quick"])]
         names: Vec<String>,
-        /// Run every scenario that bewick can do
+        /// Run every scenario that bewick can do, and write interop/RESULTS.md and interop/results.json
         #[arg(long)]
         all: bool,
+        /// Run those that are done in minutes together
+        #[arg(long, conflicts_with = "all")]
+        quick: bool,
         /// Print one JSON object on standard output; the lines for people go to standard error
         #[arg(long)]
         json: bool,
         /// Where the evidence goes, a folder per scenario [default: interop/out]
         #[arg(long)]
         out: Option<PathBuf>,
-        /// Write a table of the verdicts to this Markdown file
-        #[arg(long, value_name = "FILE")]
-        table: Option<PathBuf>,
+        /// Where RESULTS.md and results.json go [default: interop, if all scenarios run]
+        #[arg(long, value_name = "FOLDER")]
+        results: Option<PathBuf>,
     },
     /// Measure, with strongSwan on the same topology in the same run
-    Bench {
-        /// What to measure
-        what: Bench,
-        /// Print one JSON object on standard output; progress goes to standard error
-        #[arg(long)]
-        json: bool,
-        /// How often
-        #[arg(long, default_value_t = 20)]
-        moves: usize,
-        /// Only this program
-        #[arg(long)]
-        only: Option<Only>,
-        /// Where the logs go [default: interop/out]
-        #[arg(long)]
-        out: Option<PathBuf>,
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Hold the captures of runs against the rules of the wire again
+    Judge {
+        /// Folders with evidence: a scenario's, or what holds several
+        #[arg(required = true)]
+        folders: Vec<PathBuf>,
     },
     /// Say which Debian packages are missing; status 0 if none is
     Check,
@@ -89,27 +85,16 @@ enum Action {
     InGuest { name: String, bewick: Option<PathBuf> },
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Bench {
-    /// The current uplink is lost: time without traffic
-    Handover,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Only {
-    Bewick,
-    Strongswan,
-}
-
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Action::List { json } => list(json),
-        Action::Run { names, all, json, out, table } => {
-            run_scenarios(&names, all, json, out, table)
+        Action::Run { names, all, quick, json, out, results } => {
+            let scenarios = chosen(&names, all, quick);
+            let results = results.or_else(|| all.then(|| place::interop().to_owned()));
+            scenarios.and_then(|scenarios| run_scenarios(scenarios, json, out, results))
         }
-        Action::Bench { what: Bench::Handover, json, moves, only, out } => {
-            handover(json, moves, only, out)
-        }
+        Action::Bench(bench) => prepare().and_then(|()| bench::run(&bench)),
+        Action::Judge { folders } => judge(&folders),
         Action::Check => Ok(check()),
         Action::InGuest { name, bewick } => {
             run::run_in_guest(&name, bewick).map(|()| ExitCode::SUCCESS)
@@ -160,17 +145,20 @@ fn list(json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn chosen(names: &[String], all: bool, quick: bool) -> Result<Vec<Scenario>> {
+    if !all && !quick {
+        return names.iter().map(|name| run::find(name)).collect();
+    }
+    let ready = scenario::all().into_iter().filter(Scenario::is_ready);
+    Ok(ready.filter(|scenario| all || scenario.is_quick()).collect())
+}
+
 fn run_scenarios(
-    names: &[String],
-    all: bool,
+    scenarios: Vec<Scenario>,
     json: bool,
     out: Option<PathBuf>,
-    table: Option<PathBuf>,
+    results: Option<PathBuf>,
 ) -> Result<ExitCode> {
-    let scenarios: Vec<Scenario> = match all {
-        true => scenario::all().into_iter().filter(Scenario::is_ready).collect(),
-        false => names.iter().map(|name| run::find(name)).collect::<Result<_>>()?,
-    };
     prepare()?;
     let out = evidence(out)?;
     let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
@@ -181,8 +169,8 @@ fn run_scenarios(
         verdicts.push(verdict);
     }
     let summary = Summary::of(verdicts);
-    if let Some(table) = table {
-        std::fs::write(&table, summary.table()).context(table.display())?;
+    if let Some(folder) = results {
+        results::write(&folder, &results::Place::here(), &summary)?;
     }
     if json {
         println!("{}", serde_json::to_string(&summary).context("summary")?);
@@ -193,39 +181,21 @@ fn run_scenarios(
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn handover(
-    json: bool,
-    moves: usize,
-    only: Option<Only>,
-    out: Option<PathBuf>,
-) -> Result<ExitCode> {
-    prepare()?;
-    let programs: &[Program] = match only {
-        None => &[Program::Bewick, Program::Strongswan],
-        Some(Only::Bewick) => &[Program::Bewick],
-        Some(Only::Strongswan) => &[Program::Strongswan],
-    };
-    let results = bench::handover(programs, moves, &evidence(out)?)?;
-    let failed: usize = results.iter().map(|(_, one)| one.failed).sum();
-    if json {
-        let object: serde_json::Map<String, serde_json::Value> = results
-            .iter()
-            .map(|(program, one)| Ok((program.name().to_owned(), serde_json::to_value(one)?)))
-            .collect::<serde_json::Result<_>>()
-            .context("result")?;
-        println!("{}", serde_json::Value::from(object));
-    } else {
-        for (_, one) in &results {
-            match &one.gap_ms {
-                Some(gap) => println!(
-                    "{}: {} moves, gap p50 {:.1} ms, p95 {:.1} ms, max {:.1} ms, {} of {} lost",
-                    one.version, one.moves, gap.p50, gap.p95, gap.max, one.lost, one.sent
-                ),
-                None => println!("{}: packets never came back", one.version),
+fn judge(folders: &[PathBuf]) -> Result<ExitCode> {
+    let mut broken = 0;
+    for folder in folders {
+        let name = folder.display();
+        match oracle::judge(folder) {
+            Ok(one) => {
+                println!("{name}: {} IKE messages opened, {} ESP packets", one.opened, one.esp)
+            }
+            Err(failure) => {
+                broken += 1;
+                println!("{name}: {failure}");
             }
         }
     }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn check() -> ExitCode {

@@ -13,7 +13,7 @@ use crate::fail;
 use crate::failure::{Context, Result};
 use crate::process;
 use crate::topology::GATEWAYS;
-use frame::{FIELDS, Frame, Ike, parse};
+use frame::{FIELDS, FRESH, Frame, Ike, parse};
 
 /// IKE_AUTH and INFORMATIONAL (RFC 7296 §3.1).
 const IKE_AUTH: u8 = 35;
@@ -29,6 +29,10 @@ const SECURITY_ASSOCIATION: u8 = 33;
 
 /// How long tshark may take for one capture.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// What tcpdump writes, and what stays.
+const CAPTURED: &str = "router.pcap";
+const KEPT: &str = "router.pcapng";
 
 /// What was looked at.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -55,13 +59,29 @@ pub fn judge(folder: &Path) -> Result<Judged> {
     Ok(judged)
 }
 
+/// Makes pcapng of every capture below this folder.
+///
+/// # Errors
+/// What editcap said.
+pub fn keep(folder: &Path) -> Result<()> {
+    for capture in captures(folder)? {
+        if capture.extension().is_some_and(|end| end == "pcap") {
+            let mut command = Command::new("editcap");
+            command.args(["-F", "pcapng"]).arg(&capture).arg(capture.with_file_name(KEPT));
+            process::output(&mut command, LIMIT)?;
+            fs::remove_file(&capture).context(capture.display())?;
+        }
+    }
+    Ok(())
+}
+
 fn captures(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).context(folder.display())? {
         let path = entry.context(folder.display())?.path();
         if path.is_dir() {
             found.extend(captures(&path)?);
-        } else if path.file_name().is_some_and(|name| name == "router.pcap") {
+        } else if [CAPTURED, KEPT].iter().any(|name| path.file_name() == Some(name.as_ref())) {
             found.push(path);
         }
     }
@@ -142,10 +162,12 @@ fn opened(frames: &[Frame], known: &BTreeSet<String>) -> Result<usize> {
             return Err(fail!("frame {} can't be opened with bewick's keys", frame.number));
         }
     }
-    match (opened, known.is_empty()) {
-        (0, false) => Err(fail!("no message could be opened")),
-        _ => Ok(opened),
+    // An IKE_SA that is refused in IKE_SA_INIT has keys and no use for them.
+    let sealed = ikes(frames).any(|(_, ike)| ike.is_sealed);
+    if ikes(frames).next().is_none() || (opened == 0 && sealed && !known.is_empty()) {
+        return Err(fail!("no message could be opened"));
     }
+    Ok(opened)
 }
 
 fn ikes(frames: &[Frame]) -> impl Iterator<Item = (&Frame, &Ike)> {
@@ -182,14 +204,16 @@ fn mobike_where_it_must_be(frames: &[Frame], mobike: bool) -> Result<()> {
 }
 
 /// RFC 4303 §3.3.3: no sequence number of an SA comes twice, whatever becomes of its addresses. What the
-/// router takes in is looked at, once.
+/// router takes in is looked at, once: a gateway that has lost its address sends packets back to the
+/// router, and those have fewer hops left than they had at first.
 fn no_number_twice(frames: &[Frame]) -> Result<usize> {
-    let mut seen: BTreeMap<(bool, u32, u32), u64> = BTreeMap::new();
+    let mut seen: BTreeMap<(bool, u32, u32), (u64, u8)> = BTreeMap::new();
     for frame in frames.iter().filter(|frame| frame.came_in) {
         let (Some((_, to)), Some((spi, sequence))) = (frame.ends, frame.esp) else { continue };
         let key = (GATEWAYS.contains(&to.ip()), spi, sequence);
-        if let Some(first) = seen.insert(key, frame.number) {
-            let number = frame.number;
+        let (number, hops) = (frame.number, frame.hops);
+        let &mut (first, at_first) = seen.entry(key).or_insert((number, hops));
+        if first != number && hops >= at_first {
             return Err(fail!(
                 "frame {number}: number {sequence} of SPI {spi:08x}, as frame {first} had"
             ));
@@ -205,8 +229,9 @@ fn answers_go_back(frames: &[Frame]) -> Result<()> {
     for (frame, ike) in ikes(frames) {
         let Some((from, to)) = frame.ends else { continue };
         let by_gateway = GATEWAYS.contains(&from.ip());
-        // What comes from the gateway is seen as it comes in, what goes to it as it goes out.
-        if by_gateway != frame.came_in {
+        // What comes from the gateway is seen as it comes in, what goes to it as it goes out. What a NAT has
+        // given back to the router comes in a second time.
+        if by_gateway != frame.came_in || (by_gateway && frame.hops < FRESH) {
             continue;
         }
         let asker_is_gateway = by_gateway != ike.is_response;
@@ -241,26 +266,28 @@ mod tests {
         let by_initiator = u8::from((from == CLIENT) != response || from == CLIENT);
         let text = format!(
             "{number}\t{kind}\t{from}\t{to}\t\t\t4500\t4500\t0102030405060708\t1112131415161718\t\
-             {payloads}\t{exchange}\t{by_initiator}\t{}\t0x{id:08x}\t{notifies}\tab\tcd\t\t\t",
+             {payloads}\t{exchange}\t{by_initiator}\t{}\t0x{id:08x}\t{notifies}\tab\tcd\t\t\t\t64\t",
             u8::from(response)
         );
         parse(&text).expect("a frame")
     }
 
-    fn esp(number: u64, to: &str, sequence: u32) -> Frame {
+    fn esp(number: u64, to: &str, sequence: u32, hops: u8) -> Frame {
         let from = if to == GATEWAY { CLIENT } else { GATEWAY };
         let text = format!(
-            "{number}\t0\t{from}\t{to}\t\t\t4500\t4500\t\t\t\t\t\t\t\t\t\t\t0x00001111\t{sequence}\t"
+            "{number}\t0\t{from}\t{to}\t\t\t4500\t4500\t\t\t\t\t\t\t\t\t\t\t0x00001111\t{sequence}\t\t{hops}\t"
         );
         parse(&text).expect("a frame")
     }
 
     #[test]
     fn a_number_that_comes_twice_is_found() {
-        let good = [esp(1, GATEWAY, 1), esp(2, CLIENT, 1), esp(3, GATEWAY, 2)];
+        let good = [esp(1, GATEWAY, 1, 64), esp(2, CLIENT, 1, 64), esp(3, GATEWAY, 2, 64)];
         assert_eq!(no_number_twice(&good).expect("all differ"), 3);
-        let bad = [esp(1, GATEWAY, 7), esp(2, GATEWAY, 8), esp(3, GATEWAY, 7)];
+        let bad = [esp(1, GATEWAY, 7, 64), esp(2, GATEWAY, 8, 64), esp(3, GATEWAY, 7, 64)];
         assert!(no_number_twice(&bad).is_err());
+        let went_round = [esp(1, GATEWAY, 7, 64), esp(2, GATEWAY, 7, 62), esp(3, GATEWAY, 7, 60)];
+        assert_eq!(no_number_twice(&went_round).expect("one packet"), 1);
     }
 
     #[test]
@@ -300,7 +327,16 @@ mod tests {
         let known = BTreeSet::from(["0102030405060708".to_owned()]);
         assert_eq!(opened(std::slice::from_ref(&open), &known).expect("it is open"), 1);
         assert!(opened(&[open.clone(), shut.clone()], &known).is_err());
-        assert!(opened(&[shut], &BTreeSet::new()).is_ok(), "no keys of that one");
+        assert!(
+            opened(std::slice::from_ref(&shut), &BTreeSet::new()).is_ok(),
+            "no keys of that one"
+        );
+        let mut plain = shut;
+        if let Some(ike) = &mut plain.ike {
+            ike.is_sealed = false;
+        }
+        assert_eq!(opened(&[plain], &known).expect("refused in IKE_SA_INIT"), 0);
+        assert!(opened(&[], &known).is_err(), "a capture without IKE");
         let broken = Frame { malformed: true, ..open.clone() };
         assert!(well_formed(&[open]).is_ok() && well_formed(&[broken]).is_err());
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Context, Result};
 use crate::oracle::Judged;
+use crate::scenario::Scenario;
 
 /// One uplink taken away from the client.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +65,18 @@ pub struct CaseVerdict {
 pub struct Verdict {
     /// The scenario.
     pub name: String,
+    /// What it shows, in one line.
+    #[serde(default)]
+    pub purpose: String,
+    /// Who initiates.
+    #[serde(default)]
+    pub client: String,
+    /// Who responds.
+    #[serde(default)]
+    pub gateway: String,
+    /// Who handles ESP.
+    #[serde(default)]
+    pub plane: String,
     /// Whether every step was passed.
     pub passed: bool,
     /// How long it took.
@@ -91,6 +104,19 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// A verdict to come.
+    pub fn on(scenario: &Scenario) -> Self {
+        let [client, gateway] = scenario.programs().map(|program| program.name().to_owned());
+        Self {
+            name: scenario.name(),
+            purpose: scenario.purpose(),
+            client,
+            gateway,
+            plane: scenario.plane().name().to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Notes what was found in the captures.
     pub fn note(&mut self, judged: Judged) {
         (self.opened, self.esp) = (judged.opened, judged.esp);
@@ -172,24 +198,5 @@ impl Summary {
         let passed = scenarios.iter().filter(|verdict| verdict.passed).count();
         let failed = scenarios.len() - passed;
         Self { scenarios, passed, failed }
-    }
-
-    /// A Markdown page for people: a row for each scenario and for each tunnel that it tried.
-    pub fn table(&self) -> String {
-        let word = |passed| if passed { "pass" } else { "FAIL" };
-        let mut text = String::from(
-            "# Interop results\n\nWritten by `bewick-interop run --all --table interop/RESULTS.md`.\n\n\
-             | scenario | peers | verdict | seconds |\n| --- | --- | --- | --- |\n",
-        );
-        for one in &self.scenarios {
-            let peers = one.versions.join(", ");
-            let (name, seconds) = (&one.name, one.seconds);
-            text += &format!("| {name} | {peers} | {} | {seconds:.1} |\n", word(one.passed));
-            for case in &one.cases {
-                let verdict = word(case.reason.is_none());
-                text += &format!("| … {} | | {verdict} | {:.1} |\n", case.name, case.seconds);
-            }
-        }
-        text + &format!("\n{} passed, {} failed\n", self.passed, self.failed)
     }
 }

@@ -27,7 +27,7 @@ const VERDICT: &str = "verdict.json";
 pub fn run(scenario: Scenario, out: &Path) -> Verdict {
     let start = Instant::now();
     let folder = out.join(scenario.name());
-    let mut verdict = Verdict { name: scenario.name(), ..Verdict::default() };
+    let mut verdict = Verdict::on(&scenario);
     match attempt(scenario, &folder, &mut verdict) {
         Ok(()) => match (verdict.passed, oracle::judge(&folder)) {
             (_, Ok(judged)) => verdict.note(judged),
@@ -42,6 +42,10 @@ pub fn run(scenario: Scenario, out: &Path) -> Verdict {
             verdict.passed = false;
             verdict.reason = Some(failure.to_string());
         }
+    }
+    if let Err(failure) = oracle::keep(&folder) {
+        verdict.passed = false;
+        verdict.reason.get_or_insert(format!("the captures cannot be kept: {failure}"));
     }
     verdict.seconds = start.elapsed().as_secs_f64();
     verdict.evidence = folder.display().to_string();
@@ -98,7 +102,7 @@ pub fn run_in_guest(name: &str, bewick: Option<PathBuf>) -> Result<()> {
         place::use_bewick(bewick);
     }
     let out = std::env::current_dir().context("current folder")?;
-    let mut verdict = Verdict { name: scenario.name(), ..Verdict::default() };
+    let mut verdict = Verdict::on(&scenario);
     scenario.judge(&out, &mut verdict);
     println!("{}", verdict.lines());
     verdict.write(&out.join(VERDICT))

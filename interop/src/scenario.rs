@@ -38,6 +38,16 @@ impl Scenario {
         }
     }
 
+    /// Whether `run --quick` runs it: all that runs on this machine and is done in seconds, and of the
+    /// guest's what differs most from it.
+    pub fn is_quick(&self) -> bool {
+        let in_guest = self.plane() == Plane::Kernel;
+        match self {
+            Scenario::Roam(roam) => !in_guest || roam.client != roam.gateway,
+            Scenario::Life(life) => life.topic.is_quick(in_guest),
+        }
+    }
+
     /// Who handles ESP; the kernel's is the guest's.
     pub fn plane(&self) -> Plane {
         match self {

@@ -154,6 +154,11 @@ impl Topic {
         }
     }
 
+    /// Whether it is done in seconds; in the guest, whether the kernel's own part in it is large.
+    pub fn is_quick(self, in_guest: bool) -> bool {
+        !in_guest || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
+    }
+
     fn ground(self) -> Ground {
         match self {
             Topic::SilentPath

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 const IKE_SA_INIT: u8 = 34;
 
 /// What tshark is asked for, in this order.
-pub const FIELDS: [&str; 21] = [
+pub const FIELDS: [&str; 23] = [
     "frame.number",
     "sll.pkttype",
     "ip.src",
@@ -28,7 +28,12 @@ pub const FIELDS: [&str; 21] = [
     "esp.spi",
     "esp.sequence",
     "_ws.malformed",
+    "ip.ttl",
+    "ipv6.hlim",
 ];
+
+/// What hosts put there at first.
+pub const FRESH: u8 = 64;
 
 /// One frame.
 #[derive(Debug, Clone)]
@@ -45,6 +50,8 @@ pub struct Frame {
     pub esp: Option<(u32, u32)>,
     /// tshark could not make sense of all of it.
     pub malformed: bool,
+    /// How many routers more it may pass.
+    pub hops: u8,
 }
 
 /// An IKE message.
@@ -110,6 +117,10 @@ pub fn parse(line: &str) -> Option<Frame> {
         ike: ike(&first, &|name| all(name).map(str::to_owned).collect()),
         esp,
         malformed: get("_ws.malformed").is_some(),
+        hops: first("ip.ttl")
+            .or_else(|| first("ipv6.hlim"))
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(FRESH),
     })
 }
 
