@@ -129,7 +129,7 @@ pub fn planned(runtime: &tokio::runtime::Runtime, avoid_migrate: bool, encap: bo
     check(pair.rejected(runtime)? == 0, "no replay is counted")?;
     for host in ["a", "b"] {
         let drop = "/proc/sys/net/core/xfrm_larval_drop";
-        let set = in_host(host, || Ok(std::fs::read_to_string(drop)?))?;
+        let set = in_host(host, move || Ok(std::fs::read_to_string(drop)?))?;
         check(set.trim() == "1", "a setting of the kernel is as it was")?;
     }
     pair.close(runtime)
