@@ -35,6 +35,7 @@ fn main() -> Result<()> {
             planned::planned(&runtime, avoid_migrate, encap)?;
         }
     }
+    planned::silence(&runtime)?;
     for avoid_migrate in [false, true] {
         moving(&runtime, avoid_migrate)?;
         limits(&runtime, avoid_migrate)?;
