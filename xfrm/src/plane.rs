@@ -63,6 +63,9 @@ pub struct Counters {
 pub struct MoveReport {
     /// netlink requests sent, 0 in userspace
     pub requests: u32,
+    /// how often the kernel was asked and its answers were waited for, with several requests at once
+    /// where they don't depend on each other; 0 in userspace
+    pub round_trips: u32,
     /// from the first request to the last answer
     pub took: Duration,
 }
@@ -184,7 +187,7 @@ pub trait DataPlane: Send {
     fn mark(&mut self, _id: ChildId) {}
 
     /// How packets of `id` came in since its mark; `None` without a mark, and from a plane that can't
-    /// tell.
+    /// tell. The mark ends with it where watching costs something.
     fn since_mark(&mut self, _id: ChildId) -> Option<Since> {
         None
     }

@@ -307,7 +307,8 @@ mod tests {
 
     #[test]
     fn a_datagram_may_hold_several() {
-        let both = [link(libc::RTM_NEWLINK, 1, UP), message(libc::RTM_DELROUTE, &[0; 12])].concat();
+        let both =
+            [link(libc::RTM_NEWLINK, 1, UP), datagram(libc::RTM_DELROUTE, &[0; 12])].concat();
         assert_eq!(losses(&both), [Loss::Route]);
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -20,6 +20,9 @@ pub(super) struct Entry {
     pub(super) reqid: u32,
     /// where the peer is on this state's path
     pub(super) remote: SocketAddr,
+    /// the source address that the state has in the kernel: an inbound one may have an older one than
+    /// its path, as any is taken
+    pub(super) source: IpAddr,
     /// what was used up in this direction before the state was made
     pub(super) began: Spent,
     /// whether ESP is in UDP

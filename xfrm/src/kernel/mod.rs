@@ -6,6 +6,7 @@
 
 mod device;
 mod events;
+mod hold;
 mod ledger;
 mod message;
 mod migrate;
@@ -16,11 +17,13 @@ mod sockopt;
 mod state;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use bewick_ike::{
@@ -30,15 +33,19 @@ use netlink_packet_xfrm::constants::{XFRM_MSG_NEWSA, XFRM_MSG_UPDSA};
 use tokio::sync::mpsc;
 
 use self::{
+    hold::{Held, Queueing},
     ledger::{Entry, Shared, add},
     message::Request,
     policy::{DIRECTIONS, Direction, Flow, Owners},
     socket::Socket,
     state::{Key, Place, Replay, Side, Spent, Usage},
+    watch::Watcher,
 };
 use crate::{
     events::Events,
-    plane::{Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent},
+    plane::{
+        Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Since,
+    },
 };
 
 pub use self::sockopt::bypass;
@@ -92,7 +99,12 @@ pub struct KernelPlane {
     keeps_counts: bool,
     children: BTreeMap<ChildId, Child>,
     owners: Owners,
+    queueing: Queueing,
+    held: Option<Held>,
     ledger: Shared,
+    watcher: Watcher,
+    /// packets in when they were last counted, and since when there are so many
+    noted: BTreeMap<ChildId, (u64, Instant)>,
     events: Arc<Events>,
     receiver: Option<mpsc::Receiver<PlaneEvent>>,
     task: tokio::task::AbortHandle,
@@ -124,6 +136,7 @@ impl KernelPlane {
         let ledger = Shared::default();
         let events::Started { events, receiver, task } = events::start(ledger.clone())?;
         let mut route = Socket::open(libc::NETLINK_ROUTE)?;
+        let watcher = Watcher::start(ledger.clone()).inspect_err(|_| task.abort())?;
         device::create(&mut route, &config.device).inspect_err(|_| task.abort())?;
         Ok(KernelPlane {
             config,
@@ -133,7 +146,11 @@ impl KernelPlane {
             keeps_counts,
             children: BTreeMap::new(),
             owners: Owners::default(),
+            queueing: Queueing::open(),
+            held: None,
             ledger,
+            watcher,
+            noted: BTreeMap::new(),
             events,
             receiver: Some(receiver),
             task,
@@ -207,6 +224,8 @@ impl KernelPlane {
             result = result.and(self.delete_state(key));
         }
         self.ledger.lock().forget(id);
+        self.watcher.forget(id);
+        self.noted.remove(&id);
         self.events.forget(id);
         result
     }
@@ -252,7 +271,20 @@ impl KernelPlane {
                 Err(error) => return Err(error),
             }
         }
+        let now = (counters.packets_in, Instant::now());
+        let noted = self.noted.entry(id).or_insert(now);
+        if noted.0 != counters.packets_in {
+            *noted = now;
+        }
         Ok(counters)
+    }
+
+    fn mark_now(&mut self, id: ChildId) -> Result<(), PlaneError> {
+        let arrivals = watch::arrivals(&mut self.xfrm, &self.ledger, id)?;
+        let noted = self.noted.get(&id).filter(|noted| noted.0 == arrivals.packets);
+        let since = noted.map_or_else(Instant::now, |noted| noted.1);
+        self.watcher.mark(id, arrivals, since);
+        Ok(())
     }
 
     fn close(&mut self) -> Result<(), PlaneError> {
@@ -320,13 +352,21 @@ impl KernelPlane {
 
     /// Sequence numbers, replay window and traffic of a state.
     fn snapshot(&mut self, key: Key) -> Result<(Replay, Usage), PlaneError> {
+        if let Some(read) = self.held.as_mut().and_then(|held| held.take(key)) {
+            return Ok(read);
+        }
         self.xfrm.ask("reading a state's sequence numbers", state::query(key), state::snapshot)
     }
 
     /// Notes that `sa` has a state at `place`, which `began` after so much.
     fn enter(&mut self, sa: &ChildSa, side: Side, place: Place, began: Spent) {
-        let (remote, encap) = (place.path.remote, place.encap);
-        let entry = Entry { id: sa.id, side, reqid: sa.reqid, remote, began, encap, left: None };
+        self.enter_as(sa, side, place, began, place.addresses(side).0);
+    }
+
+    /// The same of a state that has another `source` address in the kernel.
+    fn enter_as(&mut self, sa: &ChildSa, side: Side, place: Place, began: Spent, source: IpAddr) {
+        let (remote, encap, reqid) = (place.path.remote, place.encap, sa.reqid);
+        let entry = Entry { id: sa.id, side, reqid, remote, source, began, encap, left: None };
         self.ledger.lock().insert(place.key(sa, side), entry);
     }
 }
@@ -358,6 +398,22 @@ impl DataPlane for KernelPlane {
 
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters> {
         Box::pin(async move { self.count(id) })
+    }
+
+    fn mark(&mut self, id: ChildId) {
+        if self.children.contains_key(&id)
+            && let Err(error) = self.mark_now(id)
+        {
+            tracing::debug!(%error, ?id, "what a move costs is not known");
+        }
+    }
+
+    fn since_mark(&mut self, id: ChildId) -> Option<Since> {
+        if !self.watcher.watches(id) {
+            return None;
+        }
+        let arrivals = watch::arrivals(&mut self.xfrm, &self.ledger, id).ok()?;
+        self.watcher.take(id, arrivals)
     }
 
     fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>> {

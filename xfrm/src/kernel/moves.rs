@@ -1,15 +1,20 @@
 //! Moving CHILD_SAs to other paths (RFC 4555 §3.5): all of them or none.
 //!
 //! Inbound, a state is known by our address and the SPI. If our address changes, a second state is
-//! added and the old one lives on for [`LINGER`] seconds, for packets in flight; if not, the state
-//! itself is migrated, so that it knows the peer's new address. Both states start from one replay
-//! window and don't hear of each other, so for that time a packet could be delivered once by each. A
-//! move back within that time takes the old state up again.
+//! added and the old one lives on for [`LINGER`] seconds, for packets in flight. Both states start from
+//! one replay window and don't hear of each other, so for that time a packet could be delivered once
+//! by each. A move back within that time takes the old state up again. If only the peer's address
+//! changes, the state stays as it is: it takes packets from anywhere, and the address of the peer that
+//! it has in the kernel, now an old one, is of use only for telling of a NAT's new mapping, where
+//! what is not new is left out by [`super::ledger`].
 //!
 //! Outbound, a state is known by the peer's address and the SPI. MIGRATE replaces it together with
-//! the policy's template and no packet misses it. Where that is not possible (no MIGRATE in the
-//! kernel, a reqid that two CHILD_SAs share during a rekey, UDP encapsulation that ends), it is
-//! deleted and added, with a jump of [`SKIP`] sequence numbers over what is sent meanwhile.
+//! the policy's template. Where that is not possible (no MIGRATE in the kernel, a reqid that two
+//! CHILD_SAs share during a rekey, UDP encapsulation that ends), it is deleted and added. For the
+//! time of either, packets wait in the kernel (see [`super::hold`]): what takes a state's place goes
+//! on from its last sequence number, and what was sent between reading that and the switch would bear
+//! numbers that come again, or find no state. Where packets can't be held back, deleting and adding
+//! leaves [`SKIP`] numbers out.
 //!
 //! Nonces: the kernel makes the IV of AES-GCM and ChaCha20-Poly1305 as the sequence number XOR a
 //! random 64-bit salt that each state draws when it is made, and a migrated state is a new one in
@@ -38,13 +43,18 @@ use crate::plane::{MoveReport, PlaneError};
 /// Seconds for which an inbound state that was replaced still takes packets.
 const LINGER: u64 = 5;
 
-/// Outbound sequence numbers left out when a state is deleted and added: more than are sent between
-/// reading the last number and the switch, and fewer than a replay window spans.
+/// Outbound sequence numbers left out when a state is deleted and added while packets are sent: more
+/// than are sent between reading the last number and the switch, and fewer than a replay window spans.
 const SKIP: u32 = 1024;
+
+/// CHILD_SAs that are held back together: some 100 µs each, and what comes meanwhile has to fit into
+/// a queue of 100 packets.
+const TOGETHER: usize = 8;
 
 impl KernelPlane {
     pub(super) fn move_all(&mut self, moves: &[ChildMove]) -> Result<MoveReport, PlaneError> {
-        let (start, sent) = (Instant::now(), self.xfrm.sent());
+        let start = Instant::now();
+        let (sent, round_trips) = (self.xfrm.sent(), self.xfrm.round_trips());
         for ChildMove { id, path, .. } in moves {
             if !self.children.contains_key(id) {
                 return Err(PlaneError::UnknownChild(*id));
@@ -54,10 +64,17 @@ impl KernelPlane {
             }
         }
         let mut undo: Vec<(ChildId, Place)> = Vec::new();
-        for &ChildMove { id, path, encap } in moves {
-            let Some(from) = self.place(id) else { continue };
-            undo.push((id, from));
-            if let Err(error) = self.relocate(id, Place { path, encap }) {
+        for group in moves.chunks(TOGETHER) {
+            self.hold(group);
+            let mut result = Ok(());
+            for &ChildMove { id, path, encap } in group {
+                undo.extend(self.place(id).map(|from| (id, from)));
+                result = self.relocate(id, Place { path, encap });
+                if result.is_err() {
+                    break;
+                }
+            }
+            if let Err(error) = result.and(self.let_go()) {
                 for (id, place) in undo.into_iter().rev() {
                     if let Err(error) = self.relocate(id, place) {
                         tracing::error!(%error, ?id, "can't undo a move");
@@ -66,7 +83,11 @@ impl KernelPlane {
                 return Err(error);
             }
         }
-        Ok(MoveReport { requests: self.xfrm.sent().wrapping_sub(sent), took: start.elapsed() })
+        Ok(MoveReport {
+            requests: self.xfrm.sent().wrapping_sub(sent),
+            round_trips: self.xfrm.round_trips().wrapping_sub(round_trips),
+            took: start.elapsed(),
+        })
     }
 
     fn place(&self, id: ChildId) -> Option<Place> {
@@ -152,7 +173,7 @@ impl KernelPlane {
         let left = entry.left?;
         // An update can change neither the source, by which the kernel tells a new mapping, nor
         // whether there is UDP.
-        if entry.encap != at.encap || entry.remote.ip() != at.path.remote.ip() {
+        if entry.encap != at.encap || entry.source != at.path.remote.ip() {
             return None;
         }
         // It goes on with its own count: what it had carried is not to count twice.
@@ -261,8 +282,16 @@ impl KernelPlane {
         from: Place,
         to: Place,
     ) -> Result<(), PlaneError> {
-        let steps: Vec<Step> =
-            moved(sa, from, to).into_iter().map(|side| Step::new(side, from, to)).collect();
+        let step = |side| {
+            let mut at = from;
+            if side == Side::In
+                && let Some(entry) = self.ledger.lock().get(&from.key(sa, side))
+            {
+                at.path.remote.set_ip(entry.source);
+            }
+            Step::new(side, at, to)
+        };
+        let steps: Vec<Step> = moved(sa, from, to).into_iter().map(step).collect();
         let encapsulation = to.encapsulation(Side::Out);
         self.xfrm
             .request("migrating a state", migrate::request(flow, sa.reqid, &steps, encapsulation))
@@ -280,9 +309,12 @@ impl KernelPlane {
             self.put_policies(sa, rest, to)?;
             // One encapsulation is all that a request holds, and it was written for packets out.
             let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
-            if same_in && to.encap && to.path.local.port() != to.path.remote.port() {
+            let migrated = same_in && from.encap != to.encap;
+            if migrated && to.encap && to.path.local.port() != to.path.remote.port() {
                 let began = self.began(to.key(sa, Side::In));
                 self.update_state(sa, Side::In, to, began, 0)?;
+            } else if same_in && !migrated {
+                self.keep_inbound(sa, from, to)?;
             }
             Ok(())
         };
@@ -310,7 +342,7 @@ impl KernelPlane {
     ) -> Result<(), PlaneError> {
         let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
         if same_in {
-            self.swap(sa, Side::In, from, to)?;
+            self.keep_inbound(sa, from, to)?;
         }
         let swapped = if from.key(sa, Side::Out) == to.key(sa, Side::Out) {
             // A second state with this key is refused, so there is a moment without any.
@@ -325,16 +357,33 @@ impl KernelPlane {
         };
         swapped.inspect_err(|_| {
             if same_in {
-                let _ = self.swap(sa, Side::In, to, from);
+                let _ = self.keep_inbound(sa, to, from);
             }
         })
+    }
+
+    /// Has an inbound state whose key stays expect packets from another peer's address. It takes them
+    /// from anywhere as it is, and without it what comes meanwhile would be lost; only whether they
+    /// are in UDP can't be changed.
+    fn keep_inbound(&mut self, sa: &ChildSa, from: Place, to: Place) -> Result<(), PlaneError> {
+        if from.encap != to.encap {
+            return self.swap(sa, Side::In, from, to);
+        }
+        let Some(entry) = self.ledger.lock().get(&from.key(sa, Side::In)) else {
+            return Err(PlaneError::UnknownChild(sa.id));
+        };
+        if from.encapsulation(Side::In) != to.encapsulation(Side::In) {
+            self.update_state(sa, Side::In, to, entry.began, 0)?;
+        }
+        self.enter_as(sa, Side::In, to, entry.began, entry.source);
+        Ok(())
     }
 
     /// Deletes a state and adds it at another place under the same key.
     fn swap(&mut self, sa: &ChildSa, side: Side, from: Place, to: Place) -> Result<(), PlaneError> {
         let key = from.key(sa, side);
         let (replay, used) = self.snapshot(key)?;
-        let replay = skipped(replay, if side == Side::Out { SKIP } else { 0 }, sa)?;
+        let replay = skipped(replay, if side == Side::Out { self.skip() } else { 0 }, sa)?;
         let spent = self.began(key).after(side, used, &replay);
         self.delete_state(key)?;
         // Whichever of the two states is there now has counted nothing yet.
@@ -357,7 +406,7 @@ impl KernelPlane {
     ) -> Result<(), PlaneError> {
         let (old, new) = (from.key(sa, Side::Out), to.key(sa, Side::Out));
         let (replay, used) = self.snapshot(old)?;
-        let replay = skipped(replay, SKIP, sa)?;
+        let replay = skipped(replay, self.skip(), sa)?;
         let spent = self.began(old).after(Side::Out, used, &replay);
         self.put_state(sa, Side::Out, to, &replay, spent)?;
         if let Err(error) = self.put_policies(sa, mine, to) {
@@ -380,8 +429,16 @@ impl KernelPlane {
         flows: &[Flow],
         place: Place,
     ) -> Result<(), PlaneError> {
+        // What is held back goes on only when all is done.
+        let held = |flow: &&Flow| self.held.as_ref().is_some_and(|held| held.holds(flow));
         let put = |flow| policy::put(flow, Direction::Out, sa.reqid, place);
-        self.xfrm.requests("updating a policy", flows.iter().map(put).collect())
+        let requests = flows.iter().filter(|flow| !held(flow)).map(put).collect();
+        self.xfrm.requests("updating a policy", requests)
+    }
+
+    /// Sequence numbers to leave out between an outbound state and the one that takes its place.
+    fn skip(&self) -> u32 {
+        if self.held.is_some() { 0 } else { SKIP }
     }
 
     /// Makes room for an inbound state where an earlier move has left one behind.
@@ -404,11 +461,23 @@ impl KernelPlane {
         let lifetime = now.saturating_sub(usage.added).saturating_add(LINGER);
         self.ledger.lock().linger(&key, usage);
         let began = self.began(key);
-        if let Err(error) = self.update_state(sa, Side::In, at, began, lifetime) {
-            tracing::debug!(%error, "the old inbound state goes at once");
-            let _ = self.delete_state(key);
-            self.ledger.lock().close(&key, usage);
+        let update = match self.updated(sa, Side::In, at, began, lifetime) {
+            Ok(update) => update,
+            Err(error) => return self.end_at_once(key, usage, &error),
+        };
+        if let Some(held) = &mut self.held {
+            return held.end(key, usage, update);
         }
+        if let Err(error) = self.xfrm.request("updating the inbound state", update) {
+            self.end_at_once(key, usage, &error);
+        }
+    }
+
+    /// Removes an old inbound state that the kernel can't be told to remove later.
+    pub(super) fn end_at_once(&mut self, key: Key, usage: Usage, error: &PlaneError) {
+        tracing::debug!(%error, "the old inbound state goes at once");
+        let _ = self.delete_state(key);
+        self.ledger.lock().close(&key, usage);
     }
 
     /// Adds the traffic of a replaced state to the count, unless the kernel took the count along;
@@ -431,10 +500,12 @@ struct Second {
     revived: Option<Usage>,
 }
 
-/// The states that MIGRATE takes along: an inbound one only if our address stays.
+/// The states that MIGRATE takes along: an inbound one only if our address stays and UDP encapsulation
+/// begins, which nothing else can tell it. What comes while it is copied is counted by the state that
+/// goes, and its number is not in the window of the new one.
 fn moved(sa: &ChildSa, from: Place, to: Place) -> Vec<Side> {
     let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
-    if same_in { vec![Side::Out, Side::In] } else { vec![Side::Out] }
+    if same_in && from.encap != to.encap { vec![Side::Out, Side::In] } else { vec![Side::Out] }
 }
 
 fn skipped(replay: Replay, count: u32, sa: &ChildSa) -> Result<Replay, PlaneError> {

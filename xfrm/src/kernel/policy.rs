@@ -180,14 +180,28 @@ pub(super) fn put(flow: &Flow, direction: Direction, reqid: u32, place: Place) -
         _ if path.local.is_ipv4() => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()),
         _ => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
     };
-    let template = UserTemplate {
+    with_templates(flow, direction, vec![template((source, destination), reqid)])
+}
+
+/// UPDPOLICY: keeps the out policy for `flow` as it is, and has it need a second state from and to
+/// `besides`, of reqid 0. Its packets wait as long as that is not there but to come.
+pub(super) fn hold(flow: &Flow, reqid: u32, place: Place, besides: (IpAddr, IpAddr)) -> Request {
+    let templates = vec![template(place.addresses(Side::Out), reqid), template(besides, 0)];
+    with_templates(flow, Direction::Out, templates)
+}
+
+fn template((source, destination): (IpAddr, IpAddr), reqid: u32) -> UserTemplate {
+    UserTemplate {
         id: Id { daddr: Address::from_ip(&destination), spi: 0, proto: IPPROTO_ESP },
         family: family(destination),
         saddr: Address::from_ip(&source),
         reqid,
         mode: XFRM_MODE_TUNNEL,
         ..UserTemplate::default()
-    };
+    }
+}
+
+fn with_templates(flow: &Flow, direction: Direction, templates: Vec<UserTemplate>) -> Request {
     let info = UserPolicyInfo {
         selector: flow.selector(direction),
         priority: flow.priority(),
@@ -195,7 +209,7 @@ pub(super) fn put(flow: &Flow, direction: Direction, reqid: u32, place: Place) -
         action: XFRM_POLICY_ALLOW,
         ..UserPolicyInfo::default()
     };
-    let nlas = vec![XfrmAttrs::Template(vec![template])];
+    let nlas = vec![XfrmAttrs::Template(templates)];
     Request::new(XFRM_MSG_UPDPOLICY, 0, &ModifyMessage { user_policy_info: info, nlas })
 }
 

@@ -33,6 +33,7 @@ pub(super) struct Socket {
     socket: netlink_sys::Socket,
     sequence: u32,
     sent: u32,
+    datagrams: u32,
     /// Answers may hold keys, so it is zeroed.
     buffer: Zeroizing<Vec<u8>>,
 }
@@ -54,12 +55,23 @@ impl Socket {
             let what = if protocol == libc::NETLINK_XFRM { "an XFRM" } else { "a route" };
             PlaneError::kernel(&format!("opening {what} netlink socket"), &error)
         })?;
-        Ok(Socket { socket, sequence: 0, sent: 0, buffer: Zeroizing::new(vec![0; BUFFER]) })
+        Ok(Socket {
+            socket,
+            sequence: 0,
+            sent: 0,
+            datagrams: 0,
+            buffer: Zeroizing::new(vec![0; BUFFER]),
+        })
     }
 
     /// How many requests went out so far.
     pub(super) fn sent(&self) -> u32 {
         self.sent
+    }
+
+    /// How often we have sent something and waited for the answers.
+    pub(super) fn round_trips(&self) -> u32 {
+        self.datagrams
     }
 
     /// Sends `request` and waits for the acknowledgement. `operation` is for the error.
@@ -104,7 +116,18 @@ impl Socket {
         operation: &str,
         requests: Vec<Request>,
     ) -> Result<(), PlaneError> {
-        let mut result = Ok(());
+        self.batch(operation, requests, |_, _, _| {}).into_iter().collect()
+    }
+
+    /// Sends all of `requests`, several at once, and has `read` see the answers: which request's,
+    /// message type and body. Each is carried out, in order, whatever becomes of the others.
+    pub(super) fn batch(
+        &mut self,
+        operation: &str,
+        requests: Vec<Request>,
+        mut read: impl FnMut(usize, u16, &[u8]),
+    ) -> Vec<Result<(), PlaneError>> {
+        let mut results = Vec::with_capacity(requests.len());
         let mut requests = requests.into_iter().peekable();
         while requests.peek().is_some() {
             let first = self.sequence.wrapping_add(1);
@@ -114,13 +137,18 @@ impl Socket {
                 together.extend_from_slice(request.finish(self.next_sequence()));
                 count += 1;
             }
-            self.send(operation, &together)?;
+            let sent = self.send(&together);
             for step in 0..count {
-                let answer = self.answer(operation, first.wrapping_add(step), |_, _| {});
-                result = result.and(answer);
+                let at = results.len();
+                results.push(match &sent {
+                    Ok(()) => self.answer(operation, first.wrapping_add(step), |kind, body| {
+                        read(at, kind, body);
+                    }),
+                    Err(error) => Err(PlaneError::kernel(operation, error)),
+                });
             }
         }
-        result
+        results
     }
 
     fn exchange(
@@ -130,7 +158,8 @@ impl Socket {
         read: impl FnMut(u16, &[u8]),
     ) -> Result<(), PlaneError> {
         let sequence = self.next_sequence();
-        self.send(operation, request.finish(sequence))?;
+        self.send(request.finish(sequence))
+            .map_err(|error| PlaneError::kernel(operation, &error))?;
         drop(request);
         self.answer(operation, sequence, read)
     }
@@ -141,11 +170,9 @@ impl Socket {
         self.sequence
     }
 
-    fn send(&mut self, operation: &str, octets: &[u8]) -> Result<(), PlaneError> {
-        match self.socket.send(octets, 0) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(PlaneError::kernel(operation, &error)),
-        }
+    fn send(&mut self, octets: &[u8]) -> io::Result<()> {
+        self.datagrams = self.datagrams.wrapping_add(1);
+        self.socket.send(octets, 0).map(drop)
     }
 
     /// Waits for the end of the answer to the request `sequence`; each is a datagram of its own.

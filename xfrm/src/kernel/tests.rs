@@ -443,6 +443,7 @@ fn known() -> Shared {
             side,
             reqid: sa.reqid,
             remote,
+            source: remote.ip(),
             began: Spent::default(),
             encap: sa.encap,
             left: None,

@@ -124,7 +124,7 @@ impl UserspacePlane {
             self.check(&step.path, step.encap)?;
         }
         self.flow.table.store(self.flow.table.load().moved(moves)?);
-        Ok(MoveReport { requests: 0, took: start.elapsed() })
+        Ok(MoveReport { took: start.elapsed(), ..MoveReport::default() })
     }
 
     fn stop(&mut self) {

@@ -1,0 +1,311 @@
+//! Holding packets back while the state that sends them is replaced, so that none is lost and none
+//! bears a sequence number that another had.
+//!
+//! Whatever takes an outbound state's place goes on from its last sequence number, which must not
+//! rise any more when it is read. The kernel has a queue of 100 packets for each policy that needs a
+//! state which is to come (`net.core.xfrm_larval_drop` = 0; by default it drops them): for the time of
+//! a move the out policies need a second state, one that was asked for and never comes. The next
+//! change of the policy sends on what waited.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{File, OpenOptions},
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::unix::fs::FileExt,
+};
+
+use netlink_packet_core::Emitable;
+use netlink_packet_xfrm::{Address, Id, UserSaInfo, constants::*};
+
+use bewick_ike::{ChildId, ChildMove};
+
+use super::{
+    KernelPlane, Method,
+    message::Request,
+    policy::{self, Direction, Flow},
+    state::{self, Key, Place, Replay, Side, Usage},
+};
+use crate::plane::PlaneError;
+
+const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
+
+/// The SPI of the state that never comes.
+const SPI: u32 = 0xbe1c_0003;
+
+/// The source and destination of the state that never comes: nobody's (RFC 5737).
+pub(super) fn nowhere() -> (IpAddr, IpAddr) {
+    (Ipv4Addr::new(192, 0, 2, 251).into(), Ipv4Addr::new(192, 0, 2, 250).into())
+}
+
+/// ALLOCSPI for the state that never comes; the kernel forgets it by itself after half a minute
+/// (`net.core.xfrm_acq_expires`). Without it, the first packet that waits would have every key
+/// manager of the machine asked for that state.
+pub(super) fn larva() -> Request {
+    let (source, destination) = nowhere();
+    let mut info = UserSaInfo {
+        id: Id { daddr: Address::from_ip(&destination), spi: 0, proto: IPPROTO_ESP },
+        mode: XFRM_MODE_TUNNEL,
+        ..UserSaInfo::default()
+    };
+    info.source(&source);
+    // struct xfrm_userspi_info
+    let mut body = vec![0; info.buffer_len()];
+    info.emit(&mut body);
+    for bound in [SPI, SPI] {
+        body.extend_from_slice(&bound.to_ne_bytes());
+    }
+    Request::with_body(XFRM_MSG_ALLOCSPI, 0, &body)
+}
+
+/// DELSA for the state that never comes.
+pub(super) fn forget_larva() -> Request {
+    state::delete(Key { destination: nowhere().1, spi: SPI })
+}
+
+/// What is held back at the moment.
+pub(super) struct Held {
+    before: Before,
+    flows: BTreeSet<Flow>,
+    /// states as they were found when nothing was sent any more
+    read: BTreeMap<Key, (Replay, Usage)>,
+    /// inbound states that are to end by themselves, what they had carried, and the request for it
+    ending: Vec<(Key, Usage, Request)>,
+}
+
+impl Held {
+    /// A state that was read when packets were held back; once, as it changes from then on.
+    pub(super) fn take(&mut self, key: Key) -> Option<(Replay, Usage)> {
+        self.read.remove(&key)
+    }
+
+    /// Leaves a request about an inbound state for [`KernelPlane::let_go`].
+    pub(super) fn end(&mut self, key: Key, usage: Usage, request: Request) {
+        self.ending.push((key, usage, request));
+    }
+
+    pub(super) fn holds(&self, flow: &Flow) -> bool {
+        self.flows.contains(flow)
+    }
+}
+
+impl KernelPlane {
+    /// Holds back what `moves` would disturb, and reads the states that they need, in one go. Where
+    /// that is not possible, nothing is held.
+    pub(super) fn hold(&mut self, moves: &[ChildMove]) {
+        let moved: Vec<(ChildId, u32, Vec<Key>)> =
+            moves.iter().filter_map(|one| self.disturbed(one)).collect();
+        if moved.is_empty() {
+            return;
+        }
+        let Some(before) = self.queueing.begin() else { return };
+        let (mut flows, mut requests) = (BTreeSet::new(), vec![larva()]);
+        for (id, child) in &self.children {
+            // Policies name a reqid, and which of its states they find is up to the kernel.
+            if !moved.iter().any(|(_, reqid, _)| *reqid == child.sa.reqid) {
+                continue;
+            }
+            for flow in child.flows.iter().filter(|flow| self.owners.current(flow) == Some(*id)) {
+                flows.insert(*flow);
+                requests.push(policy::hold(flow, child.sa.reqid, Place::of(&child.sa), nowhere()));
+            }
+        }
+        let policies = requests.len();
+        let keys: Vec<Key> = moved.into_iter().flat_map(|(_, _, keys)| keys).collect();
+        requests.extend(keys.iter().map(|key| state::query(*key)));
+        let mut read = BTreeMap::new();
+        let results = self.xfrm.batch("holding packets back", requests, |at, kind, body| {
+            let key = at.checked_sub(policies).and_then(|at| keys.get(at));
+            read.extend(key.copied().zip(state::snapshot(kind, body)));
+        });
+        self.held = Some(Held { before, flows, read, ending: Vec::new() });
+        // The first is the state that never comes: it may still be there, or be asked for later.
+        let held = results.into_iter().take(policies).skip(1).collect::<Result<(), PlaneError>>();
+        if let Err(error) = held {
+            tracing::debug!(%error, "moving without holding packets back");
+            if let Err(error) = self.let_go() {
+                tracing::warn!(%error, "packets may wait until the move is done");
+            }
+        }
+    }
+
+    /// Whom a move disturbs: its CHILD_SA, the reqid, and the states that are read for it. `None` if
+    /// all states stay.
+    fn disturbed(&self, one: &ChildMove) -> Option<(ChildId, u32, Vec<Key>)> {
+        let sa = &self.children.get(&one.id)?.sa;
+        let (from, to) = (Place::of(sa), Place { path: one.path, encap: one.encap });
+        let ports = from.addresses(Side::Out) == to.addresses(Side::Out) && from.encap && to.encap;
+        if from == to || ports {
+            return None;
+        }
+        let mut keys = Vec::new();
+        if from.key(sa, Side::In) != to.key(sa, Side::In) {
+            keys.push(from.key(sa, Side::In));
+        }
+        if self.method == Method::DeleteAdd {
+            keys.push(from.key(sa, Side::Out));
+        }
+        Some((one.id, sa.reqid, keys))
+    }
+
+    /// Sends on what was held back, on the paths where the CHILD_SAs are now.
+    pub(super) fn let_go(&mut self) -> Result<(), PlaneError> {
+        let Some(Held { before, flows, ending, .. }) = self.held.take() else { return Ok(()) };
+        let owner = |flow: &Flow| {
+            let child = self.owners.current(flow).and_then(|id| self.children.get(&id))?;
+            let place = Place::of(&child.sa);
+            Some(policy::put(flow, Direction::Out, child.sa.reqid, place))
+        };
+        let mut requests: Vec<Request> = flows.iter().filter_map(owner).collect();
+        let policies = requests.len();
+        let mut ended = Vec::with_capacity(ending.len());
+        for (key, usage, request) in ending {
+            ended.push((key, usage));
+            requests.push(request);
+        }
+        requests.push(forget_larva());
+        let mut results = self.xfrm.batch("sending on", requests, |_, _, _| {}).into_iter();
+        self.queueing.end(before);
+        let released = results.by_ref().take(policies).collect();
+        for ((key, usage), result) in ended.into_iter().zip(results) {
+            if let Err(error) = result {
+                self.end_at_once(key, usage, &error);
+            }
+        }
+        released
+    }
+}
+
+/// The setting that lets packets wait, in the network namespace of the thread that opened it.
+pub(super) struct Queueing(Option<File>);
+
+impl Queueing {
+    /// Without the right to change it, packets can't be held back.
+    pub(super) fn open() -> Self {
+        let file = OpenOptions::new().read(true).write(true).open(LARVAL_DROP);
+        Queueing(
+            file.inspect_err(|error| {
+                tracing::debug!(%error, "{LARVAL_DROP} can't be set: moves don't hold packets back");
+            })
+            .ok(),
+        )
+    }
+
+    /// Lets packets wait until the answer is given to [`Queueing::end`]; `None` if that can't be.
+    ///
+    /// It is not left on, as it is about the policies of others too.
+    fn begin(&self) -> Option<Before> {
+        let file = self.0.as_ref()?;
+        let set = || -> io::Result<Before> {
+            let mut digit = [0];
+            file.read_exact_at(&mut digit, 0)?;
+            if digit != *b"0" {
+                file.write_all_at(b"0\n", 0)?;
+            }
+            Ok(Before { digit, urgent: Urgent::begin() })
+        };
+        set().inspect_err(|error| tracing::debug!(%error, "packets can't be held back")).ok()
+    }
+
+    /// Puts the setting back.
+    fn end(&self, before: Before) {
+        let Before { digit, urgent } = before;
+        drop(urgent);
+        if digit != *b"0"
+            && let Some(file) = &self.0
+            && let Err(error) = file.write_all_at(&digit, 0)
+        {
+            tracing::warn!(%error, "{LARVAL_DROP} stays 0");
+        }
+    }
+}
+
+/// What was before packets were held back.
+struct Before {
+    digit: [u8; 1],
+    urgent: Option<Urgent>,
+}
+
+/// This thread goes before all others that have no real-time priority, until this is dropped: whoever
+/// sends must not fill the queue while we wait for a processor between two requests. It calls nothing
+/// but the kernel meanwhile.
+struct Urgent {
+    policy: libc::c_int,
+    parameters: libc::sched_param,
+}
+
+impl Urgent {
+    /// `None` without the right to it (CAP_SYS_NICE); the queue may do all the same.
+    fn begin() -> Option<Self> {
+        let mut parameters = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the thread is this one, and the structure lives longer than the call.
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        // SAFETY: as above.
+        if policy < 0 || unsafe { libc::sched_getparam(0, &raw mut parameters) } != 0 {
+            return None;
+        }
+        let least = libc::sched_param { sched_priority: 1 };
+        // SAFETY: as above.
+        let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const least) };
+        (set == 0).then_some(Urgent { policy, parameters })
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // SAFETY: as in `begin`.
+        if unsafe { libc::sched_setscheduler(0, self.policy, &raw const self.parameters) } != 0 {
+            let error = io::Error::last_os_error();
+            tracing::warn!(%error, "a thread keeps its real-time priority");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_xfrm::constants::XFRMA_TMPL;
+
+    use super::*;
+    use crate::kernel::{
+        message::{attribute, messages, u16_at, u32_at},
+        nobody,
+    };
+
+    fn sent(mut request: Request) -> (u16, Vec<u8>) {
+        let octets = request.finish(1).to_vec();
+        let all: Vec<_> = messages(&octets).map(|m| (m.kind, m.body.to_vec())).collect();
+        let [(kind, body)] = &all[..] else { panic!("{} messages", all.len()) };
+        (*kind, body.clone())
+    }
+
+    #[test]
+    fn a_held_policy_still_needs_its_state_and_one_that_never_comes() {
+        let sa = nobody();
+        let flows = policy::flows(&sa).unwrap();
+        let (_, free) = sent(policy::put(&flows[0], Direction::Out, 7, Place::of(&sa)));
+        let (kind, held) = sent(policy::hold(&flows[0], 7, Place::of(&sa), nowhere()));
+        assert_eq!(kind, XFRM_MSG_UPDPOLICY);
+        assert_eq!(held[..168], free[..168], "the same policy");
+        let (free, held) =
+            (attribute(&free, 168, XFRMA_TMPL), attribute(&held, 168, XFRMA_TMPL).unwrap());
+        assert_eq!((held.len(), Some(&held[..64])), (128, free), "MIGRATE finds the template");
+        let never = &held[64..];
+        assert_eq!((&never[..4], u32_at(never, 16)), (&[192, 0, 2, 250][..], Some(0)));
+        assert_eq!((never[20], u16_at(never, 24)), (50, Some(2)));
+        assert_eq!((&never[28..32], u32_at(never, 44)), (&[192, 0, 2, 251][..], Some(0)));
+        assert_eq!(never[48..51], [1, 0, 0], "tunnel, any share, required");
+    }
+
+    #[test]
+    fn the_state_that_never_comes_fits_the_template_and_can_be_deleted() {
+        let (kind, body) = sent(larva());
+        assert_eq!((kind, body.len()), (XFRM_MSG_ALLOCSPI, 232));
+        assert_eq!((&body[56..60], body[76]), (&[192, 0, 2, 250][..], 50));
+        assert_eq!((&body[80..84], u32_at(&body, 208)), (&[192, 0, 2, 251][..], Some(0)));
+        assert_eq!((u16_at(&body, 212), body[214]), (Some(2), 1), "IPv4, tunnel");
+        assert_eq!((u32_at(&body, 224), u32_at(&body, 228)), (Some(SPI), Some(SPI)));
+        let (kind, body) = sent(forget_larva());
+        assert_eq!((kind, &body[..4]), (XFRM_MSG_DELSA, &[192, 0, 2, 250][..]));
+        assert_eq!(body[16..20], SPI.to_be_bytes());
+    }
+}
