@@ -99,6 +99,7 @@ impl KernelPlane {
             return;
         }
         let Some(before) = self.queueing.begin() else { return };
+        let tag = self.tag;
         let (mut flows, mut requests) = (BTreeSet::new(), vec![larva()]);
         for (id, child) in &self.children {
             // Policies name a reqid, and which of its states they find is up to the kernel.
@@ -107,7 +108,13 @@ impl KernelPlane {
             }
             for flow in child.flows.iter().filter(|flow| self.owners.current(flow) == Some(*id)) {
                 flows.insert(*flow);
-                requests.push(policy::hold(flow, child.sa.reqid, Place::of(&child.sa), nowhere()));
+                requests.push(policy::hold(
+                    tag,
+                    flow,
+                    child.sa.reqid,
+                    Place::of(&child.sa),
+                    nowhere(),
+                ));
             }
         }
         let policies = requests.len();
@@ -151,10 +158,11 @@ impl KernelPlane {
     /// Sends on what was held back, on the paths where the CHILD_SAs are now.
     pub(super) fn let_go(&mut self) -> Result<(), PlaneError> {
         let Some(Held { before, flows, ending, .. }) = self.held.take() else { return Ok(()) };
+        let tag = self.tag;
         let owner = |flow: &Flow| {
             let child = self.owners.current(flow).and_then(|id| self.children.get(&id))?;
             let place = Place::of(&child.sa);
-            Some(policy::put(flow, Direction::Out, child.sa.reqid, place))
+            Some(policy::put(tag, flow, Direction::Out, child.sa.reqid, place))
         };
         let mut requests: Vec<Request> = flows.iter().filter_map(owner).collect();
         let policies = requests.len();
@@ -191,10 +199,15 @@ impl Queueing {
         )
     }
 
+    /// Sets what the kernel begins with: somebody who was to put it back was killed.
+    pub(super) fn reset(&self) {
+        self.end(Before { digit: *b"1", urgent: None });
+    }
+
     /// Lets packets wait until the answer is given to [`Queueing::end`]; `None` if that can't be.
     ///
     /// It is not left on, as it is about the policies of others too.
-    pub(super) fn begin(&self) -> Option<Before> {
+    fn begin(&self) -> Option<Before> {
         let file = self.0.as_ref()?;
         let set = || -> io::Result<Before> {
             let mut digit = [0];
@@ -202,13 +215,15 @@ impl Queueing {
             if digit != *b"0" {
                 file.write_all_at(b"0\n", 0)?;
             }
-            Ok(Before(digit))
+            Ok(Before { digit, urgent: Urgent::begin() })
         };
         set().inspect_err(|error| tracing::debug!(%error, "packets can't be held back")).ok()
     }
 
     /// Puts the setting back.
-    pub(super) fn end(&self, Before(digit): Before) {
+    fn end(&self, before: Before) {
+        let Before { digit, urgent } = before;
+        drop(urgent);
         if digit != *b"0"
             && let Some(file) = &self.0
             && let Err(error) = file.write_all_at(&digit, 0)
@@ -218,14 +233,52 @@ impl Queueing {
     }
 }
 
-/// The setting as it was.
-pub(super) struct Before([u8; 1]);
+/// What was before packets were held back.
+struct Before {
+    digit: [u8; 1],
+    urgent: Option<Urgent>,
+}
+
+/// This thread goes before all others that have no real-time priority, until this is dropped: whoever
+/// sends must not fill the queue while we wait for a processor between two requests. It calls nothing
+/// but the kernel meanwhile.
+struct Urgent {
+    policy: libc::c_int,
+    parameters: libc::sched_param,
+}
+
+impl Urgent {
+    /// `None` without the right to it (CAP_SYS_NICE); the queue may do all the same.
+    fn begin() -> Option<Self> {
+        let mut parameters = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the thread is this one, and the structure lives longer than the call.
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        // SAFETY: as above.
+        if policy < 0 || unsafe { libc::sched_getparam(0, &raw mut parameters) } != 0 {
+            return None;
+        }
+        let least = libc::sched_param { sched_priority: 1 };
+        // SAFETY: as above.
+        let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const least) };
+        (set == 0).then_some(Urgent { policy, parameters })
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // SAFETY: as in `begin`.
+        if unsafe { libc::sched_setscheduler(0, self.policy, &raw const self.parameters) } != 0 {
+            let error = io::Error::last_os_error();
+            tracing::warn!(%error, "a thread keeps its real-time priority");
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use netlink_packet_xfrm::constants::XFRMA_TMPL;
 
-    use super::*;
+    use super::{policy::Tag, *};
     use crate::kernel::{
         message::{attribute, messages, u16_at, u32_at},
         nobody,
@@ -242,10 +295,15 @@ mod tests {
     fn a_held_policy_still_needs_its_state_and_one_that_never_comes() {
         let sa = nobody();
         let flows = policy::flows(&sa).unwrap();
-        let (_, free) = sent(policy::put(&flows[0], Direction::Out, 7, Place::of(&sa)));
-        let (kind, held) = sent(policy::hold(&flows[0], 7, Place::of(&sa), nowhere()));
+        let (_, free) =
+            sent(policy::put(Tag::default(), &flows[0], Direction::Out, 7, Place::of(&sa)));
+        let (kind, held) =
+            sent(policy::hold(Tag::default(), &flows[0], 7, Place::of(&sa), nowhere()));
         assert_eq!(kind, XFRM_MSG_UPDPOLICY);
         assert_eq!(held[..168], free[..168], "the same policy");
+        let found = |body: &[u8]| policy::found(kind, body).unwrap();
+        assert!(found(&held).holds() && !found(&free).holds());
+        assert!(found(&held).is_for(&found(&free)) && !found(&held).does(&found(&free)));
         let (free, held) =
             (attribute(&free, 168, XFRMA_TMPL), attribute(&held, 168, XFRMA_TMPL).unwrap());
         assert_eq!((held.len(), Some(&held[..64])), (128, free), "MIGRATE finds the template");
