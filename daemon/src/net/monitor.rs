@@ -320,6 +320,7 @@ mod tests {
             interface: "eth0".into(),
             metric: None,
             gateway: None,
+            mtu: 1500,
         };
         let loss = Loss::Address(7, "10.0.0.1".parse().unwrap());
         assert!(loss.takes(&local(7, "10.0.0.1")));

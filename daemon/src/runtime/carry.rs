@@ -87,6 +87,10 @@ impl Daemon {
                 let report = self.plane.move_children(moves).await.map_err(|e| refused(&e))?;
                 let (requests, round_trips) = (report.requests, report.round_trips);
                 debug!(requests, round_trips, took = ?report.took, "data plane moved");
+                // a size that is not right costs fragments, and is no reason to go back
+                if let Err(e) = self.routes.moved(moves).await {
+                    warn!("{e}");
+                }
                 if let Some(sa) = self.host.asked_by(id) {
                     self.history.reprogrammed(sa, moves.len(), &report);
                 }
