@@ -26,7 +26,7 @@ use crate::process::{self, words};
 
 mod ground;
 
-pub use ground::{CLIENT_6, GATEWAY_OTHER, GATEWAYS, Ground};
+pub use ground::{CLIENT_6, FORWARDED, GATEWAY_OTHER, GATEWAYS, Ground};
 
 /// The gateway's address on the outer network.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -46,6 +46,14 @@ pub const GATEWAY_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
 pub const INSIDE_6: Ipv6Addr = Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 1);
 /// The network behind the gateway, with IPv6.
 pub const INNER_NETWORK_6: &str = "fd10:1::/64";
+/// The client's address on the network behind it, where it has one.
+pub const SITE: Ipv4Addr = Ipv4Addr::new(10, 3, 0, 1);
+/// The network behind the client.
+pub const SITE_NETWORK: &str = "10.3.0.0/16";
+/// The client's address on the network behind it, with IPv6.
+pub const SITE_6: Ipv6Addr = Ipv6Addr::new(0xfd10, 3, 0, 0, 0, 0, 0, 1);
+/// The network behind the client, with IPv6.
+pub const SITE_NETWORK_6: &str = "fd10:3::/64";
 /// Where virtual IPv6 addresses come from.
 pub const POOL_6: &str = "fd10:9::/112";
 
@@ -306,18 +314,30 @@ impl Topology {
     /// # Errors
     /// The namespace cannot be entered or the address not be bound.
     pub fn udp_socket(&self, node: Node, local: SocketAddr) -> Result<UdpSocket> {
+        self.on(node, move || UdpSocket::bind(local).context(format!("bind to {local}")))
+    }
+
+    /// Does something on a host, such as to make a socket that is of that host ever after.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or what went wrong there.
+    pub fn on<T: Send + 'static>(
+        &self,
+        node: Node,
+        act: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let path = Path::new("/run/netns").join(self.namespace(node));
-        let enter_and_bind = move || -> Result<UdpSocket> {
+        let enter_and_act = move || -> Result<T> {
             let namespace = File::open(&path).context(path.display())?;
             rustix::thread::move_into_link_name_space(
                 std::os::fd::AsFd::as_fd(&namespace),
                 Some(LinkNameSpaceType::Network),
             )
             .context("setns")?;
-            UdpSocket::bind(local).context(format!("bind to {local}"))
+            act()
         };
         // Namespaces belong to threads: this one ends with the socket made and is not used again.
-        std::thread::spawn(enter_and_bind).join().map_err(|_| fail!("socket thread died"))?
+        std::thread::spawn(enter_and_act).join().map_err(|_| fail!("socket thread died"))?
     }
 
     /// Captures all that passes the router.

@@ -27,6 +27,10 @@ pub enum Act {
     RekeyChildren,
     /// The same with the IKE_SA.
     RekeyIke,
+    /// The CHILD_SAs get new keys under traffic without a word from outside.
+    AwaitChildren,
+    /// The same with the IKE_SA.
+    AwaitIke,
     /// The client proves anew who it is, twice, under traffic.
     Reauthenticate,
     /// The gateway deletes it.
@@ -53,18 +57,17 @@ impl Act {
         match self {
             Act::Nothing => Ok(()),
             Act::RekeyChildren => under_traffic(running, BOTH, |running, node| {
-                let new = |before: &SaView, now: &SaView| {
-                    before.spis == now.spis && has_other_children(before, now)
-                };
-                let now = replaced(running, node, |peer| peer.rekey_children(), new)?;
+                let now = replaced(running, node, |peer| peer.rekey_children(), new_children)?;
                 running.case.shown_by(running, &now, true)
             }),
             Act::RekeyIke => under_traffic(running, BOTH, |running, node| {
-                let new = |before: &SaView, now: &SaView| {
-                    let kept = before.children.iter().all(|child| now.children.contains(child));
-                    before.spis != now.spis && kept
-                };
-                replaced(running, node, |peer| peer.rekey_ike(), new).map(drop)
+                replaced(running, node, |peer| peer.rekey_ike(), new_ike).map(drop)
+            }),
+            Act::AwaitChildren => under_traffic(running, BOTH, |running, node| {
+                replaced(running, node, |_| Ok(()), new_children).map(drop)
+            }),
+            Act::AwaitIke => under_traffic(running, BOTH, |running, node| {
+                replaced(running, node, |_| Ok(()), new_ike).map(drop)
             }),
             Act::Reauthenticate => under_traffic(running, [Node::Client; 2], |running, node| {
                 let new = |before: &SaView, now: &SaView| {
@@ -142,6 +145,17 @@ fn lost_few(record: &Record, in_a_row: usize) -> Result<()> {
         (most, _) if most <= in_a_row => Ok(()),
         (_, sent) => Err(fail!("{} of {sent} were lost: {lost:?}", lost.len())),
     }
+}
+
+/// The CHILD_SAs are others, and the IKE_SA is the same.
+fn new_children(before: &SaView, now: &SaView) -> bool {
+    before.spis == now.spis && has_other_children(before, now)
+}
+
+/// The IKE_SA is another, and has the same CHILD_SAs.
+fn new_ike(before: &SaView, now: &SaView) -> bool {
+    let kept = before.children.iter().all(|child| now.children.contains(child));
+    before.spis != now.spis && kept
 }
 
 fn has_other_children(before: &SaView, now: &SaView) -> bool {

@@ -1,6 +1,7 @@
 //! One tunnel: what both ends are told, what is done to it, and how it is judged.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,8 @@ pub struct Case {
     pub seen: Vec<Seen>,
     /// What a program's log must hold, in this order.
     pub said: Vec<(Program, &'static [&'static str])>,
+    /// The virtual address that the client must have.
+    pub given: Option<IpAddr>,
     /// How many requests of an end may have been under way at once.
     pub at_once: Option<usize>,
 }
@@ -99,6 +102,7 @@ impl Case {
             lost_in_a_row: 0,
             seen: Vec::new(),
             said: Vec::new(),
+            given: None,
             at_once: None,
         }
     }
@@ -118,7 +122,7 @@ impl Case {
         let capture = stage.topology.capture(out)?;
         let gateway = stage.start(Node::Gateway, &self.tunnel, out).context("start the gateway")?;
         let client = stage.start(Node::Client, &self.tunnel, out).context("start the client")?;
-        let ends = Ends { client, gateway, topology: stage.topology };
+        let ends = Ends { client, gateway, topology: stage.topology, site: self.tunnel.site };
         if versions.is_empty() {
             *versions = ends.versions()?;
         }
@@ -191,6 +195,12 @@ impl Case {
                 shows(sa, ike, esp).context(end)?;
             }
         }
+        for (end, sa) in [("client", &client), ("gateway", &gateway)] {
+            if self.given.is_some_and(|address| sa.virtual_ips != [address]) {
+                return Err(fail!("the {end} shows the virtual addresses {:?}", sa.virtual_ips));
+            }
+        }
+        self.dns_is_known(running, &client)?;
         self.shown_by(running, &[client, gateway], false)?;
         self.act.perform(running)?;
         if self.act.ends_the_tunnel() {
@@ -198,6 +208,20 @@ impl Case {
         }
         running.ends.client.down().context("tunnel down")?;
         running.ends.both_have_none().context("after the client's DELETE")
+    }
+
+    /// Looks whether the client has learned of all DNS servers: bewick says so, strongSwan writes them
+    /// down.
+    fn dns_is_known(&self, running: &Running<'_>, client: &SaView) -> Result<()> {
+        let path = running.out.join("client-resolv.conf");
+        let written = fs::read_to_string(&path).unwrap_or_default();
+        for server in self.tunnel.dns {
+            let said = client.dns.iter().any(|known| known.to_string() == *server);
+            if !said && !written.contains(&format!("nameserver {server} ")) {
+                return Err(fail!("the client does not know the DNS server {server}"));
+            }
+        }
+        Ok(())
     }
 
     /// Looks at what must follow the ESP algorithms; `renewed` once the CHILD_SAs have new keys.
