@@ -187,7 +187,7 @@ pub trait DataPlane: Send {
     fn mark(&mut self, _id: ChildId) {}
 
     /// How packets of `id` came in since its mark; `None` without a mark, and from a plane that can't
-    /// tell.
+    /// tell. The mark ends with it where watching costs something.
     fn since_mark(&mut self, _id: ChildId) -> Option<Since> {
         None
     }

@@ -1,11 +1,12 @@
 //! Carries out what the machines say: datagrams to the sockets, actions to the data plane and the
 //! routes, names to the resolver, events to whoever listens.
 
-use std::{net::IpAddr, time::Duration};
-
-use bewick_ike::{
-    Action, ActionError, ChildId, ChildSa, ConnectionId, Role, SaId, config::Selectors,
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
 };
+
+use bewick_ike::{Action, ActionError, ChildId, ChildSa, ConnectionId, Role, config::Selectors};
 use bewick_mobike::{Event, Input, Output};
 use ipnet::IpNet;
 use tokio::time::timeout;
@@ -46,7 +47,6 @@ impl Daemon {
                 }
                 Output::Resolve(connection) => self.resolve(connection),
                 Output::Count { sa, children } => {
-                    self.measure(sa, &children);
                     let (sent, received) = self.count(&children).await;
                     self.host.handle(self.clock.now(), Input::Counted { sa, sent, received });
                 }
@@ -104,14 +104,18 @@ impl Daemon {
         }
     }
 
-    /// What a move that is over for a while has cost, as far as the data plane can tell.
-    fn measure(&mut self, sa: SaId, children: &[ChildId]) {
-        if !self.history.is_unmeasured(sa) {
-            return;
+    /// What moves that have been over for a while have cost, as far as the data plane can tell.
+    pub(super) fn measure(&mut self) {
+        for sa in self.history.to_measure(Instant::now()) {
+            let status = self.host.status().find(|status| status.id == sa);
+            let children: Vec<ChildId> = status
+                .map(|status| status.children.iter().map(|child| child.id).collect())
+                .unwrap_or_default();
+            let since: Vec<_> =
+                children.into_iter().filter_map(|id| self.plane.since_mark(id)).collect();
+            let gap = since.iter().map(|since| since.longest_gap).max();
+            self.history.measured(sa, gap, since.iter().map(|since| since.lost).sum());
         }
-        let since: Vec<_> = children.iter().filter_map(|id| self.plane.since_mark(*id)).collect();
-        let gap = since.iter().map(|since| since.longest_gap).max();
-        self.history.measured(sa, gap, since.iter().map(|since| since.lost).sum());
     }
 
     /// Packets that these CHILD_SAs have sent and have received on their path.

@@ -71,9 +71,15 @@ impl History {
         }
     }
 
-    /// Whether the last move of this IKE_SA has been over for so long that its cost can be told.
-    pub(super) fn is_unmeasured(&self, sa: SaId) -> bool {
-        self.unmeasured.get(&sa).is_some_and(|(since, _)| since.elapsed() >= SETTLED)
+    /// When the next move has been over for so long that its cost can be told.
+    pub(super) fn next_measure(&self) -> Option<Instant> {
+        self.unmeasured.values().map(|(since, _)| *since + SETTLED).min()
+    }
+
+    /// The IKE_SAs whose last move has been over for so long by `now`.
+    pub(super) fn to_measure(&self, now: Instant) -> Vec<SaId> {
+        let due = |since: Instant| since + SETTLED <= now;
+        self.unmeasured.iter().filter(|(_, (since, _))| due(*since)).map(|(sa, _)| *sa).collect()
     }
 
     /// The longest time without a packet in, and the packets that never came, since the move began.
@@ -267,6 +273,21 @@ mod tests {
         assert_eq!(list[0].cause, Cause::Silence.to_string());
         assert_eq!((list[0].tried[0].after_ms, list[0].tried[0].answered_ms), (100.0, Some(7.0)));
         assert!(history.list(Some("lab")).is_empty());
+    }
+
+    #[test]
+    fn what_a_move_cost_is_asked_for_once_when_it_has_settled() {
+        let mut history = history();
+        history.event(&moving(OFFICE, 1, 1, 2));
+        assert_eq!(history.next_measure(), None, "not while it is under way");
+        history.event(&moved(OFFICE, 1, 1, 2));
+        let due = history.next_measure().unwrap();
+        assert!(history.to_measure(due - Duration::from_millis(1)).is_empty());
+        assert_eq!(history.to_measure(due), [SaId(1)]);
+        history.measured(SaId(1), Some(Duration::from_micros(4500)), 2);
+        let record = &history.list(None)[0];
+        assert_eq!((record.gap_ms, record.lost_in), (Some(4.5), Some(2)));
+        assert_eq!((history.next_measure(), history.to_measure(due)), (None, Vec::new()));
     }
 
     #[test]

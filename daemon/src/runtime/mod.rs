@@ -424,6 +424,8 @@ impl Daemon {
         loop {
             let due = [self.host.next_timeout(), self.waiters.next_deadline()];
             let due = due.into_iter().flatten().min().map(|time| self.clock.instant(time));
+            let measure = self.history.next_measure().map(tokio::time::Instant::from_std);
+            let due = due.into_iter().chain(measure).min();
             tokio::select! {
                 biased;
                 () = inputs.signals.next() => break,
@@ -440,6 +442,7 @@ impl Daemon {
                 Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
             }
             self.notice_sleep();
+            self.measure();
             self.carry_out().await;
         }
         info!("bewick ends");

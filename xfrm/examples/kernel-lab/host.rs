@@ -146,6 +146,11 @@ pub fn states(host: &str) -> Result<usize> {
     Ok(count("proto esp spi 0x") - count("proto esp spi 0x00000000"))
 }
 
+/// How many policies `host` has, but for those of sockets.
+pub fn policies(host: &str) -> Result<usize> {
+    Ok(ip(&["-n", host, "xfrm", "policy", "list", "nosock"])?.matches("priority").count())
+}
+
 pub fn ip(arguments: &[&str]) -> Result<String> {
     let output = Command::new("ip").args(arguments).output()?;
     if !output.status.success() {

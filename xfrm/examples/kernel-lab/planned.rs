@@ -13,14 +13,14 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bewick_ike::{ChildMove, ChildSa, EspSuite, Path};
 use bewick_xfrm::{DataPlane, MoveReport};
 
 use super::{
-    host::{A0, A1, B0, B1, Result, check, errors, in_host, ip, net, path},
+    host::{A0, A1, B0, B1, Result, check, errors, in_host, ip, net, path, ping},
     pair::{CHILD, Host, Pair, child},
 };
 
@@ -65,6 +65,8 @@ pub fn planned(runtime: &tokio::runtime::Runtime, avoid_migrate: bool, encap: bo
     let traffic = Traffic::start()?;
     thread::sleep(Duration::from_millis(200));
 
+    pair.a.mark(CHILD);
+    pair.b.mark(CHILD);
     let mut reports = Vec::new();
     let places = [(A1, B0), (A0, B0), (A0, B1), (A1, B1), (A1, B0), (A0, B0)];
     let mut at = start.0;
@@ -88,6 +90,7 @@ pub fn planned(runtime: &tokio::runtime::Runtime, avoid_migrate: bool, encap: bo
         thread::sleep(Duration::from_millis(80));
     }
     let flows = traffic.stop()?;
+    let costs = [pair.a.since_mark(CHILD), pair.b.since_mark(CHILD)].map(Option::unwrap_or_default);
     let wire = wire.stop()?;
     let after = (errors("a")?, errors("b")?);
 
@@ -105,11 +108,16 @@ pub fn planned(runtime: &tokio::runtime::Runtime, avoid_migrate: bool, encap: bo
     println!(
         "{MOVES} planned moves by {method}{form}: {lost} of {sent} packets lost, {} sequence numbers \
          twice of {}, {} left out; netlink requests of an end {mean:.1} (most {most}) in {trips:.1} \
-         round trips, {mean_took:?} (most {:?})",
+         round trips, {mean_took:?} (most {:?}); by their own account {} + {} lost, at most {:?} and \
+         {:?} without a packet",
         wire.twice,
         wire.packets,
         wire.left_out,
-        worst.unwrap_or_default()
+        worst.unwrap_or_default(),
+        costs[0].lost,
+        costs[1].lost,
+        costs[0].longest_gap,
+        costs[1].longest_gap,
     );
     if lost > 0 {
         for Flow { from, sent, came } in &flows {
@@ -123,6 +131,8 @@ pub fn planned(runtime: &tokio::runtime::Runtime, avoid_migrate: bool, encap: bo
     }
     check(sent > 1000 && wire.packets > 1000, "there is traffic")?;
     check(lost == 0, "planned moves lose nothing")?;
+    let told = costs.iter().all(|cost| cost.lost == 0 && !cost.longest_gap.is_zero());
+    check(told, "the planes say so themselves")?;
     check(wire.twice == 0, "no sequence number is used twice")?;
     check(wire.left_out == 0, "no sequence number is left out")?;
     check(before == after, "no error is counted")?;
@@ -203,7 +213,8 @@ impl Traffic {
 fn send(socket: &UdpSocket, to: SocketAddr, stop: &AtomicBool) -> Result<u64> {
     let mut number = 0_u64;
     while !stop.load(Relaxed) {
-        socket.send_to(&number.to_be_bytes(), to)?;
+        let sent = socket.send_to(&number.to_be_bytes(), to);
+        sent.map_err(|error| format!("packet {number} to {to} is refused: {error}"))?;
         number += 1;
         thread::sleep(Duration::from_micros(400));
     }
@@ -325,4 +336,35 @@ fn esp(packet: &[u8]) -> Option<(u32, u32)> {
         _ => return None,
     };
     Some((word(start)?, word(start + 4)?))
+}
+
+/// What the data plane says of a silence in which packets were lost on the way.
+pub fn silence(runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let mut pair = Pair::open(runtime, false)?;
+    let suite = EspSuite::AesGcm16 { key_bits: 128 };
+    pair.install(runtime, suite, (path(A0, 4500, B0, 4500), false))?;
+    check(ping(10)? == 0, "pings before the silence")?;
+    runtime.block_on(pair.b.counters(CHILD))?;
+    let began = Instant::now();
+    let quiet = Duration::from_millis(300);
+    thread::sleep(quiet);
+    // The mark comes when nothing has come for some time.
+    pair.b.mark(CHILD);
+    check(pair.a.since_mark(CHILD).is_none(), "nothing is told without a mark")?;
+    let netem = |what: &str| -> Result<String> {
+        let command = format!("netns exec a tc qdisc {what}");
+        ip(&command.split(' ').collect::<Vec<_>>())
+    };
+    netem("add dev va0 root netem loss 100%")?;
+    check(ping(5)? == 5, "pings are lost")?;
+    netem("del dev va0 root")?;
+    let ended = began.elapsed();
+    check(ping(10)? == 0, "pings after the silence")?;
+    let cost = pair.b.since_mark(CHILD).ok_or("nothing is told")?;
+    println!("a silence of {ended:?} with 5 packets in it: {cost:?}");
+    check(cost.lost == 5, "what was lost is told")?;
+    check(cost.longest_gap >= ended - ended / 16, "and how long nothing came")?;
+    check(cost.longest_gap <= began.elapsed(), "no longer than it was")?;
+    check(pair.b.since_mark(CHILD).is_none(), "once")?;
+    pair.close(runtime)
 }

@@ -32,6 +32,9 @@ const QUEUE: usize = 256;
 /// Room for one datagram of events.
 const BUFFER: usize = 64 * 1024;
 
+/// Octets of the kernel's queue of events: some 2000 of them, as it counts them.
+const QUEUED: usize = 4 << 20;
+
 /// The events' way to the daemon.
 pub(super) struct Started {
     pub(super) events: Arc<Events>,
@@ -44,6 +47,9 @@ pub(super) fn start(ledger: Shared) -> Result<Started, PlaneError> {
     let open = || -> io::Result<TokioSocket> {
         let mut socket = TokioSocket::new(libc::NETLINK_XFRM as isize)?;
         socket.socket_mut().bind_auto()?;
+        // What does not fit is lost, and the states of a thousand CHILD_SAs may end at once. Without the
+        // right to so much room, what there is has to do.
+        let _ = room(&socket);
         for group in [XFRMNLGRP_ACQUIRE, XFRMNLGRP_EXPIRE, XFRMNLGRP_MAPPING] {
             socket.socket_mut().add_membership(group)?;
         }
@@ -54,6 +60,12 @@ pub(super) fn start(ledger: Shared) -> Result<Started, PlaneError> {
     let events = Arc::new(Events::new(sender));
     let task = tokio::spawn(run(socket, ledger, events.clone())).abort_handle();
     Ok(Started { events, receiver, task })
+}
+
+/// Gives the kernel's queue [`QUEUED`] octets, for which CAP_NET_ADMIN is needed.
+fn room(socket: &TokioSocket) -> io::Result<()> {
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(socket.socket_ref(), QUEUED)?;
+    Ok(())
 }
 
 async fn run(socket: TokioSocket, ledger: Shared, events: Arc<Events>) {

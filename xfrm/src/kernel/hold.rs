@@ -194,7 +194,7 @@ impl Queueing {
     /// Lets packets wait until the answer is given to [`Queueing::end`]; `None` if that can't be.
     ///
     /// It is not left on, as it is about the policies of others too.
-    pub(super) fn begin(&self) -> Option<Before> {
+    fn begin(&self) -> Option<Before> {
         let file = self.0.as_ref()?;
         let set = || -> io::Result<Before> {
             let mut digit = [0];
@@ -202,13 +202,15 @@ impl Queueing {
             if digit != *b"0" {
                 file.write_all_at(b"0\n", 0)?;
             }
-            Ok(Before(digit))
+            Ok(Before { digit, urgent: Urgent::begin() })
         };
         set().inspect_err(|error| tracing::debug!(%error, "packets can't be held back")).ok()
     }
 
     /// Puts the setting back.
-    pub(super) fn end(&self, Before(digit): Before) {
+    fn end(&self, before: Before) {
+        let Before { digit, urgent } = before;
+        drop(urgent);
         if digit != *b"0"
             && let Some(file) = &self.0
             && let Err(error) = file.write_all_at(&digit, 0)
@@ -218,8 +220,46 @@ impl Queueing {
     }
 }
 
-/// The setting as it was.
-pub(super) struct Before([u8; 1]);
+/// What was before packets were held back.
+struct Before {
+    digit: [u8; 1],
+    urgent: Option<Urgent>,
+}
+
+/// This thread goes before all others that have no real-time priority, until this is dropped: whoever
+/// sends must not fill the queue while we wait for a processor between two requests. It calls nothing
+/// but the kernel meanwhile.
+struct Urgent {
+    policy: libc::c_int,
+    parameters: libc::sched_param,
+}
+
+impl Urgent {
+    /// `None` without the right to it (CAP_SYS_NICE); the queue may do all the same.
+    fn begin() -> Option<Self> {
+        let mut parameters = libc::sched_param { sched_priority: 0 };
+        // SAFETY: the thread is this one, and the structure lives longer than the call.
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        // SAFETY: as above.
+        if policy < 0 || unsafe { libc::sched_getparam(0, &raw mut parameters) } != 0 {
+            return None;
+        }
+        let least = libc::sched_param { sched_priority: 1 };
+        // SAFETY: as above.
+        let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const least) };
+        (set == 0).then_some(Urgent { policy, parameters })
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        // SAFETY: as in `begin`.
+        if unsafe { libc::sched_setscheduler(0, self.policy, &raw const self.parameters) } != 0 {
+            let error = io::Error::last_os_error();
+            tracing::warn!(%error, "a thread keeps its real-time priority");
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -17,11 +17,13 @@ mod sockopt;
 mod state;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use bewick_ike::{
@@ -37,10 +39,13 @@ use self::{
     policy::{DIRECTIONS, Direction, Flow, Owners},
     socket::Socket,
     state::{Key, Place, Replay, Side, Spent, Usage},
+    watch::Watcher,
 };
 use crate::{
     events::Events,
-    plane::{Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent},
+    plane::{
+        Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Since,
+    },
 };
 
 pub use self::sockopt::bypass;
@@ -97,6 +102,9 @@ pub struct KernelPlane {
     queueing: Queueing,
     held: Option<Held>,
     ledger: Shared,
+    watcher: Watcher,
+    /// packets in when they were last counted, and since when there are so many
+    noted: BTreeMap<ChildId, (u64, Instant)>,
     events: Arc<Events>,
     receiver: Option<mpsc::Receiver<PlaneEvent>>,
     task: tokio::task::AbortHandle,
@@ -128,6 +136,7 @@ impl KernelPlane {
         let ledger = Shared::default();
         let events::Started { events, receiver, task } = events::start(ledger.clone())?;
         let mut route = Socket::open(libc::NETLINK_ROUTE)?;
+        let watcher = Watcher::start(ledger.clone()).inspect_err(|_| task.abort())?;
         device::create(&mut route, &config.device).inspect_err(|_| task.abort())?;
         Ok(KernelPlane {
             config,
@@ -140,6 +149,8 @@ impl KernelPlane {
             queueing: Queueing::open(),
             held: None,
             ledger,
+            watcher,
+            noted: BTreeMap::new(),
             events,
             receiver: Some(receiver),
             task,
@@ -213,6 +224,8 @@ impl KernelPlane {
             result = result.and(self.delete_state(key));
         }
         self.ledger.lock().forget(id);
+        self.watcher.forget(id);
+        self.noted.remove(&id);
         self.events.forget(id);
         result
     }
@@ -258,7 +271,20 @@ impl KernelPlane {
                 Err(error) => return Err(error),
             }
         }
+        let now = (counters.packets_in, Instant::now());
+        let noted = self.noted.entry(id).or_insert(now);
+        if noted.0 != counters.packets_in {
+            *noted = now;
+        }
         Ok(counters)
+    }
+
+    fn mark_now(&mut self, id: ChildId) -> Result<(), PlaneError> {
+        let arrivals = watch::arrivals(&mut self.xfrm, &self.ledger, id)?;
+        let noted = self.noted.get(&id).filter(|noted| noted.0 == arrivals.packets);
+        let since = noted.map_or_else(Instant::now, |noted| noted.1);
+        self.watcher.mark(id, arrivals, since);
+        Ok(())
     }
 
     fn close(&mut self) -> Result<(), PlaneError> {
@@ -372,6 +398,22 @@ impl DataPlane for KernelPlane {
 
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters> {
         Box::pin(async move { self.count(id) })
+    }
+
+    fn mark(&mut self, id: ChildId) {
+        if self.children.contains_key(&id)
+            && let Err(error) = self.mark_now(id)
+        {
+            tracing::debug!(%error, ?id, "what a move costs is not known");
+        }
+    }
+
+    fn since_mark(&mut self, id: ChildId) -> Option<Since> {
+        if !self.watcher.watches(id) {
+            return None;
+        }
+        let arrivals = watch::arrivals(&mut self.xfrm, &self.ledger, id).ok()?;
+        self.watcher.take(id, arrivals)
     }
 
     fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>> {

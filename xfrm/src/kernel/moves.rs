@@ -1,10 +1,12 @@
 //! Moving CHILD_SAs to other paths (RFC 4555 §3.5): all of them or none.
 //!
 //! Inbound, a state is known by our address and the SPI. If our address changes, a second state is
-//! added and the old one lives on for [`LINGER`] seconds, for packets in flight; if not, the state
-//! itself is migrated, so that it knows the peer's new address. Both states start from one replay
-//! window and don't hear of each other, so for that time a packet could be delivered once by each. A
-//! move back within that time takes the old state up again.
+//! added and the old one lives on for [`LINGER`] seconds, for packets in flight. Both states start from
+//! one replay window and don't hear of each other, so for that time a packet could be delivered once
+//! by each. A move back within that time takes the old state up again. If only the peer's address
+//! changes, the state stays as it is: it takes packets from anywhere, and the address of the peer that
+//! it has in the kernel, now an old one, is of use only for telling of a NAT's new mapping, where
+//! what is not new is left out by [`super::ledger`].
 //!
 //! Outbound, a state is known by the peer's address and the SPI. MIGRATE replaces it together with
 //! the policy's template. Where that is not possible (no MIGRATE in the kernel, a reqid that two
@@ -307,9 +309,12 @@ impl KernelPlane {
             self.put_policies(sa, rest, to)?;
             // One encapsulation is all that a request holds, and it was written for packets out.
             let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
-            if same_in && to.encap && to.path.local.port() != to.path.remote.port() {
+            let migrated = same_in && from.encap != to.encap;
+            if migrated && to.encap && to.path.local.port() != to.path.remote.port() {
                 let began = self.began(to.key(sa, Side::In));
                 self.update_state(sa, Side::In, to, began, 0)?;
+            } else if same_in && !migrated {
+                self.keep_inbound(sa, from, to)?;
             }
             Ok(())
         };
@@ -367,7 +372,7 @@ impl KernelPlane {
         let Some(entry) = self.ledger.lock().get(&from.key(sa, Side::In)) else {
             return Err(PlaneError::UnknownChild(sa.id));
         };
-        if to.encap {
+        if from.encapsulation(Side::In) != to.encapsulation(Side::In) {
             self.update_state(sa, Side::In, to, entry.began, 0)?;
         }
         self.enter_as(sa, Side::In, to, entry.began, entry.source);
@@ -495,10 +500,12 @@ struct Second {
     revived: Option<Usage>,
 }
 
-/// The states that MIGRATE takes along: an inbound one only if our address stays.
+/// The states that MIGRATE takes along: an inbound one only if our address stays and UDP encapsulation
+/// begins, which nothing else can tell it. What comes while it is copied is counted by the state that
+/// goes, and its number is not in the window of the new one.
 fn moved(sa: &ChildSa, from: Place, to: Place) -> Vec<Side> {
     let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
-    if same_in { vec![Side::Out, Side::In] } else { vec![Side::Out] }
+    if same_in && from.encap != to.encap { vec![Side::Out, Side::In] } else { vec![Side::Out] }
 }
 
 fn skipped(replay: Replay, count: u32, sa: &ChildSa) -> Result<Replay, PlaneError> {
