@@ -193,7 +193,8 @@ impl Topic {
 
     /// Whether it is done in seconds; in the guest, whether the kernel's own part in it is large.
     pub fn is_quick(self, in_guest: bool) -> bool {
-        !in_guest || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
+        let slow = matches!(self, Topic::Lifetimes | Topic::ManyMoves);
+        (!in_guest && !slow) || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
     }
 
     fn ground(self) -> Ground {
