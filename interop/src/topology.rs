@@ -62,6 +62,8 @@ pub const POOL_6: &str = "fd10:9::/112";
 pub enum Node {
     /// The road warrior with two uplinks.
     Client,
+    /// Another client, next to the first one behind the NAT, if there is one.
+    Second,
     /// What lies between.
     Router,
     /// The translator on the second uplink, if there is one.
@@ -71,10 +73,16 @@ pub enum Node {
 }
 
 impl Node {
+    /// Whether it initiates.
+    pub fn is_client(self) -> bool {
+        matches!(self, Node::Client | Node::Second)
+    }
+
     /// Its name, in file names and messages.
     pub fn name(self) -> &'static str {
         match self {
             Node::Client => "client",
+            Node::Second => "second",
             Node::Router => "router",
             Node::Nat => "nat",
             Node::Gateway => "gateway",
@@ -154,7 +162,7 @@ pub struct Topology {
     prefix: String,
     uplinks: [Uplink; 2],
     next_metric: Cell<u32>,
-    _guards: Vec<Guard>,
+    guards: Vec<Guard>,
 }
 
 impl Topology {
@@ -176,7 +184,7 @@ impl Topology {
             guards.push(Guard::namespace(&name));
             words(&format!("ip netns add {name}"))?;
         }
-        let topology = Self { prefix, uplinks, next_metric: Cell::new(100), _guards: guards };
+        let topology = Self { prefix, uplinks, next_metric: Cell::new(100), guards: guards };
         for node in nodes {
             topology.prepare(*node)?;
         }
@@ -385,6 +393,13 @@ impl Topology {
         Ok(Traces(lines))
     }
 
+    fn add_host(&mut self, node: Node) -> Result<()> {
+        let name = self.namespace(node);
+        self.guards.push(Guard::namespace(&name));
+        words(&format!("ip netns add {name}"))?;
+        self.prepare(node)
+    }
+
     fn namespace(&self, node: Node) -> String {
         format!("{}-{}", self.prefix, node.name())
     }
@@ -401,7 +416,7 @@ impl Topology {
             String::from("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done;");
         // An address is of use at once: nobody else is here who could have the same one.
         script.push_str("for f in /proc/sys/net/ipv6/conf/*/accept_dad; do echo 0 >$f; done;");
-        if node != Node::Client {
+        if !node.is_client() {
             script.push_str("echo 1 >/proc/sys/net/ipv4/ip_forward;");
         }
         let mut command = self.command(node, "sh");

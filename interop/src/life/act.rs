@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::case::Running;
+use super::second::Second;
 use super::travel::Travel;
 use crate::ends::AGREED;
 use crate::fail;
@@ -39,6 +40,8 @@ pub enum Act {
     ClientDies,
     /// The gateway's operator restarts it, and the client connects again.
     GatewayRestarts,
+    /// Another client wants a tunnel too.
+    Second(Second),
     /// The tunnel has to move.
     Travel(Travel),
 }
@@ -46,7 +49,7 @@ pub enum Act {
 impl Act {
     /// Whether there is no tunnel afterwards.
     pub fn ends_the_tunnel(self) -> bool {
-        self == Act::GatewayDeletes
+        matches!(self, Act::GatewayDeletes | Act::Second(Second::Replaces))
     }
 
     /// Does it.
@@ -88,6 +91,7 @@ impl Act {
                 running.works().context("after the client died").map(drop)
             }
             Act::Travel(travel) => travel.perform(running),
+            Act::Second(second) => second.perform(running),
             Act::GatewayRestarts => {
                 running.ends.gateway.stop().context("end of the gateway")?;
                 process::eventually(AGREED, || match running.ends.client.sas()?.len() {

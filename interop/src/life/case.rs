@@ -85,8 +85,10 @@ pub struct Running<'a> {
     pub lost: u64,
     /// The longest time without a packet, if the tunnel moved.
     pub gap: Option<Duration>,
-    stage: &'a Stage<'a>,
-    out: PathBuf,
+    /// Where it runs.
+    pub stage: &'a Stage<'a>,
+    /// Where its evidence goes.
+    pub out: PathBuf,
 }
 
 impl Case {
@@ -281,10 +283,14 @@ fn shows(sa: &SaView, ike: &str, esp: &str) -> Result<()> {
 
 impl Stage<'_> {
     fn program(&self, node: Node) -> Program {
-        if node == Node::Client { self.life.client } else { self.life.gateway }
+        if node.is_client() { self.life.client } else { self.life.gateway }
     }
 
-    fn start(&self, node: Node, tunnel: &Tunnel, out: &Path) -> Result<Box<dyn Peer>> {
+    /// Starts the daemon of this host, with its half of a tunnel.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start(&self, node: Node, tunnel: &Tunnel, out: &Path) -> Result<Box<dyn Peer>> {
         let (topology, plane, scratch) = (self.topology, self.life.plane, self.scratch);
         let place = Place { topology, node, plane, out, scratch, tunnel };
         peer::start(self.program(node), &place)

@@ -4,6 +4,7 @@
 mod act;
 mod case;
 mod cases;
+mod second;
 mod seen;
 mod stranger;
 mod transfer;
@@ -90,6 +91,8 @@ pub enum Topic {
     GatewayBehindNat,
     /// Both ends behind a NAT each.
     BothBehindNat,
+    /// Two clients behind one NAT.
+    TwoClients,
 }
 
 impl Topic {
@@ -129,6 +132,7 @@ impl Topic {
             Topic::ManyMoves => "many-moves",
             Topic::GatewayBehindNat => "gateway-behind-nat",
             Topic::BothBehindNat => "both-behind-nat",
+            Topic::TwoClients => "two-clients",
         }
     }
 
@@ -187,6 +191,9 @@ impl Topic {
                 "64 MB over TCP across five moves, and a move there and back at once"
             }
             Topic::GatewayBehindNat => "the gateway is behind a NAT, and the client moves",
+            Topic::TwoClients => {
+                "two clients behind one NAT: two pools, none left, the same address, the same name"
+            }
             Topic::BothBehindNat => "the gateway is behind a NAT, and the client moves behind one",
         }
     }
@@ -206,6 +213,7 @@ impl Topic {
             | Topic::MobikeOff
             | Topic::ManyMoves => Ground::Plain,
             Topic::Sites => Ground::Sites,
+            Topic::TwoClients => Ground::TwoBehindNat,
             Topic::GatewayBehindNat => Ground::GatewayBehindNat,
             Topic::BothBehindNat => Ground::BothBehindNat,
             Topic::FamiliesMove => Ground::SecondIsIpv6,
@@ -248,6 +256,7 @@ impl Topic {
             Topic::Lifetimes => cases::lifetimes::lifetimes(client),
             Topic::MobikeOff => cases::moves::mobike_off(),
             Topic::ManyMoves => cases::moves::many(),
+            Topic::TwoClients => cases::addresses::two_clients(client),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
     }
@@ -301,6 +310,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::ManyMoves, Plane::Userspace, [true, true]),
     (Topic::GatewayBehindNat, Plane::Userspace, [true, true]),
     (Topic::BothBehindNat, Plane::Userspace, [true, true]),
+    (Topic::TwoClients, Plane::Userspace, [true, true]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
     (Topic::SilentPath, Plane::Kernel, [true, false]),
@@ -339,7 +349,7 @@ impl Life {
         let cases = verdict.step("prepare", || self.topic.cases(self.client, out))?;
         let topology = verdict.step("build the network", || {
             let ground = self.topic.ground();
-            let topology = Topology::build(self.plane.name(), ground.has_nat())?;
+            let mut topology = Topology::build(self.plane.name(), ground.has_nat())?;
             topology.make(ground)?;
             Ok(topology)
         })?;

@@ -19,6 +19,8 @@ pub struct Tunnel {
     pub over_ipv6: bool,
     /// Whether the gateway is behind a NAT that passes on what comes for it.
     pub gateway_behind_nat: bool,
+    /// The name of another client, which has the same key.
+    pub second: Option<&'static str>,
     /// Networks behind the client, which then has no virtual address.
     pub site: &'static [Network],
     /// Where virtual addresses come from, if not from the usual pools.
@@ -43,6 +45,8 @@ pub struct Side {
     pub id: Option<&'static str>,
     /// Whom it takes its peer for, if not for who that is.
     pub expects: Option<&'static str>,
+    /// What becomes of an older IKE_SA of the same name, in the word that both programs have for it.
+    pub unique: Option<&'static str>,
     /// Whether it stays where it is: MOBIKE is off.
     pub stays: bool,
     /// Whether ESP goes in UDP without a NAT too.
@@ -136,6 +140,7 @@ impl Default for Tunnel {
             children: vec![Child { name: "net", networks: &[Network::FIRST] }],
             over_ipv6: false,
             gateway_behind_nat: false,
+            second: None,
             site: &[],
             pools: &[],
             asks_for: None,
@@ -147,12 +152,12 @@ impl Default for Tunnel {
 impl Tunnel {
     /// The settings of the daemon on this host.
     pub fn side(&self, node: Node) -> &Side {
-        if node == Node::Client { &self.client } else { &self.gateway }
+        if node.is_client() { &self.client } else { &self.gateway }
     }
 
     /// The settings of its peer.
     pub fn other_side(&self, node: Node) -> &Side {
-        if node == Node::Client { &self.gateway } else { &self.client }
+        if node.is_client() { &self.gateway } else { &self.client }
     }
 
     /// The address that the client goes to.
@@ -172,13 +177,13 @@ impl Tunnel {
 
     /// Who the end on this host is.
     pub fn id(&self, node: Node) -> &'static str {
-        self.side(node).id.unwrap_or(if node == Node::Client { CLIENT_ID } else { GATEWAY_ID })
+        self.side(node).id.unwrap_or(if node.is_client() { CLIENT_ID } else { GATEWAY_ID })
     }
 
     /// Whom the end on this host takes its peer for: a gateway takes anybody of the usual name's domain.
     pub fn expected(&self, node: Node) -> &'static str {
         let other = self.other_side(node).id;
-        let usual = if node == Node::Client { GATEWAY_ID } else { "*@example.com" };
+        let usual = if node.is_client() { GATEWAY_ID } else { "*@example.com" };
         self.side(node).expects.or(other).unwrap_or(usual)
     }
 

@@ -36,6 +36,8 @@ pub enum Ground {
     SecondGatewayAddress,
     /// The second uplink is behind a NAT, and the first one is down.
     BehindNat,
+    /// That, and another client is behind the same NAT.
+    TwoBehindNat,
     /// The gateway is behind a NAT: the router passes on to it what comes for another address.
     GatewayBehindNat,
     /// That, and the client's second uplink is behind a NAT too.
@@ -45,7 +47,7 @@ pub enum Ground {
 impl Ground {
     /// Whether the client's second uplink is behind a NAT.
     pub fn has_nat(self) -> bool {
-        matches!(self, Ground::BehindNat | Ground::BothBehindNat)
+        matches!(self, Ground::BehindNat | Ground::TwoBehindNat | Ground::BothBehindNat)
     }
 }
 
@@ -54,7 +56,7 @@ impl Topology {
     ///
     /// # Errors
     /// What `ip` said.
-    pub fn make(&self, ground: Ground) -> Result<()> {
+    pub fn make(&mut self, ground: Ground) -> Result<()> {
         match ground {
             Ground::Plain => Ok(()),
             Ground::Ipv6Too => self.add_ipv6(),
@@ -83,6 +85,10 @@ impl Topology {
                 self.ip(Node::Gateway, "route add default via 198.18.0.254 dev w1 metric 200")
             }
             Ground::GatewayBehindNat | Ground::BothBehindNat => self.forward_to_gateway(),
+            Ground::TwoBehindNat => {
+                self.add_second_client()?;
+                self.lose(&FIRST, Loss::LinkDown)
+            }
             Ground::BehindNat => self.lose(&FIRST, Loss::LinkDown),
         }
     }
@@ -150,6 +156,15 @@ impl Topology {
         self.masquerade("5000-5100")?;
         self.ip(Node::Nat, "link set out up")?;
         self.ip(Node::Nat, "route add default via 203.0.113.1")
+    }
+
+    /// Another client on a network of its own behind the NAT.
+    fn add_second_client(&mut self) -> Result<()> {
+        self.add_host(Node::Second)?;
+        self.cable(Node::Second, "u1", Node::Nat, "c3")?;
+        self.address(Node::Nat, "c3", Ipv4Addr::new(192, 168, 8, 1))?;
+        self.address(Node::Second, "u1", Ipv4Addr::new(192, 168, 8, 2))?;
+        self.ip(Node::Second, "route add default via 192.168.8.1 dev u1 metric 100")
     }
 
     /// Has the router pass on to the gateway what comes for an address that is nobody's.

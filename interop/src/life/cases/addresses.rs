@@ -2,9 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::life::act::Act;
 use crate::life::case::Case;
+use crate::life::second::Second;
 use crate::peer::Program;
 use crate::peer::tunnel::{Child, Network, Tunnel};
+
+/// The name of the other client.
+const SECOND_ID: &str = "phone@example.com";
 
 const EVERYWHERE: &[Network] = &[Network::EVERYWHERE];
 
@@ -30,6 +35,35 @@ pub fn virtual_addresses(client: Program) -> Vec<Case> {
             Tunnel { asks_for: Some("10.8.0.1"), pools: &["10.9.0.7/32"], ..Tunnel::default() };
         let given = Some(IpAddr::V4(Ipv4Addr::new(10, 9, 0, 7)));
         cases.push(Case { given, ..Case::new("asked-for-another", taken) });
+    }
+    cases
+}
+
+/// Another client, behind the same NAT, with a name of its own or the same.
+pub fn two_clients(client: Program) -> Vec<Case> {
+    let case = |name: &str, second, tunnel: Tunnel| Case {
+        act: Act::Second(second),
+        ..Case::new(name, Tunnel { second: Some(SECOND_ID), ..tunnel })
+    };
+    let pools = |pools| Tunnel { pools, ..Tunnel::default() };
+    let mut never = Tunnel::default();
+    never.gateway.unique = Some("never");
+    // A strongSwan says INITIAL_CONTACT otherwise, and is taken at its word.
+    never.client.unique = Some("never");
+    let mut cases = vec![
+        case("two-names", Second::Joins, Tunnel::default()),
+        case("two-pools", Second::Joins, pools(&["10.9.0.7/32", "10.9.0.128/25"])),
+        case("none-left", Second::IsRefused, pools(&["10.9.0.7/32"])),
+        case("same-name", Second::Replaces, Tunnel::default()),
+        case("same-name-kept", Second::IsKeptToo, never),
+    ];
+    if client == Program::Strongswan {
+        let same = Tunnel { asks_for: Some("10.9.0.77"), ..Tunnel::default() };
+        cases.push(case("same-address-wanted", Second::Joins, same));
+        let mut keep = Tunnel::default();
+        keep.client.unique = Some("never");
+        keep.gateway.unique = Some("keep");
+        cases.push(case("same-name-turned-away", Second::IsTurnedAway, keep));
     }
     cases
 }

@@ -7,7 +7,6 @@ use crate::fail;
 use crate::failure::{Context, Result};
 use crate::peer::tunnel::{Network, Proof};
 use crate::peer::{PSK, Place};
-use crate::topology::Node;
 
 /// The configuration of the bewick at `place`.
 ///
@@ -16,7 +15,7 @@ use crate::topology::Node;
 pub fn write(place: &Place<'_>) -> Result<String> {
     let (tunnel, node) = (place.tunnel, place.node);
     let (own, other) = (tunnel.side(node), tunnel.other_side(node));
-    let is_client = node == Node::Client;
+    let is_client = node.is_client();
     let state = place.scratch.join(format!("state-{}", node.name()));
     let keys = std::path::absolute(place.out.join(format!("keys-{}", node.name())));
     let keys = keys.context("where keys go")?;
@@ -49,6 +48,9 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     };
     line("local_id", format!("{:?}", tunnel.id(node)));
     line("remote_id", format!("{:?}", tunnel.expected(node)));
+    if let Some(word) = own.unique.filter(|_| !is_client) {
+        line("uniqueness", format!("{word:?}"));
+    }
     if own.stays {
         line("mobike", "false".to_owned());
     }

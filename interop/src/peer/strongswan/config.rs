@@ -48,7 +48,7 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
         route_options = "fwmark = !0x42";
     }
     let mut more = "";
-    if place.node == Node::Client && !place.tunnel.dns.is_empty() {
+    if place.node.is_client() && !place.tunnel.dns.is_empty() {
         more = "resolve";
     }
     DAEMON_SETTINGS
@@ -101,7 +101,7 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         [] => otherwise.to_owned(),
         words => words.join(", "),
     };
-    let is_client = node == Node::Client;
+    let is_client = node.is_client();
     let ends = match is_client {
         true => {
             let any = |v4| tunnel.networks().any(|network| network.host.is_ipv4() == v4);
@@ -161,6 +161,7 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
             format!("clients-{} {{\naddrs = {pool}\n{dns}}}\n", index + 1)
         })
         .collect();
+    let second = tunnel.second.map(|id| format!("id-c = {id}")).unwrap_or_default();
     let encap = place.plane == Plane::Userspace || own.force_encap;
     let lifetime = match own.ike_lifetime {
         Some(seconds) => format!("rekey_time = {seconds}s\nrand_time = 0s\nover_time = 60s"),
@@ -172,6 +173,8 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         .replace("@encap@", if encap { "yes" } else { "no" })
         .replace("@mobike@", if own.stays { "no" } else { "yes" })
         .replace("@lifetime@", &lifetime)
+        .replace("@unique@", own.unique.unwrap_or("no"))
+        .replace("@second@", &second)
         .replace("@liveness@", &own.liveness.unwrap_or(0).to_string())
         .replace("@childless@", own.childless.unwrap_or("allow"))
         .replace("@local@", &format!("{}\nid = {own_id}", proof(&own.proof, true)))
@@ -229,6 +232,7 @@ connections {
         encap = @encap@
         mobike = @mobike@
         @lifetime@
+        unique = @unique@
         dpd_delay = @liveness@
         childless = @childless@
         local { @local@ }
@@ -244,6 +248,7 @@ pools {
 secrets {
     ike-1 { id-a = @client_id@
         id-b = @gateway_id@
+        @second@
         secret = \"@psk@\" }
 }
 ";
