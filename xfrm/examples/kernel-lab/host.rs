@@ -146,6 +146,13 @@ pub fn states(host: &str) -> Result<usize> {
     Ok(count("proto esp spi 0x") - count("proto esp spi 0x00000000"))
 }
 
+/// What the kernel of `host` does with packets whose state is to come: 1 if it drops them.
+pub fn larval_drop(host: &str) -> Result<String> {
+    let file = "/proc/sys/net/core/xfrm_larval_drop";
+    let set = in_host(host, move || Ok(std::fs::read_to_string(file)?))?;
+    Ok(set.trim().to_owned())
+}
+
 /// How many policies `host` has, but for those of sockets.
 pub fn policies(host: &str) -> Result<usize> {
     Ok(ip(&["-n", host, "xfrm", "policy", "list", "nosock"])?.matches("priority").count())

@@ -7,6 +7,7 @@
 mod host;
 mod pair;
 mod planned;
+mod reconcile;
 mod scale;
 
 use std::{
@@ -27,13 +28,16 @@ use self::{host::*, pair::*};
 
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if std::env::args().nth(1).as_deref() == Some(reconcile::VICTIM) {
+        return reconcile::victim(&runtime);
+    }
     let decision = auto::choose(Wanted::Auto);
     println!("plane: {} ({})", decision.kind.as_str(), decision.reason);
     KernelPlane::probe()?;
     set_up()?;
     planned::set_up()?;
     let both = |part: &dyn Fn(bool) -> Result<()>| part(false).and_then(|()| part(true));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 9] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 10] = [
         ("planned", &|| {
             both(&|avoid_migrate| both(&|encap| planned::planned(&runtime, avoid_migrate, encap)))
         }),
@@ -42,7 +46,8 @@ fn main() -> Result<()> {
         ("limits", &|| both(&|avoid_migrate| limits(&runtime, avoid_migrate))),
         ("scale", &|| both(&|avoid_migrate| scale::thousand(&runtime, avoid_migrate))),
         ("rollback", &|| rollback(&runtime)),
-        ("leftovers", &|| leftovers(&runtime)),
+        ("killed", &|| reconcile::killed(&runtime)),
+        ("reconcile", &|| reconcile::differences(&runtime)),
         ("suites", &|| suites(&runtime)),
         ("bypass", &|| bypass(&runtime)),
     ];
@@ -213,30 +218,6 @@ fn rollback(runtime: &tokio::runtime::Runtime) -> Result<()> {
     let policies = ip(&["-n", "a", "xfrm", "policy"])?;
     check(policies.matches("10.0.3.0/24").count() == 3, "the heir keeps the policies")?;
     runtime.block_on(pair.a.remove(ChildId(2)))?;
-    pair.close(runtime)
-}
-
-/// What a killed daemon has left is removed by the next one; what others have made stays.
-fn leftovers(runtime: &tokio::runtime::Runtime) -> Result<()> {
-    println!("-- leftovers");
-    let place = (path(A0, 4500, B0, 4500), false);
-    let mut pair = Pair::open(runtime, false)?;
-    pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, place)?;
-    let Pair { a, b, encap: sockets, .. } = pair;
-    std::mem::forget(a);
-    drop((b, sockets));
-    check(states("a")? == 2 && states("b")? == 0, "a dropped plane clears up, a killed one not")?;
-
-    let other = "src 203.0.113.1 dst 203.0.113.2 proto esp spi 0x5001 reqid 7 mode tunnel";
-    let aead = ["aead", "rfc4106(gcm(aes))", "0x0102030405060708090a0b0c0d0e0f1011121314", "128"];
-    let other: Vec<&str> = other.split(' ').collect();
-    ip(&[&["-n", "a", "xfrm", "state", "add"], &other[..], &aead].concat())?;
-    let mut pair = Pair::open(runtime, false)?;
-    check(states("a")? == 1, "old states are removed, others' are not")?;
-    check(ip(&["-n", "a", "xfrm", "policy", "list", "nosock"])?.is_empty(), "old policies too")?;
-    ip(&["-n", "a", "xfrm", "state", "flush"])?;
-    pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, place)?;
-    check(ping(5)? == 0, "the new ones work")?;
     pair.close(runtime)
 }
 

@@ -20,7 +20,7 @@ use bewick_ike::{ChildMove, ChildSa, EspSuite, Path};
 use bewick_xfrm::{DataPlane, MoveReport};
 
 use super::{
-    host::{A0, A1, B0, B1, Result, check, errors, in_host, ip, net, path, ping},
+    host::{A0, A1, B0, B1, Result, check, errors, in_host, ip, larval_drop, net, path, ping},
     pair::{CHILD, Host, Pair, child},
 };
 
@@ -138,9 +138,7 @@ pub fn planned(runtime: &tokio::runtime::Runtime, avoid_migrate: bool, encap: bo
     check(before == after, "no error is counted")?;
     check(pair.rejected(runtime)? == 0, "no replay is counted")?;
     for host in ["a", "b"] {
-        let drop = "/proc/sys/net/core/xfrm_larval_drop";
-        let set = in_host(host, move || Ok(std::fs::read_to_string(drop)?))?;
-        check(set.trim() == "1", "a setting of the kernel is as it was")?;
+        check(larval_drop(host)? == "1", "a setting of the kernel is as it was")?;
     }
     pair.close(runtime)
 }
