@@ -184,7 +184,7 @@ impl Topology {
             guards.push(Guard::namespace(&name));
             words(&format!("ip netns add {name}"))?;
         }
-        let topology = Self { prefix, uplinks, next_metric: Cell::new(100), guards: guards };
+        let topology = Self { prefix, uplinks, next_metric: Cell::new(100), guards };
         for node in nodes {
             topology.prepare(*node)?;
         }
