@@ -34,12 +34,12 @@ impl Transfer {
     /// # Errors
     /// There is no connection.
     pub fn start(topology: &Topology, host: IpAddr) -> Result<Self> {
-        let listener = topology.on(Node::Gateway, move || {
+        let listener = topology.within(Node::Gateway, move || {
             TcpListener::bind((host, PORT)).context("a listener behind the gateway")
-        })?;
-        let stream = topology.on(Node::Client, move || {
+        })??;
+        let stream = topology.within(Node::Client, move || {
             TcpStream::connect_timeout(&(host, PORT).into(), STUCK).context("TCP to the gateway")
-        })?;
+        })??;
         stream.set_write_timeout(Some(STUCK)).context("write timeout")?;
         let (accepted, _) = listener.accept().context("TCP from the client")?;
         accepted.set_read_timeout(Some(STUCK)).context("read timeout")?;

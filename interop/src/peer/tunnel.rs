@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::peer::{CLIENT_ID, GATEWAY_ID};
-use crate::topology::{FORWARDED, GATEWAY, GATEWAY_6, Node, POOL, POOL_6};
+use crate::topology::{FORWARDED, GATEWAY, GATEWAY_6, Node, POOL, POOL_6, POOL_OF_CROWD};
 
 /// A tunnel between the client and the gateway.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub struct Tunnel {
     pub asks_for: Option<&'static str>,
     /// The DNS servers that the gateway tells the client of.
     pub dns: &'static [&'static str],
+    /// Thousands of clients that all say the same of who they are: a large pool, little in the logs.
+    pub crowd: bool,
 }
 
 /// One end's settings.
@@ -145,6 +147,7 @@ impl Default for Tunnel {
             pools: &[],
             asks_for: None,
             dns: &[],
+            crowd: false,
         }
     }
 }
@@ -189,6 +192,9 @@ impl Tunnel {
 
     /// Where the client's virtual addresses come from, of each family that is reached.
     pub fn pools(&self) -> Vec<&'static str> {
+        if self.crowd {
+            return vec![POOL_OF_CROWD];
+        }
         if !self.site.is_empty() {
             return Vec::new();
         }

@@ -37,10 +37,13 @@ fn main() -> Result<()> {
     set_up()?;
     planned::set_up()?;
     let both = |part: &dyn Fn(bool) -> Result<()>| part(false).and_then(|()| part(true));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 10] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 12] = [
         ("planned", &|| {
-            both(&|avoid_migrate| both(&|encap| planned::planned(&runtime, avoid_migrate, encap)))
+            both(&|avoid_migrate| {
+                both(&|encap| planned::planned(&runtime, avoid_migrate, encap, false))
+            })
         }),
+        ("rekey", &|| both(&|avoid_migrate| planned::planned(&runtime, avoid_migrate, true, true))),
         ("silence", &|| planned::silence(&runtime)),
         ("moving", &|| both(&|avoid_migrate| moving(&runtime, avoid_migrate))),
         ("limits", &|| both(&|avoid_migrate| limits(&runtime, avoid_migrate))),
@@ -49,6 +52,7 @@ fn main() -> Result<()> {
         ("killed", &|| reconcile::killed(&runtime)),
         ("reconcile", &|| reconcile::differences(&runtime)),
         ("suites", &|| suites(&runtime)),
+        ("families", &|| both(&|avoid_migrate| families(&runtime, avoid_migrate))),
         ("bypass", &|| bypass(&runtime)),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -261,6 +265,47 @@ fn suites(runtime: &tokio::runtime::Runtime) -> Result<()> {
     let seen = runtime.block_on(async { tokio::time::timeout(patience, events.recv()).await });
     println!("event: {seen:?}");
     check(seen == Ok(Some(expected)), "a new port is reported")?;
+    pair.close(runtime)
+}
+
+/// One CHILD_SA with several selectors carries both families, over either, and nothing else.
+fn families(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
+    println!("-- families");
+    let mut pair = Pair::open(runtime, avoid_migrate)?;
+    pair.esn = true;
+    let (six_a, six_b) = ("2001:db8:1::1", "2001:db8:2::1");
+    for (host, here, there) in [("a", six_a, six_b), ("b", six_b, six_a)] {
+        let address = format!("{here}/128");
+        ip(&["-n", host, "addr", "add", &address, "dev", "bewick0", "nodad"])?;
+        ip(&["-n", host, "route", "add", there, "dev", "bewick0", "src", here])?;
+    }
+    let start = (path(A0, 4500, B0, 4500), false);
+    let selectors = |four: &str, six: &str| vec![net(four), net("10.99.0.0/16"), net(six)];
+    for (plane, host) in [(&mut pair.a, Host::A), (&mut pair.b, Host::B)] {
+        let a = selectors("10.0.1.1/32", "2001:db8:1::/64");
+        let b = selectors("10.0.2.1/32", "2001:db8:2::/64");
+        let (ts_local, ts_remote) = if host == Host::A { (a, b) } else { (b, a) };
+        let suite = EspSuite::AesGcm16 { key_bits: 256 };
+        let sa = ChildSa { esn: true, ts_local, ts_remote, ..child(suite, start, host) };
+        runtime.block_on(plane.install(&sa))?;
+    }
+    // Each pair of selectors of one family, in three directions.
+    check(policies("a")? == 3 * (4 + 1), "each pair of selectors has its policies")?;
+    for (place, encap) in [
+        (start.0, false),
+        (path(A6, 4500, B6, 4500), false),
+        (path(A6, 4500, B6, 4500), true),
+        (path(A1, 4500, B0, 4500), true),
+    ] {
+        if place != start.0 {
+            pair.go(runtime, (place, encap))?;
+        }
+        let before = sequence("a", place.remote.ip())?;
+        let lost = (ping(10)?, ping_from(six_a, six_b, 10)?);
+        println!("over {place}, in UDP {encap}: {} of IPv4 and {} of IPv6 lost", lost.0, lost.1);
+        check(lost == (0, 0), "both families are carried")?;
+        check(sequence("a", place.remote.ip())? == before + 20, "by the CHILD_SA")?;
+    }
     pair.close(runtime)
 }
 

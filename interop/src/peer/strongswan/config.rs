@@ -38,6 +38,10 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
         // handles a request with the same number, and would wait four seconds until it asks again.
         options += "retransmit_timeout = 0.5\n";
     }
+    if place.tunnel.crowd {
+        // As its documentation has it for many IKE_SAs.
+        options += "ikesa_table_size = 4096\nikesa_table_segments = 16\n";
+    }
     if matches!(side.signatures, Signatures::Pss) {
         options += "rsa_pss = yes\n";
     }
@@ -58,6 +62,7 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
         .replace("@route_options@", route_options)
         .replace("@kernel@", kernel)
         .replace("@credentials@", CREDENTIALS)
+        .replace("@levels@", if place.tunnel.crowd { QUIET } else { LOUD })
         .replace("@socket@", socket)
         .replace("@log@", &place.evidence("strongswan.log").display().to_string())
         .replace("@options@", &options)
@@ -173,16 +178,22 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         .replace("@encap@", if encap { "yes" } else { "no" })
         .replace("@mobike@", if own.stays { "no" } else { "yes" })
         .replace("@lifetime@", &lifetime)
-        .replace("@unique@", own.unique.unwrap_or("no"))
-        .replace("@second@", &second)
+        .replace("@unique@", if tunnel.crowd { "never" } else { own.unique.unwrap_or("no") })
         .replace("@liveness@", &own.liveness.unwrap_or(0).to_string())
         .replace("@childless@", own.childless.unwrap_or("allow"))
         .replace("@local@", &format!("{}\nid = {own_id}", proof(&own.proof, true)))
         .replace("@remote@", &format!("{}\nid = {other_id}", proof(&other.proof, false)))
         .replace("@children@", &children)
         .replace("@pools@", if is_client { "" } else { &pools })
-        .replace("@client_id@", tunnel.id(Node::Client))
-        .replace("@gateway_id@", tunnel.id(Node::Gateway))
+        .replace(
+            "@owners@",
+            &if tunnel.crowd {
+                String::new()
+            } else {
+                let [a, b] = [Node::Client, Node::Gateway].map(|node| tunnel.id(node));
+                format!("id-a = {a}\nid-b = {b}\n{second}\n")
+            },
+        )
         .replace("@psk@", PSK);
     let file = folder.join("swanctl.conf");
     fs::write(&file, text).context(file.display())
@@ -192,6 +203,10 @@ fn prefixes(networks: &[Network]) -> String {
     let prefixes: Vec<&str> = networks.iter().map(|network| network.prefix).collect();
     prefixes.join(", ")
 }
+
+/// What goes to the log.
+const LOUD: &str = "default = 1\nike = 2\nknl = 2\nenc = 2\ncfg = 2";
+const QUIET: &str = "default = 0";
 
 const DAEMON_SETTINGS: &str = "\
 charon-systemd {
@@ -211,11 +226,7 @@ charon-systemd {
             time_format = %H:%M:%S
             time_add_ms = yes
             flush_line = yes
-            default = 1
-            ike = 2
-            knl = 2
-            enc = 2
-            cfg = 2
+            @levels@
         }
     }
     journal { default = -1 }
@@ -246,9 +257,7 @@ pools {
     @pools@
 }
 secrets {
-    ike-1 { id-a = @client_id@
-        id-b = @gateway_id@
-        @second@
+    ike-1 { @owners@
         secret = \"@psk@\" }
 }
 ";
