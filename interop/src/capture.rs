@@ -71,7 +71,7 @@ impl Captured {
     /// There is one.
     pub fn none_in_the_clear(&self) -> Result<()> {
         let clear =
-            self.read("net 10.1.0.0/16 or net 10.2.0.0/16 or net 10.9.0.0/24 or net fd10::/16")?;
+            self.read("net 10.1.0.0/16 or net 10.2.0.0/15 or net 10.9.0.0/24 or net fd10::/16")?;
         if clear.trim().is_empty() {
             return Ok(());
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::flow::Flow;
+use crate::peer::tunnel::Network;
 use crate::peer::{Peer, Program, SaView};
 use crate::process;
 use crate::topology::{Node, Topology, Traces};
@@ -23,6 +24,8 @@ pub struct Ends<'a> {
     pub gateway: Box<dyn Peer>,
     /// Where they are.
     pub topology: &'a Topology,
+    /// The client's addresses on networks of its own, if it has some and no virtual ones.
+    pub site: &'a [Network],
 }
 
 impl Ends<'_> {
@@ -41,11 +44,14 @@ impl Ends<'_> {
         Ok(versions)
     }
 
-    /// The client's virtual address of the family of `like`.
+    /// The client's address inside, of the family of `like`.
     ///
     /// # Errors
     /// No tunnel, or one without.
     pub fn virtual_ip(&mut self, like: IpAddr) -> Result<IpAddr> {
+        if let Some(site) = self.site.iter().find(|site| site.host.is_ipv4() == like.is_ipv4()) {
+            return Ok(site.host);
+        }
         let sa = only(self.client.sas()?).context("client")?;
         let mut ips = sa.virtual_ips.iter().copied();
         ips.find(|ip| ip.is_ipv4() == like.is_ipv4())

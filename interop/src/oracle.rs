@@ -118,7 +118,11 @@ fn judge_one(capture: &Path, keys: &Path) -> Result<Judged> {
     let known = known(&keys.join("ikev2_decryption_table"))?;
     well_formed(&frames)?;
     let opened = opened(&frames, &known)?;
-    mobike_where_it_must_be(&frames, says_mobike(capture.parent())?)?;
+    let mobike = says_mobike(capture.parent())?;
+    mobike_where_it_must_be(&frames, mobike)?;
+    if !mobike {
+        not_agreed_on(&frames)?;
+    }
     let esp = no_number_twice(&frames)?;
     answers_go_back(&frames)?;
     Ok(Judged { opened, esp })
@@ -135,6 +139,10 @@ fn says_mobike(place: Option<&Path>) -> Result<bool> {
     let Some(place) = place else { return Ok(true) };
     for entry in fs::read_dir(place).context(place.display())? {
         let path = entry.context(place.display())?.path();
+        // swanctl has a folder of its own.
+        if path.is_dir() && !says_mobike(Some(&path))? {
+            return Ok(false);
+        }
         if path.extension().is_some_and(|end| end == "toml" || end == "conf") {
             let text = fs::read_to_string(&path).context(path.display())?;
             if text.contains("mobike = false") || text.contains("mobike = no") {
@@ -198,6 +206,17 @@ fn mobike_where_it_must_be(frames: &[Frame], mobike: bool) -> Result<()> {
             cookies.insert(exchange);
         } else if says(COOKIE2) && !cookies.contains(&exchange) {
             return Err(fail!("frame {number}: a COOKIE2 that nobody has sent"));
+        }
+    }
+    Ok(())
+}
+
+/// RFC 4555 §3.2: where an end has it off, no answer says MOBIKE_SUPPORTED, and nobody updates.
+fn not_agreed_on(frames: &[Frame]) -> Result<()> {
+    for (frame, ike) in ikes(frames).filter(|(_, ike)| ike.is_open) {
+        let says = |kind| ike.notifies.contains(&kind);
+        if (ike.is_response && says(MOBIKE_SUPPORTED)) || says(UPDATE_SA_ADDRESSES) {
+            return Err(fail!("frame {}: MOBIKE, which an end has off", frame.number));
         }
     }
     Ok(())
@@ -313,6 +332,10 @@ mod tests {
         assert!(mobike_where_it_must_be(&auth("16396"), true).is_ok());
         assert!(mobike_where_it_must_be(&auth(""), true).is_err());
         assert!(mobike_where_it_must_be(&auth(""), false).is_ok());
+        assert!(not_agreed_on(&auth("16396")).is_ok(), "one end may offer it");
+        assert!(not_agreed_on(&update(CLIENT, GATEWAY, false)).is_err());
+        let agreed = [line((1, 4), (GATEWAY, CLIENT), (35, true, 1), "46;33", "16396")];
+        assert!(not_agreed_on(&agreed).is_err());
         let uncalled = [line((1, 4), (CLIENT, GATEWAY), (37, true, 9), "46;41", "16401")];
         assert!(mobike_where_it_must_be(&uncalled, true).is_err());
     }

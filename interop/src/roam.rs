@@ -79,7 +79,7 @@ impl Roam {
         let mut ends = verdict.step("start both daemons", || {
             let gateway = peer::start(self.gateway, &place(Node::Gateway))?;
             let client = peer::start(self.client, &place(Node::Client))?;
-            Ok(Ends { client, gateway, topology: &topology })
+            Ok(Ends { client, gateway, topology: &topology, site: &[] })
         })?;
         verdict.versions = ends.versions()?;
 

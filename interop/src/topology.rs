@@ -26,7 +26,7 @@ use crate::process::{self, words};
 
 mod ground;
 
-pub use ground::{CLIENT_6, GATEWAY_OTHER, GATEWAYS, Ground};
+pub use ground::{CLIENT_6, FORWARDED, GATEWAY_OTHER, GATEWAYS, Ground};
 
 /// The gateway's address on the outer network.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -48,6 +48,14 @@ pub const GATEWAY_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
 pub const INSIDE_6: Ipv6Addr = Ipv6Addr::new(0xfd10, 1, 0, 0, 0, 0, 0, 1);
 /// The network behind the gateway, with IPv6.
 pub const INNER_NETWORK_6: &str = "fd10:1::/64";
+/// The client's address on the network behind it, where it has one.
+pub const SITE: Ipv4Addr = Ipv4Addr::new(10, 3, 0, 1);
+/// The network behind the client.
+pub const SITE_NETWORK: &str = "10.3.0.0/16";
+/// The client's address on the network behind it, with IPv6.
+pub const SITE_6: Ipv6Addr = Ipv6Addr::new(0xfd10, 3, 0, 0, 0, 0, 0, 1);
+/// The network behind the client, with IPv6.
+pub const SITE_NETWORK_6: &str = "fd10:3::/64";
 /// Where virtual IPv6 addresses come from.
 pub const POOL_6: &str = "fd10:9::/112";
 
@@ -56,6 +64,8 @@ pub const POOL_6: &str = "fd10:9::/112";
 pub enum Node {
     /// The road warrior with two uplinks.
     Client,
+    /// Another client, next to the first one behind the NAT, if there is one.
+    Second,
     /// What lies between.
     Router,
     /// The translator on the second uplink, if there is one.
@@ -65,10 +75,16 @@ pub enum Node {
 }
 
 impl Node {
+    /// Whether it initiates.
+    pub fn is_client(self) -> bool {
+        matches!(self, Node::Client | Node::Second)
+    }
+
     /// Its name, in file names and messages.
     pub fn name(self) -> &'static str {
         match self {
             Node::Client => "client",
+            Node::Second => "second",
             Node::Router => "router",
             Node::Nat => "nat",
             Node::Gateway => "gateway",
@@ -148,7 +164,7 @@ pub struct Topology {
     prefix: String,
     uplinks: [Uplink; 2],
     next_metric: Cell<u32>,
-    _guards: Vec<Guard>,
+    guards: Vec<Guard>,
 }
 
 impl Topology {
@@ -170,7 +186,7 @@ impl Topology {
             guards.push(Guard::namespace(&name));
             words(&format!("ip netns add {name}"))?;
         }
-        let topology = Self { prefix, uplinks, next_metric: Cell::new(100), _guards: guards };
+        let topology = Self { prefix, uplinks, next_metric: Cell::new(100), guards };
         for node in nodes {
             topology.prepare(*node)?;
         }
@@ -398,6 +414,13 @@ impl Topology {
         Ok(Traces(lines))
     }
 
+    fn add_host(&mut self, node: Node) -> Result<()> {
+        let name = self.namespace(node);
+        self.guards.push(Guard::namespace(&name));
+        words(&format!("ip netns add {name}"))?;
+        self.prepare(node)
+    }
+
     fn namespace(&self, node: Node) -> String {
         format!("{}-{}", self.prefix, node.name())
     }
@@ -414,7 +437,7 @@ impl Topology {
             String::from("for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done;");
         // An address is of use at once: nobody else is here who could have the same one.
         script.push_str("for f in /proc/sys/net/ipv6/conf/*/accept_dad; do echo 0 >$f; done;");
-        if node != Node::Client {
+        if !node.is_client() {
             script.push_str("echo 1 >/proc/sys/net/ipv4/ip_forward;");
         }
         let mut command = self.command(node, "sh");

@@ -306,7 +306,7 @@ impl Lane {
             let mut client = start(Node::Client)?;
             client.up()?;
             let version = client.version()?;
-            Ok((Ends { client, gateway, topology: &self.topology }, version))
+            Ok((Ends { client, gateway, topology: &self.topology, site: &[] }, version))
         };
         let (ends, version) = up().context(self.program.name())?;
         eprintln!("{version}: tunnel up");

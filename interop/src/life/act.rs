@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::case::Running;
+use super::second::Second;
 use super::travel::Travel;
 use crate::ends::AGREED;
 use crate::fail;
@@ -27,6 +28,10 @@ pub enum Act {
     RekeyChildren,
     /// The same with the IKE_SA.
     RekeyIke,
+    /// The CHILD_SAs get new keys under traffic without a word from outside.
+    AwaitChildren,
+    /// The same with the IKE_SA.
+    AwaitIke,
     /// The client proves anew who it is, twice, under traffic.
     Reauthenticate,
     /// The gateway deletes it.
@@ -35,6 +40,8 @@ pub enum Act {
     ClientDies,
     /// The gateway's operator restarts it, and the client connects again.
     GatewayRestarts,
+    /// Another client wants a tunnel too.
+    Second(Second),
     /// The tunnel has to move.
     Travel(Travel),
 }
@@ -42,7 +49,7 @@ pub enum Act {
 impl Act {
     /// Whether there is no tunnel afterwards.
     pub fn ends_the_tunnel(self) -> bool {
-        self == Act::GatewayDeletes
+        matches!(self, Act::GatewayDeletes | Act::Second(Second::Replaces))
     }
 
     /// Does it.
@@ -53,18 +60,17 @@ impl Act {
         match self {
             Act::Nothing => Ok(()),
             Act::RekeyChildren => under_traffic(running, BOTH, |running, node| {
-                let new = |before: &SaView, now: &SaView| {
-                    before.spis == now.spis && has_other_children(before, now)
-                };
-                let now = replaced(running, node, |peer| peer.rekey_children(), new)?;
+                let now = replaced(running, node, |peer| peer.rekey_children(), new_children)?;
                 running.case.shown_by(running, &now, true)
             }),
             Act::RekeyIke => under_traffic(running, BOTH, |running, node| {
-                let new = |before: &SaView, now: &SaView| {
-                    let kept = before.children.iter().all(|child| now.children.contains(child));
-                    before.spis != now.spis && kept
-                };
-                replaced(running, node, |peer| peer.rekey_ike(), new).map(drop)
+                replaced(running, node, |peer| peer.rekey_ike(), new_ike).map(drop)
+            }),
+            Act::AwaitChildren => under_traffic(running, BOTH, |running, node| {
+                replaced(running, node, |_| Ok(()), new_children).map(drop)
+            }),
+            Act::AwaitIke => under_traffic(running, BOTH, |running, node| {
+                replaced(running, node, |_| Ok(()), new_ike).map(drop)
             }),
             Act::Reauthenticate => under_traffic(running, [Node::Client; 2], |running, node| {
                 let new = |before: &SaView, now: &SaView| {
@@ -85,6 +91,7 @@ impl Act {
                 running.works().context("after the client died").map(drop)
             }
             Act::Travel(travel) => travel.perform(running),
+            Act::Second(second) => second.perform(running),
             Act::GatewayRestarts => {
                 running.ends.gateway.stop().context("end of the gateway")?;
                 process::eventually(AGREED, || match running.ends.client.sas()?.len() {
@@ -142,6 +149,17 @@ fn lost_few(record: &Record, in_a_row: usize) -> Result<()> {
         (most, _) if most <= in_a_row => Ok(()),
         (_, sent) => Err(fail!("{} of {sent} were lost: {lost:?}", lost.len())),
     }
+}
+
+/// The CHILD_SAs are others, and the IKE_SA is the same.
+fn new_children(before: &SaView, now: &SaView) -> bool {
+    before.spis == now.spis && has_other_children(before, now)
+}
+
+/// The IKE_SA is another, and has the same CHILD_SAs.
+fn new_ike(before: &SaView, now: &SaView) -> bool {
+    let kept = before.children.iter().all(|child| now.children.contains(child));
+    before.spis != now.spis && kept
 }
 
 fn has_other_children(before: &SaView, now: &SaView) -> bool {

@@ -1,6 +1,7 @@
 //! One tunnel: what both ends are told, what is done to it, and how it is judged.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,8 @@ pub struct Case {
     pub seen: Vec<Seen>,
     /// What a program's log must hold, in this order.
     pub said: Vec<(Program, &'static [&'static str])>,
+    /// The virtual address that the client must have.
+    pub given: Option<IpAddr>,
     /// How many requests of an end may have been under way at once.
     pub at_once: Option<usize>,
 }
@@ -82,8 +85,10 @@ pub struct Running<'a> {
     pub lost: u64,
     /// The longest time without a packet, if the tunnel moved.
     pub gap: Option<Duration>,
-    stage: &'a Stage<'a>,
-    out: PathBuf,
+    /// Where it runs.
+    pub stage: &'a Stage<'a>,
+    /// Where its evidence goes.
+    pub out: PathBuf,
 }
 
 impl Case {
@@ -99,6 +104,7 @@ impl Case {
             lost_in_a_row: 0,
             seen: Vec::new(),
             said: Vec::new(),
+            given: None,
             at_once: None,
         }
     }
@@ -118,7 +124,7 @@ impl Case {
         let capture = stage.topology.capture(out)?;
         let gateway = stage.start(Node::Gateway, &self.tunnel, out).context("start the gateway")?;
         let client = stage.start(Node::Client, &self.tunnel, out).context("start the client")?;
-        let ends = Ends { client, gateway, topology: stage.topology };
+        let ends = Ends { client, gateway, topology: stage.topology, site: self.tunnel.site };
         if versions.is_empty() {
             *versions = ends.versions()?;
         }
@@ -191,6 +197,12 @@ impl Case {
                 shows(sa, ike, esp).context(end)?;
             }
         }
+        for (end, sa) in [("client", &client), ("gateway", &gateway)] {
+            if self.given.is_some_and(|address| sa.virtual_ips != [address]) {
+                return Err(fail!("the {end} shows the virtual addresses {:?}", sa.virtual_ips));
+            }
+        }
+        self.dns_is_known(running, &client)?;
         self.shown_by(running, &[client, gateway], false)?;
         self.act.perform(running)?;
         if self.act.ends_the_tunnel() {
@@ -198,6 +210,20 @@ impl Case {
         }
         running.ends.client.down().context("tunnel down")?;
         running.ends.both_have_none().context("after the client's DELETE")
+    }
+
+    /// Looks whether the client has learned of all DNS servers: bewick says so, strongSwan writes them
+    /// down.
+    fn dns_is_known(&self, running: &Running<'_>, client: &SaView) -> Result<()> {
+        let path = running.out.join("client-resolv.conf");
+        let written = fs::read_to_string(&path).unwrap_or_default();
+        for server in self.tunnel.dns {
+            let said = client.dns.iter().any(|known| known.to_string() == *server);
+            if !said && !written.contains(&format!("nameserver {server} ")) {
+                return Err(fail!("the client does not know the DNS server {server}"));
+            }
+        }
+        Ok(())
     }
 
     /// Looks at what must follow the ESP algorithms; `renewed` once the CHILD_SAs have new keys.
@@ -257,10 +283,14 @@ fn shows(sa: &SaView, ike: &str, esp: &str) -> Result<()> {
 
 impl Stage<'_> {
     fn program(&self, node: Node) -> Program {
-        if node == Node::Client { self.life.client } else { self.life.gateway }
+        if node.is_client() { self.life.client } else { self.life.gateway }
     }
 
-    fn start(&self, node: Node, tunnel: &Tunnel, out: &Path) -> Result<Box<dyn Peer>> {
+    /// Starts the daemon of this host, with its half of a tunnel.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start(&self, node: Node, tunnel: &Tunnel, out: &Path) -> Result<Box<dyn Peer>> {
         let (topology, plane, scratch) = (self.topology, self.life.plane, self.scratch);
         let place = Place { topology, node, plane, out, scratch, tunnel };
         peer::start(self.program(node), &place)

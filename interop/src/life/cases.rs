@@ -1,5 +1,11 @@
 //! The tunnels that are tried, topic by topic.
 
+pub mod addresses;
+pub mod lifetimes;
+pub mod moves;
+pub mod names;
+pub mod sites;
+
 use std::path::Path;
 
 use super::act::Act;

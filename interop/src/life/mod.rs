@@ -4,8 +4,10 @@
 mod act;
 mod case;
 mod cases;
+mod second;
 mod seen;
 mod stranger;
+mod transfer;
 mod travel;
 
 use std::path::Path;
@@ -73,6 +75,24 @@ pub enum Topic {
     Planned,
     /// Moves that are worth a look in a kernel too.
     Moves,
+    /// Names of each type.
+    Identities,
+    /// What the client is told of the network inside.
+    VirtualAddresses,
+    /// A network behind each end.
+    Sites,
+    /// New keys when it is time.
+    Lifetimes,
+    /// An end that does not move.
+    MobikeOff,
+    /// Moves one after the other.
+    ManyMoves,
+    /// A gateway behind a NAT.
+    GatewayBehindNat,
+    /// Both ends behind a NAT each.
+    BothBehindNat,
+    /// Two clients behind one NAT.
+    TwoClients,
 }
 
 impl Topic {
@@ -104,6 +124,15 @@ impl Topic {
             Topic::NatMappings => "nat-mappings",
             Topic::Planned => "planned",
             Topic::Moves => "moves",
+            Topic::Identities => "identities",
+            Topic::VirtualAddresses => "virtual-addresses",
+            Topic::Sites => "sites",
+            Topic::Lifetimes => "lifetimes",
+            Topic::MobikeOff => "mobike-off",
+            Topic::ManyMoves => "many-moves",
+            Topic::GatewayBehindNat => "gateway-behind-nat",
+            Topic::BothBehindNat => "both-behind-nat",
+            Topic::TwoClients => "two-clients",
         }
     }
 
@@ -151,12 +180,28 @@ impl Topic {
             Topic::Moves => {
                 "two CHILD_SAs move, a move while new keys are asked for, a gateway loses its address"
             }
+            Topic::Identities => "PSK by address, name, mail address and key ID, and strangers",
+            Topic::VirtualAddresses => {
+                "IPv6 alone, an address asked for, a pool of one, DNS servers, all traffic"
+            }
+            Topic::Sites => "a network behind each end, no virtual address, one CHILD_SA and two",
+            Topic::Lifetimes => "new keys from either end when it is time, no packet lost",
+            Topic::MobikeOff => "MOBIKE off at either end: nothing is said of it, and new keys",
+            Topic::ManyMoves => {
+                "64 MB over TCP across five moves, and a move there and back at once"
+            }
+            Topic::GatewayBehindNat => "the gateway is behind a NAT, and the client moves",
+            Topic::TwoClients => {
+                "two clients behind one NAT: two pools, none left, the same address, the same name"
+            }
+            Topic::BothBehindNat => "the gateway is behind a NAT, and the client moves behind one",
         }
     }
 
     /// Whether it is done in seconds; in the guest, whether the kernel's own part in it is large.
     pub fn is_quick(self, in_guest: bool) -> bool {
-        !in_guest || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
+        let slow = matches!(self, Topic::Lifetimes | Topic::ManyMoves);
+        (!in_guest && !slow) || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
     }
 
     fn ground(self) -> Ground {
@@ -164,7 +209,13 @@ impl Topic {
             Topic::SilentPath
             | Topic::TwoChildrenMove
             | Topic::MoveDuringRekey
-            | Topic::Planned => Ground::Plain,
+            | Topic::Planned
+            | Topic::MobikeOff
+            | Topic::ManyMoves => Ground::Plain,
+            Topic::Sites => Ground::Sites,
+            Topic::TwoClients => Ground::TwoBehindNat,
+            Topic::GatewayBehindNat => Ground::GatewayBehindNat,
+            Topic::BothBehindNat => Ground::BothBehindNat,
             Topic::FamiliesMove => Ground::SecondIsIpv6,
             Topic::GatewayLosesAddress | Topic::Moves => Ground::SecondGatewayAddress,
             Topic::NatMappings => Ground::BehindNat,
@@ -199,6 +250,14 @@ impl Topic {
             Topic::NatMappings => cases::nat_mappings(client),
             Topic::Planned => cases::planned(),
             Topic::Moves => cases::moves(client),
+            Topic::Identities => cases::names::identities(),
+            Topic::VirtualAddresses => cases::addresses::virtual_addresses(client),
+            Topic::Sites => cases::sites::sites(),
+            Topic::Lifetimes => cases::lifetimes::lifetimes(client),
+            Topic::MobikeOff => cases::moves::mobike_off(),
+            Topic::ManyMoves => cases::moves::many(),
+            Topic::TwoClients => cases::addresses::two_clients(client),
+            Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
     }
 }
@@ -233,7 +292,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Secrecy, Plane::Userspace, [true, true]),
     (Topic::RekeyIke, Plane::Userspace, [true, true]),
     (Topic::Reauthentication, Plane::Userspace, [true, true]),
-    (Topic::ReauthenticationOfTwo, Plane::Userspace, [false, true]),
+    (Topic::ReauthenticationOfTwo, Plane::Userspace, [true, true]),
     (Topic::Windows, Plane::Userspace, [true, true]),
     (Topic::Ends, Plane::Userspace, [true, true]),
     (Topic::SilentPath, Plane::Userspace, [true, false]),
@@ -243,6 +302,15 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::GatewayLosesAddress, Plane::Userspace, [true, true]),
     (Topic::NatMappings, Plane::Userspace, [true, true]),
     (Topic::Planned, Plane::Userspace, [true, false]),
+    (Topic::Identities, Plane::Userspace, [true, true]),
+    (Topic::VirtualAddresses, Plane::Userspace, [true, true]),
+    (Topic::Sites, Plane::Userspace, [true, true]),
+    (Topic::Lifetimes, Plane::Userspace, [true, true]),
+    (Topic::MobikeOff, Plane::Userspace, [true, true]),
+    (Topic::ManyMoves, Plane::Userspace, [true, true]),
+    (Topic::GatewayBehindNat, Plane::Userspace, [true, true]),
+    (Topic::BothBehindNat, Plane::Userspace, [true, true]),
+    (Topic::TwoClients, Plane::Userspace, [true, true]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
     (Topic::SilentPath, Plane::Kernel, [true, false]),
@@ -281,7 +349,7 @@ impl Life {
         let cases = verdict.step("prepare", || self.topic.cases(self.client, out))?;
         let topology = verdict.step("build the network", || {
             let ground = self.topic.ground();
-            let topology = Topology::build(self.plane.name(), ground == Ground::BehindNat)?;
+            let mut topology = Topology::build(self.plane.name(), ground.has_nat())?;
             topology.make(ground)?;
             Ok(topology)
         })?;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::case::Running;
+use super::transfer::Transfer;
 use crate::ends::only;
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -22,6 +23,11 @@ const MOVED: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_secs(1);
 /// How long a client that asks every second whether its peer is there needs for a first answer.
 const ASKED: Duration = Duration::from_millis(2500);
+
+/// How many moves a transfer has to outlive.
+const MOVES: usize = 5;
+/// Between two losses that a client can hardly tell apart.
+const AT_ONCE: Duration = Duration::from_millis(30);
 
 /// How long traffic may stay away from a silent path.
 const SILENT: Duration = Duration::from_secs(4);
@@ -58,6 +64,10 @@ pub enum Travel {
     NatForgets,
     /// The client is told to, there and back.
     Planned,
+    /// The current uplink is lost five times, while much goes through the tunnel over TCP.
+    Transfer,
+    /// The current uplink is lost and comes back, and at once the other is lost and comes back.
+    ThereAndBack,
 }
 
 impl Travel {
@@ -144,6 +154,36 @@ impl Travel {
                 }
                 let there = |_: &SaView, gateway: &SaView| gateway.remote.port() != port;
                 moves(running, Some(NAT), |_| topology.forget_mappings(), there)
+            }
+            Travel::Transfer => {
+                let [network, ..] = running.case.tunnel.children[0].networks else {
+                    return Err(fail!("a CHILD_SA without networks"));
+                };
+                let transfer = Transfer::start(topology, network.host)?;
+                let moved = (0..MOVES).try_for_each(|_| {
+                    let client = only(running.ends.client.sas()?).context("client")?;
+                    let lost = topology.uplink_of(client.local.ip())?;
+                    let there = at(topology.other(&lost));
+                    moves(running, Some(SEEN), |_| topology.lose(&lost, Loss::LinkDown), there)?;
+                    topology.restore(&lost)?;
+                    std::thread::sleep(SETTLED);
+                    Ok(())
+                });
+                let transferred = transfer.finish();
+                moved.and(transferred)
+            }
+            Travel::ThereAndBack => {
+                let first = topology.uplink_of(client.local.ip())?;
+                let second = topology.other(&first);
+                let flip = |_: &mut Running<'_>| {
+                    topology.lose(&first, Loss::LinkDown)?;
+                    std::thread::sleep(AT_ONCE);
+                    topology.restore(&first)?;
+                    topology.lose(&second, Loss::LinkDown)
+                };
+                let moved = moves(running, Some(LOST_QUESTION), flip, at(first));
+                topology.restore(&second)?;
+                moved
             }
             Travel::Planned => {
                 let first = topology.uplink_of(client.local.ip())?;

@@ -4,6 +4,7 @@ mod config;
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -125,6 +126,7 @@ impl Peer for Bewick {
                     virtual_ips: ips
                         .map(|ip| ip.parse().context(format!("virtual address {ip}")))
                         .collect::<Result<_>>()?,
+                    dns: sa.dns.clone(),
                     suite: None,
                     children: children.collect::<Result<_>>()?,
                 })
@@ -171,6 +173,8 @@ struct IkeSa {
     local: String,
     remote: String,
     virtual_ips: Vec<String>,
+    #[serde(default)]
+    dns: Vec<IpAddr>,
     children: Vec<Child>,
 }
 

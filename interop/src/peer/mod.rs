@@ -97,6 +97,8 @@ pub struct SaView {
     pub remote: SocketAddr,
     /// The client's addresses inside the tunnel.
     pub virtual_ips: Vec<IpAddr>,
+    /// The DNS servers that the client was told of, if the daemon says them.
+    pub dns: Vec<IpAddr>,
     /// The algorithms in the words of the configurations, if the daemon says them.
     pub suite: Option<String>,
     /// The CHILD_SAs that carry traffic.

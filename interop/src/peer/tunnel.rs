@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::topology::{GATEWAY, GATEWAY_6, Node, POOL, POOL_6, POOL_OF_CROWD};
+use crate::peer::{CLIENT_ID, GATEWAY_ID};
+use crate::topology::{FORWARDED, GATEWAY, GATEWAY_6, Node, POOL, POOL_6, POOL_OF_CROWD};
 
 /// A tunnel between the client and the gateway.
 #[derive(Debug, Clone)]
@@ -16,6 +17,18 @@ pub struct Tunnel {
     pub children: Vec<Child>,
     /// Whether the outer packets are IPv6.
     pub over_ipv6: bool,
+    /// Whether the gateway is behind a NAT that passes on what comes for it.
+    pub gateway_behind_nat: bool,
+    /// The name of another client, which has the same key.
+    pub second: Option<&'static str>,
+    /// Networks behind the client, which then has no virtual address.
+    pub site: &'static [Network],
+    /// Where virtual addresses come from, if not from the usual pools.
+    pub pools: &'static [&'static str],
+    /// The address that a strongSwan asks for.
+    pub asks_for: Option<&'static str>,
+    /// The DNS servers that the gateway tells the client of.
+    pub dns: &'static [&'static str],
     /// Thousands of clients that all say the same of who they are: a large pool, little in the logs.
     pub crowd: bool,
 }
@@ -30,6 +43,22 @@ pub struct Side {
     pub esp: Vec<&'static str>,
     /// How it proves who it is.
     pub proof: Proof,
+    /// Who it is, in the words that both programs know, if not the usual name.
+    pub id: Option<&'static str>,
+    /// Whom it takes its peer for, if not for who that is.
+    pub expects: Option<&'static str>,
+    /// What becomes of an older IKE_SA of the same name, in the word that both programs have for it.
+    pub unique: Option<&'static str>,
+    /// Whether it stays where it is: MOBIKE is off.
+    pub stays: bool,
+    /// Whether ESP goes in UDP without a NAT too.
+    pub force_encap: bool,
+    /// After how many seconds it gives a CHILD_SA new keys.
+    pub child_lifetime: Option<u32>,
+    /// After how many packets bewick gives a CHILD_SA new keys.
+    pub child_packets: Option<u32>,
+    /// After how many seconds it gives the IKE_SA new keys.
+    pub ike_lifetime: Option<u32>,
     /// Certificates that it is to refuse: a revocation list.
     pub revoked: Option<PathBuf>,
     /// The biggest IP packet with an IKE message.
@@ -112,6 +141,12 @@ impl Default for Tunnel {
             gateway: Side::default(),
             children: vec![Child { name: "net", networks: &[Network::FIRST] }],
             over_ipv6: false,
+            gateway_behind_nat: false,
+            second: None,
+            site: &[],
+            pools: &[],
+            asks_for: None,
+            dns: &[],
             crowd: false,
         }
     }
@@ -120,16 +155,21 @@ impl Default for Tunnel {
 impl Tunnel {
     /// The settings of the daemon on this host.
     pub fn side(&self, node: Node) -> &Side {
-        if node == Node::Client { &self.client } else { &self.gateway }
+        if node.is_client() { &self.client } else { &self.gateway }
     }
 
     /// The settings of its peer.
     pub fn other_side(&self, node: Node) -> &Side {
-        if node == Node::Client { &self.gateway } else { &self.client }
+        if node.is_client() { &self.gateway } else { &self.client }
     }
 
     /// The address that the client goes to.
     pub fn gateway_address(&self) -> IpAddr {
+        if self.gateway_behind_nat { FORWARDED.into() } else { self.listens_at() }
+    }
+
+    /// The address that the gateway has.
+    pub fn listens_at(&self) -> IpAddr {
         if self.over_ipv6 { GATEWAY_6.into() } else { GATEWAY.into() }
     }
 
@@ -138,10 +178,28 @@ impl Tunnel {
         self.children.iter().flat_map(|child| child.networks).copied()
     }
 
+    /// Who the end on this host is.
+    pub fn id(&self, node: Node) -> &'static str {
+        self.side(node).id.unwrap_or(if node.is_client() { CLIENT_ID } else { GATEWAY_ID })
+    }
+
+    /// Whom the end on this host takes its peer for: a gateway takes anybody of the usual name's domain.
+    pub fn expected(&self, node: Node) -> &'static str {
+        let other = self.other_side(node).id;
+        let usual = if node.is_client() { GATEWAY_ID } else { "*@example.com" };
+        self.side(node).expects.or(other).unwrap_or(usual)
+    }
+
     /// Where the client's virtual addresses come from, of each family that is reached.
     pub fn pools(&self) -> Vec<&'static str> {
         if self.crowd {
             return vec![POOL_OF_CROWD];
+        }
+        if !self.site.is_empty() {
+            return Vec::new();
+        }
+        if !self.pools.is_empty() {
+            return self.pools.to_vec();
         }
         let any = |v4| self.networks().any(|network| network.host.is_ipv4() == v4);
         let pools = [(any(true), POOL), (any(false), POOL_6)];
@@ -159,6 +217,16 @@ impl Network {
     pub const SECOND: Network = Network {
         prefix: crate::topology::INNER_NETWORK_2,
         host: IpAddr::V4(crate::topology::INSIDE_2),
+    };
+    /// Everywhere, of which the first one is a part.
+    pub const EVERYWHERE: Network = Network { prefix: "0.0.0.0/0", ..Network::FIRST };
+    /// One behind the client.
+    pub const SITE: Network =
+        Network { prefix: crate::topology::SITE_NETWORK, host: IpAddr::V4(crate::topology::SITE) };
+    /// One behind the client, with IPv6.
+    pub const SITE_6: Network = Network {
+        prefix: crate::topology::SITE_NETWORK_6,
+        host: IpAddr::V6(crate::topology::SITE_6),
     };
     /// One with IPv6.
     pub const IPV6: Network = Network {

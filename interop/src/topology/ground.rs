@@ -3,16 +3,18 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::{FIRST, GATEWAY, GATEWAY_6, Loss, Node, Topology, Uplink};
+use super::{FIRST, GATEWAY, GATEWAY_6, Loss, Node, SITE, SITE_6, Topology, Uplink};
 use crate::fail;
 use crate::failure::Result;
 use crate::process;
 
 /// The gateway's other address on the outer network, where it has one.
 pub const GATEWAY_OTHER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// Where a gateway behind a NAT is to be found.
+pub const FORWARDED: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 7);
 /// All addresses that a gateway may have.
-pub const GATEWAYS: [IpAddr; 3] =
-    [IpAddr::V4(GATEWAY), IpAddr::V4(GATEWAY_OTHER), IpAddr::V6(GATEWAY_6)];
+pub const GATEWAYS: [IpAddr; 4] =
+    [IpAddr::V4(GATEWAY), IpAddr::V4(GATEWAY_OTHER), IpAddr::V6(GATEWAY_6), IpAddr::V4(FORWARDED)];
 /// The client's address where the second uplink has IPv6 alone.
 pub const CLIENT_6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 2);
 
@@ -26,12 +28,27 @@ pub enum Ground {
     Plain,
     /// IPv6 on the first uplink and behind the gateway.
     Ipv6Too,
+    /// The same, and a network behind the client.
+    Sites,
     /// The second uplink has IPv6 alone, the gateway both.
     SecondIsIpv6,
     /// The gateway has a second address, on another network.
     SecondGatewayAddress,
     /// The second uplink is behind a NAT, and the first one is down.
     BehindNat,
+    /// That, and another client is behind the same NAT.
+    TwoBehindNat,
+    /// The gateway is behind a NAT: the router passes on to it what comes for another address.
+    GatewayBehindNat,
+    /// That, and the client's second uplink is behind a NAT too.
+    BothBehindNat,
+}
+
+impl Ground {
+    /// Whether the client's second uplink is behind a NAT.
+    pub fn has_nat(self) -> bool {
+        matches!(self, Ground::BehindNat | Ground::TwoBehindNat | Ground::BothBehindNat)
+    }
 }
 
 impl Topology {
@@ -39,10 +56,15 @@ impl Topology {
     ///
     /// # Errors
     /// What `ip` said.
-    pub fn make(&self, ground: Ground) -> Result<()> {
+    pub fn make(&mut self, ground: Ground) -> Result<()> {
         match ground {
             Ground::Plain => Ok(()),
             Ground::Ipv6Too => self.add_ipv6(),
+            Ground::Sites => {
+                self.add_ipv6()?;
+                self.ip(Node::Client, &format!("addr add {SITE}/32 dev lo"))?;
+                self.ip(Node::Client, &format!("addr add {SITE_6}/128 dev lo nodad"))
+            }
             Ground::SecondIsIpv6 => {
                 self.shell(Node::Router, "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")?;
                 let [_, second] = self.uplinks;
@@ -61,6 +83,11 @@ impl Topology {
                 self.address(Node::Router, "g2", Ipv4Addr::new(198, 18, 0, 254))?;
                 self.address(Node::Gateway, "w1", GATEWAY_OTHER)?;
                 self.ip(Node::Gateway, "route add default via 198.18.0.254 dev w1 metric 200")
+            }
+            Ground::GatewayBehindNat | Ground::BothBehindNat => self.forward_to_gateway(),
+            Ground::TwoBehindNat => {
+                self.add_second_client()?;
+                self.lose(&FIRST, Loss::LinkDown)
             }
             Ground::BehindNat => self.lose(&FIRST, Loss::LinkDown),
         }
@@ -145,6 +172,25 @@ impl Topology {
         self.masquerade("5000-5100")?;
         self.ip(Node::Nat, "link set out up")?;
         self.ip(Node::Nat, "route add default via 203.0.113.1")
+    }
+
+    /// Another client on a network of its own behind the NAT.
+    fn add_second_client(&mut self) -> Result<()> {
+        self.add_host(Node::Second)?;
+        self.cable(Node::Second, "u1", Node::Nat, "c3")?;
+        self.address(Node::Nat, "c3", Ipv4Addr::new(192, 168, 8, 1))?;
+        self.address(Node::Second, "u1", Ipv4Addr::new(192, 168, 8, 2))?;
+        self.ip(Node::Second, "route add default via 192.168.8.1 dev u1 metric 100")
+    }
+
+    /// Has the router pass on to the gateway what comes for an address that is nobody's.
+    fn forward_to_gateway(&self) -> Result<()> {
+        let script = format!(
+            "nft add table ip nat
+             nft add chain ip nat pre '{{ type nat hook prerouting priority -100 ; }}'
+             nft add rule ip nat pre ip daddr {FORWARDED} udp dport '{{ 500, 4500 }}' dnat to {GATEWAY}"
+        );
+        self.shell(Node::Router, &format!("set -e\n{script}"))
     }
 
     /// Translates with what the kernel has, nf_tables or the older tables, in the place of what was there

@@ -5,9 +5,8 @@ use std::fs;
 
 use crate::fail;
 use crate::failure::{Context, Result};
-use crate::peer::tunnel::{Child, Proof};
-use crate::peer::{CLIENT_ID, GATEWAY_ID, PSK, Place};
-use crate::topology::Node;
+use crate::peer::tunnel::{Network, Proof};
+use crate::peer::{PSK, Place};
 
 /// The configuration of the bewick at `place`.
 ///
@@ -16,7 +15,7 @@ use crate::topology::Node;
 pub fn write(place: &Place<'_>) -> Result<String> {
     let (tunnel, node) = (place.tunnel, place.node);
     let (own, other) = (tunnel.side(node), tunnel.other_side(node));
-    let is_client = node == Node::Client;
+    let is_client = node.is_client();
     let state = place.scratch.join(format!("state-{}", node.name()));
     let keys = std::path::absolute(place.out.join(format!("keys-{}", node.name())));
     let keys = keys.context("where keys go")?;
@@ -35,21 +34,41 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     text.push_str("\n[[connection]]\nname = \"tunnel\"\n");
     text.push_str(&match is_client {
         true => format!(
-            "role = \"initiator\"\ngateway = \"{}\"\nlocal_id = \"{CLIENT_ID}\"\n\
-             remote_id = \"{GATEWAY_ID}\"\nvirtual_ip = true\nstart = \"manual\"\n\
+            "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"manual\"\n\
              back_after = 0\n",
-            tunnel.gateway_address()
+            tunnel.gateway_address(),
+            tunnel.site.is_empty()
         ),
-        false => format!(
-            "role = \"responder\"\nlocal_id = \"{GATEWAY_ID}\"\n\
-             remote_id = \"*@example.com\"\npool = {:?}\n",
-            tunnel.pools()
-        ),
+        false if tunnel.site.is_empty() => {
+            format!("role = \"responder\"\npool = {:?}\ndns = {:?}\n", tunnel.pools(), tunnel.dns)
+        }
+        false => "role = \"responder\"\n".to_owned(),
     });
     let mut line = |key: &str, value: String| {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{key} = {value}");
     };
+    line("local_id", format!("{:?}", tunnel.id(node)));
+    line("remote_id", format!("{:?}", tunnel.expected(node)));
+    if let Some(word) = own.unique.filter(|_| !is_client) {
+        line("uniqueness", format!("{word:?}"));
+    }
+    if own.stays {
+        line("mobike", "false".to_owned());
+    }
+    if own.force_encap {
+        line("force_encap", "true".to_owned());
+    }
+    let limits = [
+        ("child_lifetime", own.child_lifetime),
+        ("child_packets", own.child_packets),
+        ("ike_lifetime", own.ike_lifetime),
+    ];
+    for (key, limit) in limits {
+        if let Some(limit) = limit {
+            line(key, limit.to_string());
+        }
+    }
     match &own.proof {
         Proof::Psk => {}
         Proof::Certificate(files) => {
@@ -96,13 +115,20 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if let Some(size) = own.fragment_size {
         line("fragment_size", size.to_string());
     }
-    let networks = if is_client { "remote_ts" } else { "local_ts" };
+    let (networks, site) =
+        if is_client { ("remote_ts", "local_ts") } else { ("local_ts", "remote_ts") };
     let (first, others) =
         tunnel.children.split_first().ok_or_else(|| fail!("a tunnel without CHILD_SAs"))?;
-    line(networks, prefixes(first));
+    line(networks, prefixes(first.networks));
+    if !tunnel.site.is_empty() {
+        line(site, prefixes(tunnel.site));
+    }
     for child in others {
-        let (name, prefixes) = (child.name, prefixes(child));
-        text += &format!("\n[[connection.child]]\nname = \"{name}\"\n{networks} = {prefixes}\n");
+        let (name, behind) = (child.name, prefixes(child.networks));
+        text += &format!("\n[[connection.child]]\nname = \"{name}\"\n{networks} = {behind}\n");
+        if !tunnel.site.is_empty() {
+            text += &format!("{site} = {}\n", prefixes(tunnel.site));
+        }
         if !own.esp.is_empty() {
             // What the connection says is for its own CHILD_SA alone.
             text += &format!("esp_proposals = {:?}\n", own.esp);
@@ -111,7 +137,7 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     Ok(text)
 }
 
-fn prefixes(child: &Child) -> String {
-    let prefixes: Vec<&str> = child.networks.iter().map(|network| network.prefix).collect();
+fn prefixes(networks: &[Network]) -> String {
+    let prefixes: Vec<&str> = networks.iter().map(|network| network.prefix).collect();
     format!("{prefixes:?}")
 }

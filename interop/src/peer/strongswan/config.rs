@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use crate::failure::{Context, Result};
-use crate::peer::tunnel::{Child, Proof, Signatures};
-use crate::peer::{CLIENT_ID, GATEWAY_ID, PSK, Place, Plane};
+use crate::peer::tunnel::{Network, Proof, Signatures};
+use crate::peer::{PSK, Place, Plane};
 use crate::topology::Node;
 
 /// What the daemon and swanctl need for keys and certificates in files.
@@ -45,7 +45,21 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
     if matches!(side.signatures, Signatures::Pss) {
         options += "rsa_pss = yes\n";
     }
+    let (mut socket_options, mut route_options) = ("", "");
+    if place.tunnel.networks().any(|network| network.prefix == "0.0.0.0/0") {
+        // Its own packets must not be taken for the tunnel's.
+        socket_options = "fwmark = 0x42";
+        route_options = "fwmark = !0x42";
+    }
+    let mut more = "";
+    if place.node.is_client() && !place.tunnel.dns.is_empty() {
+        more = "resolve";
+    }
     DAEMON_SETTINGS
+        .replace("@more@", more)
+        .replace("@resolv@", &place.evidence("resolv.conf").display().to_string())
+        .replace("@socket_options@", socket_options)
+        .replace("@route_options@", route_options)
         .replace("@kernel@", kernel)
         .replace("@credentials@", CREDENTIALS)
         .replace("@levels@", if place.tunnel.crowd { QUIET } else { LOUD })
@@ -92,45 +106,79 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         [] => otherwise.to_owned(),
         words => words.join(", "),
     };
-    let is_client = node == Node::Client;
+    let is_client = node.is_client();
     let ends = match is_client {
         true => {
             let any = |v4| tunnel.networks().any(|network| network.host.is_ipv4() == v4);
             let vips = [(any(true), "0.0.0.0"), (any(false), "::")];
-            let vips: Vec<&str> =
-                vips.iter().filter_map(|(wanted, vip)| wanted.then_some(*vip)).collect();
-            format!("remote_addrs = {}\nvips = {}", tunnel.gateway_address(), vips.join(", "))
+            let vips: Vec<&str> = match (tunnel.asks_for, tunnel.site) {
+                (Some(address), _) => vec![address],
+                (None, []) => {
+                    vips.iter().filter_map(|(wanted, vip)| wanted.then_some(*vip)).collect()
+                }
+                (None, _) => Vec::new(),
+            };
+            let vips = match vips.as_slice() {
+                [] => String::new(),
+                vips => format!("\nvips = {}", vips.join(", ")),
+            };
+            format!("remote_addrs = {}{vips}", tunnel.gateway_address())
         }
         false => {
             let names: Vec<String> =
                 (1..=tunnel.pools().len()).map(|number| format!("clients-{number}")).collect();
-            format!("local_addrs = {}\npools = {}", tunnel.gateway_address(), names.join(", "))
+            let pools = match names.as_slice() {
+                [] => String::new(),
+                names => format!("\npools = {}", names.join(", ")),
+            };
+            format!("local_addrs = {}{pools}", tunnel.listens_at())
         }
     };
-    let (own_id, other_id) =
-        if is_client { (CLIENT_ID, GATEWAY_ID) } else { (GATEWAY_ID, "*@example.com") };
-    let networks = if is_client { "remote_ts" } else { "local_ts" };
+    let (own_id, other_id) = (tunnel.id(node), tunnel.expected(node));
+    let (networks, site) =
+        if is_client { ("remote_ts", "local_ts") } else { ("local_ts", "remote_ts") };
+    let mut more = String::new();
+    if !tunnel.site.is_empty() {
+        more += &format!("{site} = {}\n", prefixes(tunnel.site));
+    }
+    if let Some(seconds) = own.child_lifetime {
+        more += &format!("rekey_time = {seconds}s\nrand_time = 0s\nlife_time = 60s\n");
+    }
     let esp = words(&own.esp, ESP);
     let children: String = tunnel
         .children
         .iter()
         .map(|child| {
-            let prefixes = prefixes(child);
+            let prefixes = prefixes(child.networks);
             let name = child.name;
-            format!("{name} {{\n{networks} = {prefixes}\nesp_proposals = {esp}\n}}\n")
+            format!("{name} {{\n{networks} = {prefixes}\nesp_proposals = {esp}\n{more}}}\n")
         })
         .collect();
     let pools: String = tunnel
         .pools()
         .iter()
         .enumerate()
-        .map(|(index, pool)| format!("clients-{} {{ addrs = {pool} }}\n", index + 1))
+        .map(|(index, pool)| {
+            let dns = match tunnel.dns {
+                [] => String::new(),
+                dns => format!("dns = {}\n", dns.join(", ")),
+            };
+            format!("clients-{} {{\naddrs = {pool}\n{dns}}}\n", index + 1)
+        })
         .collect();
+    let second = tunnel.second.map(|id| format!("id-c = {id}")).unwrap_or_default();
+    let encap = place.plane == Plane::Userspace || own.force_encap;
+    let lifetime = match own.ike_lifetime {
+        Some(seconds) => format!("rekey_time = {seconds}s\nrand_time = 0s\nover_time = 60s"),
+        None => String::new(),
+    };
     let text = CONNECTIONS
         .replace("@ends@", &ends)
         .replace("@ike@", &words(&own.ike, IKE))
-        .replace("@unique@", if tunnel.crowd { "never" } else { "no" })
-        .replace("@encap@", if place.plane == Plane::Userspace { "yes" } else { "no" })
+        .replace("@encap@", if encap { "yes" } else { "no" })
+        .replace("@mobike@", if own.stays { "no" } else { "yes" })
+        .replace("@lifetime@", &lifetime)
+        .replace("@unique@", if tunnel.crowd { "never" } else { own.unique.unwrap_or("no") })
         .replace("@liveness@", &own.liveness.unwrap_or(0).to_string())
         .replace("@childless@", own.childless.unwrap_or("allow"))
         .replace("@local@", &format!("{}\nid = {own_id}", proof(&own.proof, true)))
@@ -142,7 +190,8 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
             &if tunnel.crowd {
                 String::new()
             } else {
-                format!("id-a = {CLIENT_ID}\nid-b = {GATEWAY_ID}\n")
+                let [a, b] = [Node::Client, Node::Gateway].map(|node| tunnel.id(node));
+                format!("id-a = {a}\nid-b = {b}\n{second}\n")
             },
         )
         .replace("@psk@", PSK);
@@ -150,8 +199,8 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
     fs::write(&file, text).context(file.display())
 }
 
-fn prefixes(child: &Child) -> String {
-    let prefixes: Vec<&str> = child.networks.iter().map(|network| network.prefix).collect();
+fn prefixes(networks: &[Network]) -> String {
+    let prefixes: Vec<&str> = networks.iter().map(|network| network.prefix).collect();
     prefixes.join(", ")
 }
 
@@ -161,12 +210,15 @@ const QUIET: &str = "default = 0";
 
 const DAEMON_SETTINGS: &str = "\
 charon-systemd {
-    load = random nonce openssl kdf @credentials@ constraints revocation @kernel@ socket-default vici
+    load = random nonce openssl kdf @credentials@ constraints revocation @kernel@ socket-default @more@ vici
     load_modular = no
     @options@
     plugins {
         vici { socket = @socket@ }
         kernel-libipsec { allow_peer_ts = yes }
+        kernel-netlink { @route_options@ }
+        socket-default { @socket_options@ }
+        resolve { file = @resolv@ }
     }
     filelog {
         main {
@@ -189,7 +241,8 @@ connections {
         @ends@
         proposals = @ike@
         encap = @encap@
-        mobike = yes
+        mobike = @mobike@
+        @lifetime@
         unique = @unique@
         dpd_delay = @liveness@
         childless = @childless@

@@ -96,6 +96,7 @@ impl Raw {
             local: end(&self.local)?,
             remote: end(&self.remote)?,
             virtual_ips: self.virtual_ips,
+            dns: Vec::new(),
             suite: Some([self.algorithms.suite(), self.algorithms.beyond()].join("-")),
             children: self.children,
         })
@@ -237,6 +238,7 @@ list-sas reply {
             local: SocketAddr::from(([192, 0, 2, 1], 4500)),
             remote: SocketAddr::from(([203, 0, 113, 9], 21908)),
             virtual_ips: vec![IpAddr::from([10, 9, 0, 1])],
+            dns: Vec::new(),
             suite: Some("aes128-sha256-prfsha256-modp2048".to_owned()),
             children: vec![ChildView {
                 spi_in: 0x00ca_4bd2,

@@ -1,0 +1,34 @@
+//! More moves: through a gateway's NAT, many one after the other, and none where an end does not move.
+
+use super::{travels, two_children};
+use crate::life::act::Act;
+use crate::life::case::Case;
+use crate::life::travel::Travel;
+use crate::peer::tunnel::Tunnel;
+
+/// Each end alone stays where it is, then both.
+pub fn mobike_off() -> Vec<Case> {
+    let case = |name: &str, client, gateway| {
+        let mut tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
+        tunnel.client.stays = client;
+        tunnel.gateway.stays = gateway;
+        Case { act: Act::RekeyIke, ..Case::new(name, tunnel) }
+    };
+    vec![
+        case("client-stays", true, false),
+        case("gateway-stays", false, true),
+        case("both-stay", true, true),
+    ]
+}
+
+/// Five moves while much goes through the tunnel, and a move that is taken back at once.
+pub fn many() -> Vec<Case> {
+    vec![travels("transfer", Travel::Transfer), travels("there-and-back", Travel::ThereAndBack)]
+}
+
+/// The gateway is behind a NAT.
+pub fn gateway_behind_nat() -> Vec<Case> {
+    let mut case = travels("gateway-behind-nat", Travel::LosesUplink);
+    case.tunnel.gateway_behind_nat = true;
+    vec![case]
+}

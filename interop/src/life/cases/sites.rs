@@ -1,0 +1,23 @@
+//! Two networks, one behind each end, and no virtual address.
+
+use crate::life::act::Act;
+use crate::life::case::Case;
+use crate::peer::tunnel::{Child, Network, Tunnel};
+
+/// One CHILD_SA and two, and the families in each other.
+pub fn sites() -> Vec<Case> {
+    let net = |networks| vec![Child { name: "net", networks }];
+    let case = |name: &str, act, site, children, over_ipv6| {
+        let tunnel = Tunnel { site, children, over_ipv6, ..Tunnel::default() };
+        Case { act, ..Case::new(name, tunnel) }
+    };
+    let (v4, v6) = (&[Network::SITE], &[Network::SITE_6]);
+    vec![
+        case("one-child", Act::RekeyChildren, v4, net(&[Network::FIRST]), false),
+        case("two-children", Act::RekeyChildren, v4, super::two_children(), false),
+        case("two-networks", Act::RekeyIke, v4, net(&[Network::FIRST, Network::SECOND]), false),
+        case("ipv4-in-ipv6", Act::Nothing, v4, net(&[Network::FIRST]), true),
+        case("ipv6-in-ipv4", Act::Nothing, v6, net(&[Network::IPV6]), false),
+        case("client-dies", Act::ClientDies, v4, net(&[Network::FIRST]), false),
+    ]
+}
