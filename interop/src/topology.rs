@@ -232,6 +232,12 @@ impl Topology {
             .ok_or_else(|| fail!("{address} is no address of the client's uplinks"))
     }
 
+    /// The uplink that is preferred while both are up.
+    pub fn first_uplink(&self) -> Uplink {
+        let [first, _] = self.uplinks;
+        first
+    }
+
     /// The one that is not `uplink`.
     pub fn other(&self, uplink: &Uplink) -> Uplink {
         let [first, second] = self.uplinks;

@@ -1,6 +1,7 @@
 //! Benchmarks, with strongSwan on the same topology in the same run.
 
 mod handover;
+mod throughput;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ use crate::topology::{Node, Topology};
 pub enum Bench {
     /// The current uplink is lost: time without traffic
     Handover(Settings),
+    /// One TCP flow and small UDP packets, beside the same network without a tunnel
+    Throughput(Settings),
 }
 
 /// What every benchmark can be told.
@@ -31,9 +34,9 @@ pub struct Settings {
     /// Print one JSON object on standard output; progress goes to standard error
     #[arg(long)]
     json: bool,
-    /// How often
-    #[arg(long, alias = "moves", default_value_t = 20)]
-    times: usize,
+    /// How often [default: 20; throughput: 3]
+    #[arg(long, alias = "moves")]
+    times: Option<usize>,
     /// Only this program
     #[arg(long)]
     only: Option<Only>,
@@ -66,6 +69,23 @@ trait Outcome: Serialize {
     fn is_whole(&self) -> bool;
 }
 
+/// What results are of.
+trait Name {
+    fn name(&self) -> &'static str;
+}
+
+impl Name for Program {
+    fn name(&self) -> &'static str {
+        Program::name(*self)
+    }
+}
+
+impl Name for &'static str {
+    fn name(&self) -> &'static str {
+        self
+    }
+}
+
 /// Measures, and prints what came of it.
 ///
 /// # Errors
@@ -73,14 +93,18 @@ trait Outcome: Serialize {
 pub fn run(bench: &Bench) -> Result<ExitCode> {
     match bench {
         Bench::Handover(settings) => {
-            let options = settings.options()?;
+            let options = settings.options(20)?;
             settings.print(&handover::run(&options)?)
+        }
+        Bench::Throughput(settings) => {
+            let options = settings.options(3)?;
+            settings.print(&throughput::run(&options)?)
         }
     }
 }
 
 impl Settings {
-    fn options(&self) -> Result<Options> {
+    fn options(&self, times: usize) -> Result<Options> {
         let out = self.out.clone().unwrap_or_else(|| place::interop().join("out"));
         Ok(Options {
             programs: match self.only {
@@ -88,16 +112,16 @@ impl Settings {
                 Some(Only::Bewick) => &[Program::Bewick],
                 Some(Only::Strongswan) => &[Program::Strongswan],
             },
-            times: self.times,
+            times: self.times.unwrap_or(times),
             out: std::path::absolute(&out).context(out.display())?,
         })
     }
 
-    fn print<T: Outcome>(&self, results: &[(Program, T)]) -> Result<ExitCode> {
+    fn print<N: Name, T: Outcome>(&self, results: &[(N, T)]) -> Result<ExitCode> {
         if self.json {
             let object: serde_json::Map<String, serde_json::Value> = results
                 .iter()
-                .map(|(program, one)| Ok((program.name().to_owned(), serde_json::to_value(one)?)))
+                .map(|(of, one)| Ok((of.name().to_owned(), serde_json::to_value(one)?)))
                 .collect::<serde_json::Result<_>>()
                 .context("result")?;
             println!("{}", serde_json::Value::from(object));
@@ -158,11 +182,16 @@ impl Lane {
     }
 
     fn build(program: Program, out: &Path, what: &str) -> Result<Self> {
-        let part = format!("{what}-{}", program.name());
+        Self::build_named(program, program.name(), out, what)
+    }
+
+    /// One that has another name than its program.
+    fn build_named(program: Program, name: &str, out: &Path, what: &str) -> Result<Self> {
+        let part = format!("{what}-{name}");
         let out = out.join(format!("bench-{part}"));
         std::fs::create_dir_all(&out).context(out.display())?;
         let (scratch, guard) = cleanup::scratch_folder(&part).context("scratch folder")?;
-        let topology = Topology::build(program.name(), false)?;
+        let topology = Topology::build(name, false)?;
         Ok(Self { program, topology, out, scratch, _guard: guard })
     }
 
