@@ -13,5 +13,6 @@ pub mod udp;
 pub mod userspace;
 
 pub use plane::{
-    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Since,
+    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Reconciled,
+    Since,
 };

@@ -81,6 +81,18 @@ pub struct Since {
     pub lost: u64,
 }
 
+/// What [`DataPlane::reconcile`] has found and put right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// states and policies of ours that nobody wants any more, and that are gone now
+    pub removed: usize,
+    /// policies that were missing or different, and are right again
+    pub restored: usize,
+    /// CHILD_SAs of which a state is missing: each gets a [`PlaneEvent::Expire`], for nobody knows
+    /// which sequence numbers it had used
+    pub incomplete: usize,
+}
+
 /// What a plane reports by itself. All are hints to the machines above: none moves an SA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PlaneEvent {
@@ -173,6 +185,12 @@ pub trait DataPlane: Send {
 
     /// The traffic of `id` so far.
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters>;
+
+    /// Compares what is there with what was asked for, and puts it right. To be called after
+    /// [`PlaneEvent::EventsLost`]; a plane does so by itself at the start and after an error.
+    fn reconcile(&mut self) -> Answer<'_, Reconciled> {
+        Box::pin(async { Ok(Reconciled::default()) })
+    }
 
     /// Whether [`DataPlane::cap`] does anything.
     fn can_cap(&self) -> bool {

@@ -31,6 +31,8 @@ pub struct LocalAddress {
     pub metric: Option<u32>,
     /// the router of that default route; none on a point-to-point link
     pub gateway: Option<IpAddr>,
+    /// the biggest packet that the interface takes, in octets
+    pub mtu: u32,
 }
 
 /// A default route through an interface; the better one is the smaller.
@@ -44,7 +46,7 @@ struct DefaultRoute {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Snapshot {
     /// by index; only those that can carry packets
-    links: BTreeMap<u32, String>,
+    links: BTreeMap<u32, (String, u32)>,
     addresses: Vec<(IpAddr, u32)>,
     /// by interface and whether it is IPv4; the best default route
     routes: BTreeMap<(u32, bool), Option<DefaultRoute>>,
@@ -103,7 +105,7 @@ impl Snapshot {
             _ => None,
         });
         if let Some(name) = name.filter(|name| *name != own) {
-            self.links.insert(link.header.index, name.clone());
+            self.links.insert(link.header.index, (name.clone(), mtu_of(link).unwrap_or(u32::MAX)));
         }
     }
 
@@ -172,11 +174,11 @@ impl Snapshot {
             .addresses
             .iter()
             .filter_map(|&(address, ifindex)| {
-                let interface = self.links.get(&ifindex)?.clone();
+                let (interface, mtu) = self.links.get(&ifindex)?.clone();
                 let default = *self.routes.get(&(ifindex, address.is_ipv4()))?;
                 let metric = default.map(|route| route.metric);
                 let gateway = default.and_then(|route| route.gateway);
-                Some(LocalAddress { address, ifindex, interface, metric, gateway })
+                Some(LocalAddress { address, ifindex, interface, metric, gateway, mtu })
             })
             .collect();
         // interfaces with a default route first, the lowest metric at the head
@@ -184,6 +186,14 @@ impl Snapshot {
         out.dedup();
         out
     }
+}
+
+/// The biggest packet that an interface takes, in octets.
+pub(super) fn mtu_of(link: &LinkMessage) -> Option<u32> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 /// The address that is ours: on a point-to-point link `Address` is the peer's.

@@ -3,6 +3,7 @@
 
 pub mod addresses;
 pub mod monitor;
+mod mtu;
 pub mod routes;
 pub mod sysctl;
 #[cfg(test)]

@@ -18,13 +18,13 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use bewick_ike::{ChildId, ChildSa};
+use bewick_ike::{ChildId, ChildMove, ChildSa};
 use futures_util::TryStreamExt;
 use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_route::{
     AddressFamily, IpProtocol,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
-    route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange},
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 
 use crate::net::{
     LocalAddress, MARK, NEAR_PRIORITY, NetError, OUTER_PRIORITY, RULE_PRIORITY, TABLE,
-    UPLINK_PRIORITY, is_our_table, uplinks::Uplinks,
+    UPLINK_PRIORITY, addresses::mtu_of, is_our_table, mtu::Outer, uplinks::Uplinks,
 };
 
 /// rtm_protocol of our routes, so that others can tell whose they are.
@@ -56,6 +56,8 @@ pub struct Routes {
     wanted: Wanted,
     made: State,
     uplinks: Uplinks,
+    /// what the uplinks are, for how big a packet may be
+    locals: Vec<LocalAddress>,
 }
 
 /// What the connections ask for.
@@ -72,6 +74,7 @@ struct Child {
     addresses: Vec<IpAddr>,
     /// with the address that packets of this machine are to have
     routes: Vec<(IpNet, Option<IpAddr>)>,
+    outer: Outer,
 }
 
 /// What a route does.
@@ -89,8 +92,24 @@ enum Kind {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct State {
     addresses: BTreeSet<IpAddr>,
-    routes: BTreeMap<(IpNet, Kind), Option<IpAddr>>,
+    routes: BTreeMap<(IpNet, Kind), Inner>,
     rules: BTreeSet<Rule>,
+}
+
+/// What is said of packets that a route leads into a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Inner {
+    /// the address that those of this machine have
+    source: Option<IpAddr>,
+    /// how big they may be at most, in octets; TCP's MSS follows from it
+    mtu: Option<u32>,
+}
+
+/// The tunnel device.
+#[derive(Clone, Copy)]
+struct Link {
+    index: u32,
+    mtu: u32,
 }
 
 /// A rule, in the order in which they are made.
@@ -105,20 +124,24 @@ enum Rule {
 }
 
 impl Wanted {
-    fn state(&self, raw_esp: bool) -> State {
+    fn state(&self, raw_esp: bool, locals: &[LocalAddress]) -> State {
         let mut state = State::default();
         for child in self.children.values() {
             state.addresses.extend(&child.addresses);
             for (net, source) in &child.routes {
-                state.routes.entry((*net, Kind::Device)).or_insert(*source);
+                let mtu = child.outer.inner_mtu(locals, !net.addr().is_ipv4());
+                let inner = Inner { source: *source, mtu: Some(mtu) };
+                let route = state.routes.entry((*net, Kind::Device)).or_insert(inner);
+                // of two that share it, whichever the plane takes
+                route.mtu = route.mtu.min(Some(mtu));
             }
         }
         for net in self.blocks.values().flatten() {
-            state.routes.insert((*net, Kind::Block), None);
+            state.routes.insert((*net, Kind::Block), Inner::default());
         }
         // a tunnel for everything is not for what never leaves the link: routers, DHCPv6
         if state.routes.keys().any(|(net, _)| net.contains(&IpNet::V6(LINK_LOCAL))) {
-            state.routes.insert((LINK_LOCAL.into(), Kind::Pass), None);
+            state.routes.insert((LINK_LOCAL.into(), Kind::Pass), Inner::default());
         }
         let families = state.routes.keys().map(|(net, _)| net.addr().is_ipv4());
         state.rules = families.map(|ipv4| Rule::Inner { ipv4 }).collect();
@@ -143,7 +166,7 @@ fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
         let source = sa.virtual_ips.iter().find(fits).or_else(|| own.iter().find(fits));
         routes.push((net, source.copied()));
     }
-    Child { addresses: sa.virtual_ips.clone(), routes }
+    Child { addresses: sa.virtual_ips.clone(), routes, outer: Outer::of(sa) }
 }
 
 impl Routes {
@@ -156,7 +179,8 @@ impl Routes {
         let (wanted, made) = (Wanted::default(), State::default());
         let uplinks = Uplinks::new(handle.clone());
         let device = device.into();
-        let routes = Routes { handle, connection, device, raw_esp, wanted, made, uplinks };
+        let locals = Vec::new();
+        let routes = Routes { handle, connection, device, raw_esp, wanted, made, uplinks, locals };
         routes.remove_leftovers().await?;
         Ok(routes)
     }
@@ -180,6 +204,16 @@ impl Routes {
         self.reconcile().await
     }
 
+    /// Has the inner packets be as big as the new paths allow (RFC 4301 §8.2.1).
+    pub async fn moved(&mut self, moves: &[ChildMove]) -> Result<(), NetError> {
+        for step in moves {
+            if let Some(child) = self.wanted.children.get_mut(&step.id) {
+                child.outer = child.outer.moved(&step.path, step.encap);
+            }
+        }
+        self.reconcile().await
+    }
+
     /// Lets nothing for `nets` leave in clear from now on, whether `connection` is up or not.
     pub async fn block(&mut self, connection: &str, nets: Vec<IpNet>) -> Result<(), NetError> {
         self.wanted.blocks.insert(connection.into(), nets);
@@ -195,6 +229,7 @@ impl Routes {
     /// Lets the kernel's outer packets leave by an uplink that is new, or has another router, before
     /// anything moves to it. What is gone waits for [`Routes::refresh`].
     pub async fn prepare(&mut self, locals: &[LocalAddress]) -> Result<(), NetError> {
+        self.locals = locals.to_vec();
         match self.raw_esp {
             true => self.uplinks.prepare(locals).await,
             // ESP leaves by our sockets, which are told the uplink
@@ -209,6 +244,7 @@ impl Routes {
             true => self.uplinks.refresh(locals).await,
             false => Ok(()),
         };
+        self.locals = locals.to_vec();
         self.made.routes.clear();
         self.reconcile().await.and(uplinks)
     }
@@ -225,7 +261,7 @@ impl Routes {
     /// Makes the kernel's state the one that is wanted. Goes on after an error, and returns the
     /// first.
     async fn reconcile(&mut self) -> Result<(), NetError> {
-        let goal = self.wanted.state(self.raw_esp);
+        let goal = self.wanted.state(self.raw_esp, &self.locals);
         if goal == self.made {
             return Ok(());
         }
@@ -241,8 +277,8 @@ impl Routes {
         let link = if goal.addresses.is_empty() && goal.routes.is_empty() {
             None
         } else {
-            match self.device_index().await {
-                Ok(index) => Some(index),
+            match self.find_device().await {
+                Ok(link) => Some(link),
                 Err(e) => {
                     note(Err(e));
                     None
@@ -251,15 +287,15 @@ impl Routes {
         };
         if let Some(link) = link {
             for address in goal.addresses.difference(&self.made.addresses.clone()) {
-                if note(self.add_address(link, *address).await) {
+                if note(self.add_address(link.index, *address).await) {
                     self.made.addresses.insert(*address);
                 }
             }
-            for (key, source) in &goal.routes {
-                if self.made.routes.get(key) != Some(source)
-                    && note(self.add_route(link, *key, *source).await)
+            for (key, inner) in &goal.routes {
+                if self.made.routes.get(key) != Some(inner)
+                    && note(self.add_route(link, *key, *inner).await)
                 {
-                    self.made.routes.insert(*key, *source);
+                    self.made.routes.insert(*key, *inner);
                 }
             }
         }
@@ -286,11 +322,13 @@ impl Routes {
         result
     }
 
-    async fn device_index(&self) -> Result<u32, NetError> {
+    async fn find_device(&self) -> Result<Link, NetError> {
         let mut found = self.handle.link().get().match_name(self.device.clone()).execute();
         let what = || format!("find the device {}", self.device);
         match found.try_next().await {
-            Ok(Some(link)) => Ok(link.header.index),
+            Ok(Some(link)) => {
+                Ok(Link { index: link.header.index, mtu: mtu_of(&link).unwrap_or(u32::MAX) })
+            }
             Ok(None) => Err(NetError::new(what(), &rtnetlink::Error::RequestFailed)),
             Err(e) => Err(NetError::new(what(), &e)),
         }
@@ -309,11 +347,11 @@ impl Routes {
     }
 
     async fn remove_address(&self, address: IpAddr) -> Result<(), NetError> {
-        let Ok(link) = self.device_index().await else { return Ok(()) };
+        let Ok(link) = self.find_device().await else { return Ok(()) };
         let mut message = AddressMessage::default();
         message.header.family = family(address.is_ipv4());
         message.header.prefix_len = host_prefix(address);
-        message.header.index = link;
+        message.header.index = link.index;
         message.attributes.push(AddressAttribute::Local(address));
         message.attributes.push(AddressAttribute::Address(address));
         let what = format!("remove address {address} from {}", self.device);
@@ -322,9 +360,9 @@ impl Routes {
 
     fn route(
         &self,
-        link: Option<u32>,
+        link: Option<Link>,
         (net, kind): (IpNet, Kind),
-        source: Option<IpAddr>,
+        inner: Inner,
     ) -> Result<RouteMessage, NetError> {
         let what = |e: &dyn std::fmt::Display| NetError {
             operation: format!("build a route to {net}"),
@@ -339,22 +377,30 @@ impl Routes {
         route = match (kind, link) {
             (Kind::Block, _) => route.kind(RouteType::Unreachable).priority(BLOCK_METRIC),
             (Kind::Pass, _) => route.kind(RouteType::Throw).priority(BLOCK_METRIC),
-            (Kind::Device, Some(link)) => route.scope(RouteScope::Link).output_interface(link),
+            (Kind::Device, Some(link)) => {
+                route.scope(RouteScope::Link).output_interface(link.index)
+            }
             (Kind::Device, None) => route.scope(RouteScope::Link),
         };
-        if let Some(source) = source {
+        if let Some(source) = inner.source {
             route = route.pref_source(source).map_err(|e| what(&e))?;
         }
-        Ok(route.build())
+        let mut route = route.build();
+        if let (Some(mtu), Some(link)) = (inner.mtu, link) {
+            // the kernel takes a route's word even where the device has room for less
+            let metrics = vec![RouteMetric::Mtu(mtu.min(link.mtu))];
+            route.attributes.push(RouteAttribute::Metrics(metrics));
+        }
+        Ok(route)
     }
 
     async fn add_route(
         &self,
-        link: u32,
+        link: Link,
         key: (IpNet, Kind),
-        source: Option<IpAddr>,
+        inner: Inner,
     ) -> Result<(), NetError> {
-        let route = self.route(Some(link), key, source)?;
+        let route = self.route(Some(link), key, inner)?;
         let what = match key {
             (net, Kind::Block) => format!("block {net}"),
             (net, Kind::Pass) => format!("keep {net} out of the tunnel"),
@@ -365,7 +411,7 @@ impl Routes {
     }
 
     async fn remove_route(&self, key: (IpNet, Kind)) -> Result<(), NetError> {
-        let mut route = self.route(None, key, None)?;
+        let mut route = self.route(None, key, Inner::default())?;
         // any scope: the kernel has it as it was made
         route.header.scope = RouteScope::NoWhere;
         let what = format!("remove the route to {}", key.0);
@@ -544,20 +590,21 @@ mod tests {
         let mut wanted = Wanted::default();
         wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "2001:db8::/32", &[]), &[]));
         wanted.children.insert(ChildId(2), child(&sa(2, "::/0", "2001:db8::/32", &[]), &[]));
-        let both = wanted.state(false);
+        let both = wanted.state(false, &[]);
         wanted.children.remove(&ChildId(1));
-        assert_eq!(wanted.state(false), both);
+        assert_eq!(wanted.state(false, &[]), both);
         assert_eq!(both.rules, [Rule::Inner { ipv4: false }].into());
         assert_eq!(both.routes.len(), 1);
         wanted.children.remove(&ChildId(2));
-        assert_eq!(wanted.state(false), State::default());
+        assert_eq!(wanted.state(false, &[]), State::default());
     }
 
     #[test]
     fn what_never_leaves_the_link_stays_out_of_a_tunnel_for_everything() {
         let mut wanted = Wanted::default();
         wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "::/0", &[]), &[]));
-        let kinds: Vec<Kind> = wanted.state(false).routes.keys().map(|(_, kind)| *kind).collect();
+        let kinds: Vec<Kind> =
+            wanted.state(false, &[]).routes.keys().map(|(_, kind)| *kind).collect();
         assert_eq!(kinds, [Kind::Device, Kind::Pass]);
     }
 
@@ -566,10 +613,10 @@ mod tests {
         let mut wanted = Wanted::default();
         let net: IpNet = "10.1.0.0/16".parse().unwrap();
         wanted.blocks.insert("office".into(), vec![net]);
-        let state = wanted.state(false);
+        let state = wanted.state(false, &[]);
         assert_eq!(state.routes.keys().collect::<Vec<_>>(), [&(net, Kind::Block)]);
         let outer = [Rule::OuterUdp(500), Rule::OuterUdp(4500)];
         assert_eq!(state.rules, [outer[0], outer[1], Rule::Inner { ipv4: true }].into());
-        assert!(wanted.state(true).rules.contains(&Rule::OuterEsp));
+        assert!(wanted.state(true, &[]).rules.contains(&Rule::OuterEsp));
     }
 }

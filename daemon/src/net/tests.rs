@@ -1,5 +1,8 @@
 //! Watching and changing a real kernel, each test in a network namespace of its own.
 
+mod stays;
+mod tap;
+
 use std::{future::Future, net::IpAddr, time::Duration};
 
 use bewick_ike::{ChildId, ChildSa, EspKeys, EspSpi, EspSuite, Path, Secret, TrafficSelector};

@@ -251,6 +251,7 @@ mod tests {
             interface: format!("eth{ifindex}"),
             metric,
             gateway: None,
+            mtu: 1500,
         }
     }
 

@@ -436,7 +436,7 @@ impl Daemon {
                 () = sleep_until(due) => self.on_timeout(),
                 Some(resolved) = inputs.resolved.recv() => self.on_resolved(resolved),
                 Some(call) = inputs.calls.recv() => self.on_call(call).await,
-                Some(event) = next_of(&mut inputs.plane) => self.on_plane_event(&event),
+                Some(event) = next_of(&mut inputs.plane) => self.on_plane_event(&event).await,
                 Some(path) = next_of(&mut inputs.unreachable) => self.on_unreachable(path),
                 // last, for strangers can send without end
                 Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
@@ -545,17 +545,22 @@ impl Daemon {
         self.host.handle(self.clock.now(), Input::Unreachable(path));
     }
 
-    fn on_plane_event(&mut self, event: &PlaneEvent) {
+    async fn on_plane_event(&mut self, event: &PlaneEvent) {
         debug!(?event, "data plane");
         match event {
             PlaneEvent::Expire { id, .. } => {
                 self.host.handle(self.clock.now(), Input::Expiring(*id));
             }
-            PlaneEvent::EventsLost => warn!(
-                "the data plane's events came faster than they could be read, and some are lost: if \
-                 one said that a CHILD_SA's limit of octets or packets is near, its new keys come with \
-                 the next rekey by time only (`bewick rekey` asks for them now)"
-            ),
+            PlaneEvent::EventsLost => {
+                warn!(
+                    "the data plane's events came faster than they could be read, and some are lost: \
+                     if one said that a CHILD_SA's limit of octets or packets is near, its new keys \
+                     come with the next rekey by time only (`bewick rekey` asks for them now)"
+                );
+                if let Err(e) = self.plane.reconcile().await {
+                    warn!("{e}");
+                }
+            }
             PlaneEvent::Mapping { id, seen } => {
                 let input = Input::Mapping { child: *id, remote: *seen };
                 self.host.handle(self.clock.now(), input);

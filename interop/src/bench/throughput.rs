@@ -4,16 +4,16 @@
 //! nothing of two machines with a wire between them.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Lane, Options, Outcome};
+use super::{Lane, Options, Outcome, median};
 use crate::ends::Ends;
 use crate::fail;
 use crate::failure::{Context, Result};
-use crate::peer::Program;
 use crate::peer::tunnel::Tunnel;
 use crate::process::{self, Daemon};
 use crate::topology::{GATEWAY, INSIDE, Node, Topology};
@@ -77,7 +77,7 @@ struct Way<'a> {
 /// A tunnel does not come up, or iperf3 has no result.
 pub fn run(options: &Options) -> Result<Vec<(&'static str, Throughput)>> {
     let lanes = Lane::build_all(options, "throughput")?;
-    let plain = Lane::build_named(Program::Bewick, PLAIN, &options.out, "throughput")?;
+    let plain = Topology::build(PLAIN, false)?;
     let mut tunnel = Tunnel::default();
     tunnel.client.esp = vec![ESP];
     tunnel.gateway.esp = vec![ESP];
@@ -87,12 +87,21 @@ pub fn run(options: &Options) -> Result<Vec<(&'static str, Throughput)>> {
         let from = ends.virtual_ip(INSIDE.into())?;
         ends.ping_both_ways(INSIDE.into(), Duration::from_secs(10))?;
         let name = lane.program.name();
-        ways.push(Way::new(name, version, lane, from, INSIDE.into(), Some(ends))?);
+        let log = lane.out.join("iperf3-server.log");
+        ways.push(Way::new(
+            (name, version),
+            &lane.topology,
+            [from, INSIDE.into()],
+            &log,
+            Some(ends),
+        )?);
     }
     let kernel = process::words("uname -r")?;
     let version = format!("no tunnel, Linux {}", kernel.trim());
-    let from = plain.topology.first_uplink().address.into();
-    ways.push(Way::new(PLAIN, version, &plain, from, GATEWAY.into(), None)?);
+    let [first, _] = plain.uplinks();
+    let ends = [first.address.into(), GATEWAY.into()];
+    let log = options.out.join("bench-throughput-iperf3-server.log");
+    ways.push(Way::new((PLAIN, version), &plain, ends, &log, None)?);
     for round in 1..=options.times {
         for load in [Load::Tcp, Load::Small] {
             for way in &mut ways {
@@ -101,22 +110,20 @@ pub fn run(options: &Options) -> Result<Vec<(&'static str, Throughput)>> {
             }
         }
     }
-    ways.into_iter().map(|way| Ok((way.name, way.outcome()?))).collect()
+    Ok(ways.into_iter().map(|way| (way.name, way.outcome())).collect())
 }
 
 impl<'a> Way<'a> {
     fn new(
-        name: &'static str,
-        version: String,
-        lane: &'a Lane,
-        from: IpAddr,
-        to: IpAddr,
+        (name, version): (&'static str, String),
+        topology: &'a Topology,
+        [from, to]: [IpAddr; 2],
+        log: &Path,
         ends: Option<Ends<'a>>,
     ) -> Result<Self> {
-        let topology = &lane.topology;
         let mut server = topology.command(Node::Gateway, "iperf3");
         server.args(["-s", "-B", &to.to_string()]);
-        let server = Daemon::start(&mut server, &lane.out.join("iperf3-server.log"))?;
+        let server = Daemon::start(&mut server, log)?;
         Ok(Way {
             name,
             version,
@@ -169,18 +176,17 @@ impl<'a> Way<'a> {
         }
     }
 
-    fn outcome(self) -> Result<Throughput> {
-        let nothing = || fail!("nothing was measured");
-        Ok(Throughput {
-            tcp_mbps: median(&self.tcp).ok_or_else(nothing)?,
-            small_pps: median(&self.small).ok_or_else(nothing)?,
+    fn outcome(self) -> Throughput {
+        Throughput {
+            tcp_mbps: median(self.tcp.iter().copied()),
+            small_pps: median(self.small.iter().copied()),
             reordered_percent: 100.0 * self.reordered as f64 / self.delivered.max(1) as f64,
             version: self.version,
             tcp_mbps_all: self.tcp,
             small_pps_all: self.small,
             delivered: self.delivered,
             reordered: self.reordered,
-        })
+        }
     }
 }
 
@@ -201,23 +207,4 @@ impl Outcome for Throughput {
 fn number(result: &Value, pointer: &str) -> Result<f64> {
     let number = result.pointer(pointer).and_then(Value::as_f64);
     number.ok_or_else(|| fail!("iperf3 does not tell {pointer}"))
-}
-
-/// The middle one, or the lower one of two in the middle: a figure that was measured.
-fn median(samples: &[f64]) -> Option<f64> {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_median_was_measured() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), Some(2.0));
-        assert_eq!(median(&[]), None);
-    }
 }

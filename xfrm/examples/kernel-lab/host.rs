@@ -86,9 +86,13 @@ pub struct Pings {
 
 impl Pings {
     pub fn start(count: u32) -> Result<Self> {
+        Pings::between(INNER_A, INNER_B, count)
+    }
+
+    fn between(from: &str, to: &str, count: u32) -> Result<Self> {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", "a", "ping", "-n", "-q", "-i", "0.002", "-W", "1"]);
-        command.args(["-c", &count.to_string(), "-I", INNER_A, INNER_B]);
+        command.args(["-c", &count.to_string(), "-I", from, to]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         Ok(Pings { child, count })
     }
@@ -107,6 +111,11 @@ impl Pings {
 
 pub fn ping(count: u32) -> Result<u32> {
     Pings::start(count)?.lost()
+}
+
+/// How many of `count` pings from one of a's addresses are lost.
+pub fn ping_from(from: &str, to: &str, count: u32) -> Result<u32> {
+    Pings::between(from, to, count)?.lost()
 }
 
 /// The last sequence number that `host` sent to `destination`.
@@ -144,6 +153,13 @@ pub fn states(host: &str) -> Result<usize> {
     let text = ip(&["-n", host, "xfrm", "state", "list", "nokeys"])?;
     let count = |what: &str| text.matches(what).count();
     Ok(count("proto esp spi 0x") - count("proto esp spi 0x00000000"))
+}
+
+/// What the kernel of `host` does with packets whose state is to come: 1 if it drops them.
+pub fn larval_drop(host: &str) -> Result<String> {
+    let file = "/proc/sys/net/core/xfrm_larval_drop";
+    let set = in_host(host, move || Ok(std::fs::read_to_string(file)?))?;
+    Ok(set.trim().to_owned())
 }
 
 /// How many policies `host` has, but for those of sockets.

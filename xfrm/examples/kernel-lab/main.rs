@@ -7,6 +7,7 @@
 mod host;
 mod pair;
 mod planned;
+mod reconcile;
 mod scale;
 
 use std::{
@@ -27,23 +28,31 @@ use self::{host::*, pair::*};
 
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if std::env::args().nth(1).as_deref() == Some(reconcile::VICTIM) {
+        return reconcile::victim(&runtime);
+    }
     let decision = auto::choose(Wanted::Auto);
     println!("plane: {} ({})", decision.kind.as_str(), decision.reason);
     KernelPlane::probe()?;
     set_up()?;
     planned::set_up()?;
     let both = |part: &dyn Fn(bool) -> Result<()>| part(false).and_then(|()| part(true));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 9] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 12] = [
         ("planned", &|| {
-            both(&|avoid_migrate| both(&|encap| planned::planned(&runtime, avoid_migrate, encap)))
+            both(&|avoid_migrate| {
+                both(&|encap| planned::planned(&runtime, avoid_migrate, encap, false))
+            })
         }),
+        ("rekey", &|| both(&|avoid_migrate| planned::planned(&runtime, avoid_migrate, true, true))),
         ("silence", &|| planned::silence(&runtime)),
         ("moving", &|| both(&|avoid_migrate| moving(&runtime, avoid_migrate))),
         ("limits", &|| both(&|avoid_migrate| limits(&runtime, avoid_migrate))),
         ("scale", &|| both(&|avoid_migrate| scale::thousand(&runtime, avoid_migrate))),
         ("rollback", &|| rollback(&runtime)),
-        ("leftovers", &|| leftovers(&runtime)),
+        ("killed", &|| reconcile::killed(&runtime)),
+        ("reconcile", &|| reconcile::differences(&runtime)),
         ("suites", &|| suites(&runtime)),
+        ("families", &|| both(&|avoid_migrate| families(&runtime, avoid_migrate))),
         ("bypass", &|| bypass(&runtime)),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).collect();
@@ -216,30 +225,6 @@ fn rollback(runtime: &tokio::runtime::Runtime) -> Result<()> {
     pair.close(runtime)
 }
 
-/// What a killed daemon has left is removed by the next one; what others have made stays.
-fn leftovers(runtime: &tokio::runtime::Runtime) -> Result<()> {
-    println!("-- leftovers");
-    let place = (path(A0, 4500, B0, 4500), false);
-    let mut pair = Pair::open(runtime, false)?;
-    pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, place)?;
-    let Pair { a, b, encap: sockets, .. } = pair;
-    std::mem::forget(a);
-    drop((b, sockets));
-    check(states("a")? == 2 && states("b")? == 0, "a dropped plane clears up, a killed one not")?;
-
-    let other = "src 203.0.113.1 dst 203.0.113.2 proto esp spi 0x5001 reqid 7 mode tunnel";
-    let aead = ["aead", "rfc4106(gcm(aes))", "0x0102030405060708090a0b0c0d0e0f1011121314", "128"];
-    let other: Vec<&str> = other.split(' ').collect();
-    ip(&[&["-n", "a", "xfrm", "state", "add"], &other[..], &aead].concat())?;
-    let mut pair = Pair::open(runtime, false)?;
-    check(states("a")? == 1, "old states are removed, others' are not")?;
-    check(ip(&["-n", "a", "xfrm", "policy", "list", "nosock"])?.is_empty(), "old policies too")?;
-    ip(&["-n", "a", "xfrm", "state", "flush"])?;
-    pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, place)?;
-    check(ping(5)? == 0, "the new ones work")?;
-    pair.close(runtime)
-}
-
 /// Every suite carries packets, with and without extended sequence numbers and in UDP.
 fn suites(runtime: &tokio::runtime::Runtime) -> Result<()> {
     println!("-- suites");
@@ -280,6 +265,47 @@ fn suites(runtime: &tokio::runtime::Runtime) -> Result<()> {
     let seen = runtime.block_on(async { tokio::time::timeout(patience, events.recv()).await });
     println!("event: {seen:?}");
     check(seen == Ok(Some(expected)), "a new port is reported")?;
+    pair.close(runtime)
+}
+
+/// One CHILD_SA with several selectors carries both families, over either, and nothing else.
+fn families(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
+    println!("-- families");
+    let mut pair = Pair::open(runtime, avoid_migrate)?;
+    pair.esn = true;
+    let (six_a, six_b) = ("2001:db8:1::1", "2001:db8:2::1");
+    for (host, here, there) in [("a", six_a, six_b), ("b", six_b, six_a)] {
+        let address = format!("{here}/128");
+        ip(&["-n", host, "addr", "add", &address, "dev", "bewick0", "nodad"])?;
+        ip(&["-n", host, "route", "add", there, "dev", "bewick0", "src", here])?;
+    }
+    let start = (path(A0, 4500, B0, 4500), false);
+    let selectors = |four: &str, six: &str| vec![net(four), net("10.99.0.0/16"), net(six)];
+    for (plane, host) in [(&mut pair.a, Host::A), (&mut pair.b, Host::B)] {
+        let a = selectors("10.0.1.1/32", "2001:db8:1::/64");
+        let b = selectors("10.0.2.1/32", "2001:db8:2::/64");
+        let (ts_local, ts_remote) = if host == Host::A { (a, b) } else { (b, a) };
+        let suite = EspSuite::AesGcm16 { key_bits: 256 };
+        let sa = ChildSa { esn: true, ts_local, ts_remote, ..child(suite, start, host) };
+        runtime.block_on(plane.install(&sa))?;
+    }
+    // Each pair of selectors of one family, in three directions.
+    check(policies("a")? == 3 * (4 + 1), "each pair of selectors has its policies")?;
+    for (place, encap) in [
+        (start.0, false),
+        (path(A6, 4500, B6, 4500), false),
+        (path(A6, 4500, B6, 4500), true),
+        (path(A1, 4500, B0, 4500), true),
+    ] {
+        if place != start.0 {
+            pair.go(runtime, (place, encap))?;
+        }
+        let before = sequence("a", place.remote.ip())?;
+        let lost = (ping(10)?, ping_from(six_a, six_b, 10)?);
+        println!("over {place}, in UDP {encap}: {} of IPv4 and {} of IPv6 lost", lost.0, lost.1);
+        check(lost == (0, 0), "both families are carried")?;
+        check(sequence("a", place.remote.ip())? == before + 20, "by the CHILD_SA")?;
+    }
     pair.close(runtime)
 }
 

@@ -19,7 +19,7 @@ pub struct Pair {
     pub esn: bool,
     pub limits: Limits,
     /// sockets that take ESP out of UDP
-    pub encap: Vec<UdpSocket>,
+    pub _encap: Vec<UdpSocket>,
 }
 
 impl Pair {
@@ -42,7 +42,7 @@ impl Pair {
                 sockets.push(in_host(host, move || encap_socket(port))?);
             }
         }
-        Ok(Pair { a, b, esn: false, limits: Limits::default(), encap: sockets })
+        Ok(Pair { a, b, esn: false, limits: Limits::default(), _encap: sockets })
     }
 
     pub fn install(

@@ -99,6 +99,7 @@ impl KernelPlane {
             return;
         }
         let Some(before) = self.queueing.begin() else { return };
+        let tag = self.tag;
         let (mut flows, mut requests) = (BTreeSet::new(), vec![larva()]);
         for (id, child) in &self.children {
             // Policies name a reqid, and which of its states they find is up to the kernel.
@@ -107,7 +108,13 @@ impl KernelPlane {
             }
             for flow in child.flows.iter().filter(|flow| self.owners.current(flow) == Some(*id)) {
                 flows.insert(*flow);
-                requests.push(policy::hold(flow, child.sa.reqid, Place::of(&child.sa), nowhere()));
+                requests.push(policy::hold(
+                    tag,
+                    flow,
+                    child.sa.reqid,
+                    Place::of(&child.sa),
+                    nowhere(),
+                ));
             }
         }
         let policies = requests.len();
@@ -151,10 +158,11 @@ impl KernelPlane {
     /// Sends on what was held back, on the paths where the CHILD_SAs are now.
     pub(super) fn let_go(&mut self) -> Result<(), PlaneError> {
         let Some(Held { before, flows, ending, .. }) = self.held.take() else { return Ok(()) };
+        let tag = self.tag;
         let owner = |flow: &Flow| {
             let child = self.owners.current(flow).and_then(|id| self.children.get(&id))?;
             let place = Place::of(&child.sa);
-            Some(policy::put(flow, Direction::Out, child.sa.reqid, place))
+            Some(policy::put(tag, flow, Direction::Out, child.sa.reqid, place))
         };
         let mut requests: Vec<Request> = flows.iter().filter_map(owner).collect();
         let policies = requests.len();
@@ -189,6 +197,11 @@ impl Queueing {
             })
             .ok(),
         )
+    }
+
+    /// Sets what the kernel begins with: somebody who was to put it back was killed.
+    pub(super) fn reset(&self) {
+        self.end(Before { digit: *b"1", urgent: None });
     }
 
     /// Lets packets wait until the answer is given to [`Queueing::end`]; `None` if that can't be.
@@ -265,7 +278,7 @@ impl Drop for Urgent {
 mod tests {
     use netlink_packet_xfrm::constants::XFRMA_TMPL;
 
-    use super::*;
+    use super::{policy::Tag, *};
     use crate::kernel::{
         message::{attribute, messages, u16_at, u32_at},
         nobody,
@@ -282,10 +295,15 @@ mod tests {
     fn a_held_policy_still_needs_its_state_and_one_that_never_comes() {
         let sa = nobody();
         let flows = policy::flows(&sa).unwrap();
-        let (_, free) = sent(policy::put(&flows[0], Direction::Out, 7, Place::of(&sa)));
-        let (kind, held) = sent(policy::hold(&flows[0], 7, Place::of(&sa), nowhere()));
+        let (_, free) =
+            sent(policy::put(Tag::default(), &flows[0], Direction::Out, 7, Place::of(&sa)));
+        let (kind, held) =
+            sent(policy::hold(Tag::default(), &flows[0], 7, Place::of(&sa), nowhere()));
         assert_eq!(kind, XFRM_MSG_UPDPOLICY);
         assert_eq!(held[..168], free[..168], "the same policy");
+        let found = |body: &[u8]| policy::found(kind, body).unwrap();
+        assert!(found(&held).holds() && !found(&free).holds());
+        assert!(found(&held).is_for(&found(&free)) && !found(&held).does(&found(&free)));
         let (free, held) =
             (attribute(&free, 168, XFRMA_TMPL), attribute(&held, 168, XFRMA_TMPL).unwrap());
         assert_eq!((held.len(), Some(&held[..64])), (128, free), "MIGRATE finds the template");

@@ -86,6 +86,11 @@ impl Request {
         &self.0
     }
 
+    /// Message type and body, as far as they are there.
+    pub(super) fn parts(&self) -> Option<(u16, &[u8])> {
+        Some((u16_at(&self.0, 4)?, self.0.get(HEADER..)?))
+    }
+
     fn pad(&mut self) {
         let length = self.0.len().next_multiple_of(4);
         self.0.resize(length, 0);

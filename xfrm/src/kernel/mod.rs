@@ -12,6 +12,7 @@ mod message;
 mod migrate;
 mod moves;
 mod policy;
+mod reconcile;
 mod socket;
 mod sockopt;
 mod state;
@@ -36,7 +37,8 @@ use self::{
     hold::{Held, Queueing},
     ledger::{Entry, Shared, add},
     message::Request,
-    policy::{DIRECTIONS, Direction, Flow, Owners},
+    policy::{DIRECTIONS, Direction, Flow, Owners, Tag},
+    reconcile::remove_leftovers,
     socket::Socket,
     state::{Key, Place, Replay, Side, Spent, Usage},
     watch::Watcher,
@@ -44,7 +46,8 @@ use self::{
 use crate::{
     events::Events,
     plane::{
-        Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Since,
+        Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
+        Reconciled, Since,
     },
 };
 
@@ -99,6 +102,7 @@ pub struct KernelPlane {
     keeps_counts: bool,
     children: BTreeMap<ChildId, Child>,
     owners: Owners,
+    tag: Tag,
     queueing: Queueing,
     held: Option<Held>,
     ledger: Shared,
@@ -131,7 +135,11 @@ impl KernelPlane {
             true => Method::Migrate,
             false => Method::DeleteAdd,
         };
-        remove_leftovers(&mut xfrm, config.mark)?;
+        let tag = Tag::of(config.mark);
+        let queueing = Queueing::open();
+        if remove_leftovers(&mut xfrm, config.mark, tag)? {
+            queueing.reset();
+        }
         let keeps_counts = method == Method::Migrate && keeps_counts(&mut xfrm, config.mark);
         let ledger = Shared::default();
         let events::Started { events, receiver, task } = events::start(ledger.clone())?;
@@ -146,7 +154,8 @@ impl KernelPlane {
             keeps_counts,
             children: BTreeMap::new(),
             owners: Owners::default(),
-            queueing: Queueing::open(),
+            tag,
+            queueing,
             held: None,
             ledger,
             watcher,
@@ -185,9 +194,10 @@ impl KernelPlane {
         for flow in &flows {
             self.owners.add(*flow, sa.id);
         }
+        let tag = self.tag;
         for direction in DIRECTIONS {
             for flow in &flows {
-                let request = policy::put(flow, direction, sa.reqid, place);
+                let request = policy::put(tag, flow, direction, sa.reqid, place);
                 if let Err(error) = self.xfrm.request("adding a policy", request) {
                     let _ = self.take_out(sa.id);
                     return Err(error);
@@ -202,6 +212,7 @@ impl KernelPlane {
             return Ok(());
         };
         let mut result = self.release_heirs(child.sa.reqid);
+        let tag = self.tag;
         for flow in &child.flows {
             self.owners.remove(flow, id);
             let heir = self.owners.current(flow).and_then(|id| self.children.get(&id));
@@ -209,7 +220,7 @@ impl KernelPlane {
                 let done = match heir {
                     Some(Child { sa, .. }) => self.xfrm.request(
                         "restoring a policy",
-                        policy::put(flow, direction, sa.reqid, Place::of(sa)),
+                        policy::put(tag, flow, direction, sa.reqid, Place::of(sa)),
                     ),
                     None => gone(
                         self.xfrm.request("deleting a policy", policy::delete(flow, direction)),
@@ -385,15 +396,24 @@ impl DataPlane for KernelPlane {
     }
 
     fn install<'a>(&'a mut self, sa: &'a ChildSa) -> Answer<'a, ()> {
-        Box::pin(async move { self.add(sa) })
+        Box::pin(async move {
+            let result = self.add(sa);
+            self.after(result)
+        })
     }
 
     fn move_children<'a>(&'a mut self, moves: &'a [ChildMove]) -> Answer<'a, MoveReport> {
-        Box::pin(async move { self.move_all(moves) })
+        Box::pin(async move {
+            let result = self.move_all(moves);
+            self.after(result)
+        })
     }
 
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
-        Box::pin(async move { self.take_out(id) })
+        Box::pin(async move {
+            let result = self.take_out(id);
+            self.after(result)
+        })
     }
 
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters> {
@@ -414,6 +434,10 @@ impl DataPlane for KernelPlane {
         }
         let arrivals = watch::arrivals(&mut self.xfrm, &self.ledger, id).ok()?;
         self.watcher.take(id, arrivals)
+    }
+
+    fn reconcile(&mut self) -> Answer<'_, Reconciled> {
+        Box::pin(async move { self.reconcile_now() })
     }
 
     fn take_events(&mut self) -> Option<mpsc::Receiver<PlaneEvent>> {
@@ -453,33 +477,6 @@ fn gone(result: Result<(), PlaneError>, errno: i32) -> Result<(), PlaneError> {
     }
 }
 
-/// Removes what a plane with this mark has left in the kernel, which only one that was killed does.
-fn remove_leftovers(xfrm: &mut Socket, mark: u32) -> Result<(), PlaneError> {
-    if mark == 0 {
-        return Ok(());
-    }
-    let mut states = xfrm.dump("listing states", state::dump(), state::found)?;
-    states.retain(|state| state.mark == mark);
-    if states.is_empty() {
-        return Ok(());
-    }
-    let reqids = states.iter().map(|state| state.reqid).collect();
-    let mut policies = xfrm.dump("listing policies", policy::dump(), policy::found)?;
-    policies.retain(|policy| policy.is_ours(&reqids));
-    tracing::info!(
-        states = states.len(),
-        policies = policies.len(),
-        "removing what an earlier run has left in the kernel"
-    );
-    for policy in policies {
-        gone(xfrm.request("deleting an old policy", policy.delete()), libc::ENOENT)?;
-    }
-    for found in states {
-        gone(xfrm.request("deleting an old state", state::delete(found.key)), libc::ESRCH)?;
-    }
-    Ok(())
-}
-
 fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
     let sa = nobody();
     let place = Place::of(&sa);
@@ -511,7 +508,8 @@ fn keeps_counts(xfrm: &mut Socket, mark: u32) -> bool {
         xfrm.request("adding a state", state::with_packets(state, 1))?;
         let steps = [migrate::Step::new(Side::Out, from, to)];
         for flow in policy::flows(&sa)? {
-            let policy = policy::put(&flow, Direction::Out, sa.reqid, from);
+            let tag = Tag::default();
+            let policy = policy::put(tag, &flow, Direction::Out, sa.reqid, from);
             xfrm.request("adding a policy", policy)?;
             let moved =
                 xfrm.request("migrating a state", migrate::request(&flow, sa.reqid, &steps, None));

@@ -431,7 +431,8 @@ impl KernelPlane {
     ) -> Result<(), PlaneError> {
         // What is held back goes on only when all is done.
         let held = |flow: &&Flow| self.held.as_ref().is_some_and(|held| held.holds(flow));
-        let put = |flow| policy::put(flow, Direction::Out, sa.reqid, place);
+        let tag = self.tag;
+        let put = |flow| policy::put(tag, flow, Direction::Out, sa.reqid, place);
         let requests = flows.iter().filter(|flow| !held(flow)).map(put).collect();
         self.xfrm.requests("updating a policy", requests)
     }

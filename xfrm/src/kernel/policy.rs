@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{Hash, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -32,7 +33,8 @@ const PRIORITY: u32 = 0x1_0000;
 /// The most that is added to [`PRIORITY`]: two IPv6 addresses, two ports and the protocol.
 const OPEN_BITS: u32 = 128 + 128 + 16 + 16 + 8;
 
-/// Octets of struct xfrm_userpolicy_info and xfrm_user_tmpl.
+/// Octets of struct xfrm_selector, xfrm_userpolicy_info and xfrm_user_tmpl.
+const SELECTOR: usize = 56;
 const POLICY_INFO: usize = 168;
 const TEMPLATE: usize = 64;
 
@@ -42,7 +44,7 @@ const ICMP: [u8; 2] = [IPPROTO_ICMP, IPPROTO_ICMPV6];
 type Ports = (u16, u16);
 
 /// What one policy selects, as the kernel can say it, in the direction out.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Flow {
     local: IpNet,
     remote: IpNet,
@@ -171,8 +173,39 @@ fn ports(selector: &TrafficSelector, protocol: u8) -> Result<Vec<Ports>, PlaneEr
     Ok(blocks)
 }
 
+/// How policies of one plane are known, also after it was killed: the kernel gives a new one the index
+/// that it is asked for, if that is free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Tag(u32);
+
+impl Tag {
+    /// The tag of the plane whose states bear this mark; without a mark there is none.
+    pub(super) fn of(mark: u32) -> Self {
+        Tag((mark & 0xfff) << 19)
+    }
+
+    /// The index for a policy: the tag, 16 bits that differ, and the direction, as the kernel has it.
+    /// Of two that differ in nothing here, one gets another index; its reqid has to do.
+    fn index(self, flow: &Flow, direction: Direction) -> u32 {
+        let mut hasher = std::hash::DefaultHasher::new();
+        flow.hash(&mut hasher);
+        let some = (hasher.finish() & 0xffff) as u32;
+        if self.0 == 0 { 0 } else { self.0 | some << 3 | u32::from(direction.number()) }
+    }
+
+    fn has(self, index: u32) -> bool {
+        self.0 != 0 && index & !0x7_ffff == self.0
+    }
+}
+
 /// UPDPOLICY: makes or replaces the policy for `flow` in `direction`.
-pub(super) fn put(flow: &Flow, direction: Direction, reqid: u32, place: Place) -> Request {
+pub(super) fn put(
+    tag: Tag,
+    flow: &Flow,
+    direction: Direction,
+    reqid: u32,
+    place: Place,
+) -> Request {
     let path = place.path;
     let (source, destination) = match direction {
         Direction::Out => place.addresses(Side::Out),
@@ -180,14 +213,20 @@ pub(super) fn put(flow: &Flow, direction: Direction, reqid: u32, place: Place) -
         _ if path.local.is_ipv4() => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()),
         _ => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
     };
-    with_templates(flow, direction, vec![template((source, destination), reqid)])
+    with_templates(tag, flow, direction, vec![template((source, destination), reqid)])
 }
 
 /// UPDPOLICY: keeps the out policy for `flow` as it is, and has it need a second state from and to
 /// `besides`, of reqid 0. Its packets wait as long as that is not there but to come.
-pub(super) fn hold(flow: &Flow, reqid: u32, place: Place, besides: (IpAddr, IpAddr)) -> Request {
+pub(super) fn hold(
+    tag: Tag,
+    flow: &Flow,
+    reqid: u32,
+    place: Place,
+    besides: (IpAddr, IpAddr),
+) -> Request {
     let templates = vec![template(place.addresses(Side::Out), reqid), template(besides, 0)];
-    with_templates(flow, Direction::Out, templates)
+    with_templates(tag, flow, Direction::Out, templates)
 }
 
 fn template((source, destination): (IpAddr, IpAddr), reqid: u32) -> UserTemplate {
@@ -201,8 +240,14 @@ fn template((source, destination): (IpAddr, IpAddr), reqid: u32) -> UserTemplate
     }
 }
 
-fn with_templates(flow: &Flow, direction: Direction, templates: Vec<UserTemplate>) -> Request {
+fn with_templates(
+    tag: Tag,
+    flow: &Flow,
+    direction: Direction,
+    templates: Vec<UserTemplate>,
+) -> Request {
     let info = UserPolicyInfo {
+        index: tag.index(flow, direction),
         selector: flow.selector(direction),
         priority: flow.priority(),
         direction: direction.number(),
@@ -228,19 +273,38 @@ pub(super) fn policy_id(flow: &Flow, direction: Direction) -> UserPolicyId {
 }
 
 /// A policy that some program has made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Found {
     index: u32,
     direction: u8,
     priority: u32,
     reqid: u32,
+    /// struct xfrm_selector
+    selector: Vec<u8>,
+    /// what counts of its templates: SPI, protocol and addresses, reqid and mode
+    templates: Vec<Vec<u8>>,
 }
 
 impl Found {
-    /// Whether we could have made it for a CHILD_SA with one of `reqids`.
-    pub(super) fn is_ours(&self, reqids: &BTreeSet<u32>) -> bool {
+    /// Whether we have made it: by its tag, or else it is such as we make for one of `reqids`.
+    pub(super) fn is_ours(&self, tag: Tag, reqids: &BTreeSet<u32>) -> bool {
         let ours = PRIORITY..=PRIORITY + OPEN_BITS;
-        ours.contains(&self.priority) && reqids.contains(&self.reqid)
+        tag.has(self.index) || ours.contains(&self.priority) && reqids.contains(&self.reqid)
+    }
+
+    /// Whether packets that it is for are held back.
+    pub(super) fn holds(&self) -> bool {
+        self.templates.len() > 1
+    }
+
+    /// Whether it is the one of `other` but for its templates: the kernel has one of these at most.
+    pub(super) fn is_for(&self, other: &Found) -> bool {
+        self.direction == other.direction && self.selector == other.selector
+    }
+
+    /// Whether it does what `other` does.
+    pub(super) fn does(&self, other: &Found) -> bool {
+        self.is_for(other) && self.priority == other.priority && self.templates == other.templates
     }
 
     /// DELPOLICY for exactly this one.
@@ -259,13 +323,29 @@ pub(super) fn dump() -> Request {
     Request::with_body(XFRM_MSG_GETPOLICY, NLM_F_DUMP, &[])
 }
 
-/// Reads one part of the answer to [`dump`]; `None` for what has no template.
+/// Reads one part of the answer to [`dump`], or a request; `None` for what has no template.
 pub(super) fn found(kind: u16, body: &[u8]) -> Option<Found> {
-    let info = body.get(..POLICY_INFO).filter(|_| kind == XFRM_MSG_NEWPOLICY)?;
+    let info = body.get(..POLICY_INFO).filter(|_| is_policy(kind))?;
     let info = UserPolicyInfo::parse(info).ok()?;
-    let template = attribute(body, POLICY_INFO, XFRMA_TMPL)?.get(..TEMPLATE)?;
-    let reqid = UserTemplate::parse(template).ok()?.reqid;
-    Some(Found { index: info.index, direction: info.direction, priority: info.priority, reqid })
+    let all = attribute(body, POLICY_INFO, XFRMA_TMPL)?;
+    let reqid = UserTemplate::parse(all.get(..TEMPLATE)?).ok()?.reqid;
+    let counts = |template: &[u8]| -> Vec<u8> {
+        // struct xfrm_user_tmpl: id and family, the source, reqid and mode
+        let parts = [template.get(..26), template.get(28..49)];
+        parts.into_iter().flatten().flatten().copied().collect()
+    };
+    Some(Found {
+        index: info.index,
+        direction: info.direction,
+        priority: info.priority,
+        reqid,
+        selector: body.get(..SELECTOR)?.to_vec(),
+        templates: all.chunks_exact(TEMPLATE).map(counts).collect(),
+    })
+}
+
+fn is_policy(kind: u16) -> bool {
+    kind == XFRM_MSG_NEWPOLICY || kind == XFRM_MSG_UPDPOLICY
 }
 
 /// Which CHILD_SAs want which flow. Two share one while the first is replaced by the second.
@@ -288,6 +368,11 @@ impl Owners {
                 self.0.remove(flow);
             }
         }
+    }
+
+    /// Each flow, and whose path and reqid its policies are to have.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Flow, ChildId)> {
+        self.0.iter().filter_map(|(flow, owners)| Some((flow, *owners.last()?)))
     }
 
     /// Whose path and reqid the policy for `flow` is to have.

@@ -19,7 +19,7 @@ use super::{
         Message, NLM_F_REPLACE, Request, attribute, attributes, messages, refusal, u16_at, u32_at,
     },
     migrate::{self, Step},
-    policy::{self, Direction},
+    policy::{self, Direction, Tag},
     state::{self, Place, Replay, Side, Spent, Usage},
 };
 use crate::plane::{PlaneError, PlaneEvent};
@@ -201,7 +201,8 @@ fn the_out_policy_names_the_path_and_the_in_policy_only_the_reqid() {
     assert_eq!(flows.len(), 1);
     let place = Place::of(&sa);
 
-    let (kind, _, body) = sent(policy::put(&flows[0], Direction::Out, sa.reqid, place));
+    let (kind, _, body) =
+        sent(policy::put(Tag::default(), &flows[0], Direction::Out, sa.reqid, place));
     assert_eq!(kind, XFRM_MSG_UPDPOLICY);
     // struct xfrm_selector
     assert_eq!(body[0..4], [10, 0, 2, 1]);
@@ -221,7 +222,7 @@ fn the_out_policy_names_the_path_and_the_in_policy_only_the_reqid() {
     assert_eq!(template[52..64], [0xff; 12]);
 
     for direction in [Direction::In, Direction::Forward] {
-        let (_, _, body) = sent(policy::put(&flows[0], direction, sa.reqid, place));
+        let (_, _, body) = sent(policy::put(Tag::default(), &flows[0], direction, sa.reqid, place));
         assert_eq!(body[0..4], [10, 0, 1, 0]);
         assert_eq!(body[160], if direction == Direction::In { 0 } else { 2 });
         let template = attribute(&body, 168, XFRMA_TMPL).unwrap();
@@ -236,7 +237,8 @@ fn a_narrower_flow_comes_before_the_one_that_holds_it() {
     let priority = |local: TrafficSelector, remote: TrafficSelector| {
         let sa = ChildSa { ts_local: vec![local], ts_remote: vec![remote], ..gcm() };
         let flows = policy::flows(&sa).unwrap();
-        let (_, _, body) = sent(policy::put(&flows[0], Direction::Out, 1, Place::of(&sa)));
+        let (_, _, body) =
+            sent(policy::put(Tag::default(), &flows[0], Direction::Out, 1, Place::of(&sa)));
         u32_at(&body, 152).unwrap()
     };
     let any = net("0.0.0.0/0");
@@ -554,7 +556,7 @@ fn truncated_answers_and_datagrams_are_survived() {
         let _ = state::snapshot(XFRM_MSG_NEWAE, body);
     }
     let flows = policy::flows(&sa).unwrap();
-    let (_, _, body) = sent(policy::put(&flows[0], Direction::In, sa.reqid, place));
+    let (_, _, body) = sent(policy::put(Tag::default(), &flows[0], Direction::In, sa.reqid, place));
     for length in 0..body.len() {
         assert_eq!(policy::found(XFRM_MSG_NEWPOLICY, &body[..length]), None);
     }
@@ -572,10 +574,13 @@ fn what_an_earlier_run_has_left_is_known_by_its_mark() {
         assert_eq!((found.key, found.reqid, found.mark), (place.key(&sa, side), 0x77, 0xbe1c));
     }
     let flows = policy::flows(&sa).unwrap();
-    let (_, _, body) = sent(policy::put(&flows[0], Direction::In, sa.reqid, place));
+    let tag = Tag::of(0xbe1c);
+    let (_, _, body) = sent(policy::put(tag, &flows[0], Direction::In, sa.reqid, place));
     let found = policy::found(XFRM_MSG_NEWPOLICY, &body).unwrap();
-    assert!(found.is_ours(&[0x77].into()));
-    assert!(!found.is_ours(&[0x78].into()));
+    assert!(found.is_ours(tag, &[].into()), "by its index");
+    assert!(!found.is_ours(Tag::of(0xbe1d), &[0x78].into()), "another plane's");
+    assert!(!found.is_ours(Tag::default(), &[0x78].into()));
+    assert!(found.is_ours(Tag::default(), &[0x77].into()), "by its reqid");
 }
 
 proptest! {
