@@ -16,6 +16,7 @@ const RUNNER: &[(&str, &str)] = &[
     ("iptables-legacy", "iptables"),
     ("nft", "nftables"),
     ("openssl", "openssl"),
+    ("iperf3", "iperf3"),
 ];
 
 /// What strongSwan scenarios need besides.

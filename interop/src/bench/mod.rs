@@ -6,6 +6,7 @@ mod herd;
 mod setup;
 mod silent;
 mod storm;
+mod throughput;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -64,6 +65,11 @@ pub enum Bench {
         /// How many clients
         #[arg(long, value_delimiter = ',', default_values_t = [100, 1000, 5000])]
         clients: Vec<usize>,
+    },
+    /// One TCP flow and small UDP packets, beside the same network without a tunnel
+    Throughput {
+        #[command(flatten)]
+        settings: Settings,
     },
 }
 
@@ -129,6 +135,23 @@ trait Outcome: Serialize {
     fn is_whole(&self) -> bool;
 }
 
+/// What a result is of.
+trait Name {
+    fn name(&self) -> &'static str;
+}
+
+impl Name for Program {
+    fn name(&self) -> &'static str {
+        Program::name(*self)
+    }
+}
+
+impl Name for &'static str {
+    fn name(&self) -> &'static str {
+        self
+    }
+}
+
 /// Measures, and prints what came of it.
 ///
 /// # Errors
@@ -159,6 +182,10 @@ pub fn run(bench: &Bench) -> Result<ExitCode> {
             let options = settings.options(ROUNDS)?;
             clients.iter().try_for_each(|clients| checked(*clients).map(drop))?;
             settings.print(&storm::run(&options, clients)?)
+        }
+        Bench::Throughput { settings } => {
+            let options = settings.options(ROUNDS)?;
+            settings.print(&throughput::run(&options)?)
         }
     }
 }
@@ -216,11 +243,11 @@ impl Settings {
         Err(fail!("in the guest: {}: {said}", done.status))
     }
 
-    fn print<T: Outcome>(&self, results: &[(Program, T)]) -> Result<ExitCode> {
+    fn print<N: Name, T: Outcome>(&self, results: &[(N, T)]) -> Result<ExitCode> {
         if self.json {
             let object: serde_json::Map<String, serde_json::Value> = results
                 .iter()
-                .map(|(program, one)| Ok((program.name().to_owned(), serde_json::to_value(one)?)))
+                .map(|(of, one)| Ok((of.name().to_owned(), serde_json::to_value(one)?)))
                 .collect::<serde_json::Result<_>>()
                 .context("result")?;
             println!("{}", serde_json::Value::from(object));
