@@ -200,7 +200,8 @@ impl Topic {
 
     /// Whether it is done in seconds; in the guest, whether the kernel's own part in it is large.
     pub fn is_quick(self, in_guest: bool) -> bool {
-        let slow = matches!(self, Topic::Lifetimes | Topic::ManyMoves);
+        // Of two clients, a ping's answer came too late once on a busy machine, and it is not known why.
+        let slow = matches!(self, Topic::Lifetimes | Topic::ManyMoves | Topic::TwoClients);
         (!in_guest && !slow) || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
     }
 
