@@ -18,6 +18,8 @@ use crate::process::{self, Daemon};
 pub const DAEMON: &str = "/usr/sbin/charon-systemd";
 
 const SHORT: Duration = Duration::from_secs(10);
+/// How long it may take to name all its IKE_SAs: of thousands, more than a moment.
+const LIST: Duration = Duration::from_secs(60);
 
 /// A running charon.
 pub struct Strongswan {
@@ -117,7 +119,7 @@ impl Peer for Strongswan {
 
     fn sas(&mut self) -> Result<Vec<SaView>> {
         self.daemon.still_runs()?;
-        list::sas_in(&self.control.swanctl(&["--list-sas", "--pretty"], SHORT)?)
+        list::sas_in(&self.control.swanctl(&["--list-sas", "--pretty"], LIST)?)
     }
 
     fn pid(&self) -> u32 {
