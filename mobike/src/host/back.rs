@@ -57,10 +57,12 @@ impl Back {
 }
 
 /// What the operator and the routing table say of a pair, and the peer of its address: the less, the better.
-fn rank(mobility: &Mobility, host: &Host, path: Path) -> Option<(u32, u32, u32)> {
+fn rank(mobility: &Mobility, host: &Host, path: Path) -> Option<(u32, u32, u32, bool)> {
     let local = host.movers.locals.iter().find(|local| local.address == path.local.ip())?;
     let theirs = mobility.peer_costs.iter().find(|(address, _)| *address == path.remote.ip());
-    Some((local.cost, local.metric, theirs.map_or(0, |(_, cost)| *cost)))
+    // UDP is better than TCP on the same uplink (RFC 9329 §9).
+    let theirs = theirs.map_or(0, |(_, cost)| *cost);
+    Some((local.cost, local.metric, theirs, path.is_tcp()))
 }
 
 impl Host {
@@ -76,6 +78,7 @@ impl Host {
         let mut candidates = initiator::candidates(mobility, &self.movers.locals, current);
         candidates.retain(|path| {
             *path != current
+                && !path.is_tcp()
                 && !mobility.refused.contains(path)
                 && (!metered(*path) || metered(current) || policy.standby_metered)
                 && rank(mobility, self, *path).is_some_and(|rank| rank < now)
