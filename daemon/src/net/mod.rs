@@ -12,7 +12,7 @@ mod uplinks;
 
 pub use addresses::LocalAddress;
 pub use monitor::Monitor;
-pub use routes::Routes;
+pub use routes::{Closed, Routes};
 
 /// SO_MARK of our outer packets: the rule for inner traffic leaves them alone.
 pub const MARK: u32 = 0xbe1c;
@@ -37,6 +37,15 @@ pub const RULE_PRIORITY: u32 = 4866;
 
 /// Where the rules for outer packets stand, which carry no mark when the kernel checks their source.
 pub const OUTER_PRIORITY: u32 = 4865;
+
+/// Where the rules stand that let pass by [`CLOSE_PRIORITY`] what may leave in clear.
+pub const PASS_PRIORITY: u32 = 4867;
+
+/// Where the rules of the kill switch stand, after that for inner traffic.
+pub const CLOSE_PRIORITY: u32 = 4868;
+
+/// What has passed the kill switch goes on here.
+pub const END_PRIORITY: u32 = 4869;
 
 /// Whether a routing table is one that we fill.
 fn is_our_table(table: u32) -> bool {

@@ -27,12 +27,14 @@ const MERGE: Duration = Duration::from_millis(100);
 /// go with a thousand clients are among them.
 const BREATH: Duration = Duration::from_millis(3);
 
-/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE as bits of `nl_groups`.
-const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
+/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE and _IPV6_RULE as
+/// bits of `nl_groups`.
+const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18;
 
 /// The watcher; dropping it ends it.
 pub struct Monitor {
     addresses: watch::Receiver<Vec<LocalAddress>>,
+    disturbed: watch::Receiver<()>,
     handle: rtnetlink::Handle,
     tasks: [JoinHandle<()>; 2],
 }
@@ -46,13 +48,20 @@ impl Monitor {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(opening)?;
         let connection = tokio::spawn(connection);
         let (sender, addresses) = watch::channel(dump(&handle, own).await?);
-        let watcher = tokio::spawn(watch_events(events, handle.clone(), own.to_owned(), sender));
-        Ok(Monitor { addresses, handle, tasks: [connection, watcher] })
+        let (disturb, disturbed) = watch::channel(());
+        let watching = watch_events(events, handle.clone(), own.to_owned(), sender, disturb);
+        let watcher = tokio::spawn(watching);
+        Ok(Monitor { addresses, disturbed, handle, tasks: [connection, watcher] })
     }
 
     /// The local addresses as of now, and a wake-up whenever they have changed.
     pub fn addresses(&self) -> watch::Receiver<Vec<LocalAddress>> {
         self.addresses.clone()
+    }
+
+    /// A wake-up whenever a rule was removed, or a route that leads nowhere: it may have been ours.
+    pub fn disturbed(&self) -> watch::Receiver<()> {
+        self.disturbed.clone()
     }
 
     /// Every address of this machine, on whatever interface.
@@ -79,6 +88,7 @@ async fn watch_events(
     handle: rtnetlink::Handle,
     own: String,
     sender: watch::Sender<Vec<LocalAddress>>,
+    disturb: watch::Sender<()>,
 ) {
     let mut last = Instant::now();
     let mut due: Option<Instant> = None;
@@ -90,6 +100,9 @@ async fn watch_events(
                 let urgent = match event {
                     Ok((octets, _)) => {
                         let losses = losses(&octets);
+                        if disturbs(&octets) {
+                            disturb.send_replace(());
+                        }
                         sender.send_if_modified(|addresses| {
                             let before = addresses.len();
                             addresses.retain(|a| !losses.iter().any(|loss| loss.takes(a)));
@@ -99,6 +112,7 @@ async fn watch_events(
                     }
                     Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
                         debug!("the kernel dropped network events; reading everything again");
+                        disturb.send_replace(());
                         true
                     }
                     Err(e) => {
@@ -184,6 +198,22 @@ fn losses(mut octets: &[u8]) -> Vec<Loss> {
         octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     out
+}
+
+/// Whether a datagram of the kernel's says that a rule is gone, or a route that leads nowhere.
+fn disturbs(mut octets: &[u8]) -> bool {
+    const HEADER: usize = 16;
+    /// where the type stands in rtmsg
+    const TYPE: usize = HEADER + 7;
+    while let (Some(len), Some(kind)) = (u32_at(octets, 0), u16_at(octets, 4)) {
+        let nowhere = || octets.get(TYPE) == Some(&libc::RTN_UNREACHABLE);
+        if kind == libc::RTM_DELRULE || kind == libc::RTM_DELROUTE && nowhere() {
+            return true;
+        }
+        let len = (len as usize).max(HEADER);
+        octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
 }
 
 /// The interface's own address among the attributes of an ifaddrmsg.

@@ -10,8 +10,13 @@
 //! (`uplinks`).
 //!
 //! What is wanted is kept here and compared with what was made, so that adding is idempotent and
-//! removing is exact. Once a client's connection has been up, its networks stay blocked until it is
-//! taken down, so that nothing leaves in clear while the tunnel is away.
+//! removing is exact.
+//!
+//! The kill switch: what is closed leads nowhere in our table, and a rule says so too, for a socket
+//! that wants no router (SO_DONTROUTE), or in IPv6 names its interface (SO_BINDTODEVICE), passes by
+//! routes that lead nowhere. Only our mark, what never leaves the link in IPv6 and DHCP's two ports get
+//! past; no address does. The kernel keeps all of it when the daemon dies, and the next one starts
+//! with it. In IPv4 a socket that names its interface gets past every route and rule.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,15 +29,19 @@ use ipnet::{IpNet, Ipv6Net};
 use netlink_packet_route::{
     AddressFamily, IpProtocol,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
-    route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType},
+    route::{
+        RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+        RouteType,
+    },
     rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange},
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use crate::net::{
-    LocalAddress, MARK, NEAR_PRIORITY, NetError, OUTER_PRIORITY, RULE_PRIORITY, TABLE,
-    UPLINK_PRIORITY, addresses::mtu_of, is_our_table, mtu::Outer, uplinks::Uplinks,
+    CLOSE_PRIORITY, END_PRIORITY, LocalAddress, MARK, NEAR_PRIORITY, NetError, OUTER_PRIORITY,
+    PASS_PRIORITY, RULE_PRIORITY, TABLE, addresses::mtu_of, is_our_table, mtu::Outer,
+    uplinks::Uplinks,
 };
 
 /// rtm_protocol of our routes, so that others can tell whose they are.
@@ -65,7 +74,28 @@ pub struct Routes {
 struct Wanted {
     children: BTreeMap<ChildId, Child>,
     /// by connection, what must not leave in clear
-    blocks: BTreeMap<String, Vec<IpNet>>,
+    blocks: BTreeMap<String, Block>,
+}
+
+/// What must not leave in clear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Block {
+    nets: Vec<IpNet>,
+    /// also when the connection is taken down, and when the daemon ends
+    stays: bool,
+}
+
+/// What is to be closed when the daemon starts.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    /// the connection's name
+    pub connection: String,
+    /// what must not leave in clear
+    pub nets: Vec<IpNet>,
+    /// whether or not an earlier run has left it closed
+    pub always: bool,
+    /// until the operator opens it without a daemon
+    pub stays: bool,
 }
 
 /// What one CHILD_SA asks for.
@@ -119,8 +149,18 @@ enum Rule {
     OuterUdp(u16),
     /// ESP, in IPv4
     OuterEsp,
+    /// a lease is asked for again (RFC 2131 §4.1), in IPv4: port 68 is for root alone
+    Dhcp,
+    /// does nothing: here goes on what is not held up
+    End { ipv4: bool },
+    /// our mark is not held up
+    Marked { ipv4: bool },
+    /// nor is what never leaves the link
+    OnLink,
     /// everything without our mark
     Inner { ipv4: bool },
+    /// leads nowhere, whatever the socket says
+    Closed(IpNet),
 }
 
 impl Wanted {
@@ -136,18 +176,23 @@ impl Wanted {
                 route.mtu = route.mtu.min(Some(mtu));
             }
         }
-        for net in self.blocks.values().flatten() {
+        for net in self.blocks.values().flat_map(|block| &block.nets) {
+            let ipv4 = net.addr().is_ipv4();
             state.routes.insert((*net, Kind::Block), Inner::default());
+            let pass = [Rule::End { ipv4 }, Rule::Marked { ipv4 }, Rule::Closed(*net)];
+            state.rules.extend(pass);
+            state.rules.extend((!ipv4).then_some(Rule::OnLink));
         }
         // a tunnel for everything is not for what never leaves the link: routers, DHCPv6
         if state.routes.keys().any(|(net, _)| net.contains(&IpNet::V6(LINK_LOCAL))) {
             state.routes.insert((LINK_LOCAL.into(), Kind::Pass), Inner::default());
         }
         let families = state.routes.keys().map(|(net, _)| net.addr().is_ipv4());
-        state.rules = families.map(|ipv4| Rule::Inner { ipv4 }).collect();
+        state.rules.extend(families.map(|ipv4| Rule::Inner { ipv4 }));
         // IPv6 has no such check
         if state.rules.contains(&Rule::Inner { ipv4: true }) {
             state.rules.extend([500, 4500].map(Rule::OuterUdp));
+            state.rules.insert(Rule::Dhcp);
             state.rules.extend(raw_esp.then_some(Rule::OuterEsp));
         }
         state
@@ -170,9 +215,10 @@ fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
 }
 
 impl Routes {
-    /// Starts with nothing, after removing what an earlier run may have left. `raw_esp` says whether
-    /// outer packets may be ESP that is not in UDP.
-    pub async fn open(device: &str, raw_esp: bool) -> Result<Self, NetError> {
+    /// Starts with what is to be closed, and nothing else of what an earlier run may have left: what
+    /// was closed and stays so is never open. `raw_esp` says whether outer packets may be ESP that is
+    /// not in UDP.
+    pub async fn open(device: &str, raw_esp: bool, closed: Vec<Closed>) -> Result<Self, NetError> {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(|e| NetError::io("open a netlink socket", &e))?;
         let connection = tokio::spawn(connection);
@@ -180,7 +226,16 @@ impl Routes {
         let uplinks = Uplinks::new(handle.clone());
         let device = device.into();
         let locals = Vec::new();
-        let routes = Routes { handle, connection, device, raw_esp, wanted, made, uplinks, locals };
+        let mut routes =
+            Routes { handle, connection, device, raw_esp, wanted, made, uplinks, locals };
+        let left = routes.left_closed().await;
+        for Closed { connection, nets, always, stays } in closed {
+            let nets: Vec<IpNet> = nets.into_iter().filter(exists).collect();
+            if always || !nets.is_empty() && nets.iter().all(|net| left.contains(net)) {
+                routes.wanted.blocks.insert(connection, Block { nets, stays });
+            }
+        }
+        routes.reconcile().await?;
         routes.remove_leftovers().await?;
         Ok(routes)
     }
@@ -216,14 +271,21 @@ impl Routes {
 
     /// Lets nothing for `nets` leave in clear from now on, whether `connection` is up or not.
     pub async fn block(&mut self, connection: &str, nets: Vec<IpNet>) -> Result<(), NetError> {
-        self.wanted.blocks.insert(connection.into(), nets);
+        let nets = nets.into_iter().filter(exists).collect();
+        let block = Block { nets, stays: false };
+        self.wanted.blocks.entry(connection.into()).or_insert(block);
         self.reconcile().await
     }
 
-    /// Ends [`Routes::block`].
+    /// Ends [`Routes::block`], unless it is to stay.
     pub async fn unblock(&mut self, connection: &str) -> Result<(), NetError> {
-        self.wanted.blocks.remove(connection);
+        self.wanted.blocks.retain(|name, block| name != connection || block.stays);
         self.reconcile().await
+    }
+
+    /// Removes all that a daemon which is gone has left closed, and everything else of ours.
+    pub async fn release() -> Result<(), NetError> {
+        Routes::open("", false, Vec::new()).await.map(|_| ())
     }
 
     /// Lets the kernel's outer packets leave by an uplink that is new, or has another router, before
@@ -246,16 +308,18 @@ impl Routes {
         };
         self.locals = locals.to_vec();
         self.made.routes.clear();
+        self.made.rules.clear();
         self.reconcile().await.and(uplinks)
     }
 
-    /// Removes everything.
-    pub async fn shutdown(&mut self) -> Result<(), NetError> {
-        self.wanted = Wanted::default();
+    /// Removes everything but what stays closed, and says whether anything does.
+    pub async fn shutdown(&mut self) -> Result<bool, NetError> {
+        self.wanted.children.clear();
+        self.wanted.blocks.retain(|_, block| block.stays);
         let result = self.reconcile().await;
         let result = result.and(self.uplinks.refresh(&[]).await);
         self.remove_leftovers().await?;
-        result
+        result.map(|()| !self.wanted.blocks.is_empty())
     }
 
     /// Makes the kernel's state the one that is wanted. Goes on after an error, and returns the
@@ -274,29 +338,30 @@ impl Routes {
             ok
         };
         // before anything points to it there is what it points to, and the other way round
-        let link = if goal.addresses.is_empty() && goal.routes.is_empty() {
-            None
-        } else {
-            match self.find_device().await {
+        let inside = |(_, kind): &(IpNet, Kind)| *kind == Kind::Device;
+        let link = match goal.addresses.is_empty() && !goal.routes.keys().any(inside) {
+            true => None,
+            false => match self.find_device().await {
                 Ok(link) => Some(link),
                 Err(e) => {
                     note(Err(e));
                     None
                 }
-            }
+            },
         };
-        if let Some(link) = link {
-            for address in goal.addresses.difference(&self.made.addresses.clone()) {
-                if note(self.add_address(link.index, *address).await) {
-                    self.made.addresses.insert(*address);
-                }
+        for address in goal.addresses.difference(&self.made.addresses.clone()) {
+            if let Some(link) = link
+                && note(self.add_address(link.index, *address).await)
+            {
+                self.made.addresses.insert(*address);
             }
-            for (key, inner) in &goal.routes {
-                if self.made.routes.get(key) != Some(inner)
-                    && note(self.add_route(link, *key, *inner).await)
-                {
-                    self.made.routes.insert(*key, *inner);
-                }
+        }
+        for (key, inner) in &goal.routes {
+            if self.made.routes.get(key) != Some(inner)
+                && (link.is_some() || !inside(key))
+                && note(self.add_route(link, *key, *inner).await)
+            {
+                self.made.routes.insert(*key, *inner);
             }
         }
         for rule in goal.rules.difference(&self.made.rules.clone()) {
@@ -396,11 +461,11 @@ impl Routes {
 
     async fn add_route(
         &self,
-        link: Link,
+        link: Option<Link>,
         key: (IpNet, Kind),
         inner: Inner,
     ) -> Result<(), NetError> {
-        let route = self.route(Some(link), key, inner)?;
+        let route = self.route(link, key, inner)?;
         let what = match key {
             (net, Kind::Block) => format!("block {net}"),
             (net, Kind::Pass) => format!("keep {net} out of the tunnel"),
@@ -418,33 +483,128 @@ impl Routes {
         gone_is_fine(self.handle.route().del(route).execute().await, what)
     }
 
-    /// `not fwmark 0xbe1c lookup 48668`, and before it `ipproto udp sport PORT lookup main`
+    /// `not fwmark 0xbe1c lookup 48668`, and before it `ipproto udp sport PORT lookup main`; after it
+    /// `fwmark 0xbe1c goto END`, `to NETWORK unreachable` and a rule END that does nothing.
     fn rule(rule: Rule) -> RuleMessage {
         let mut message = RuleMessage::default();
-        let ipv4 = rule != Rule::Inner { ipv4: false };
-        message.header.family = family(ipv4);
-        message.header.action = RuleAction::ToTable;
-        let (priority, table) = match rule {
-            Rule::Inner { .. } => (RULE_PRIORITY, TABLE),
-            Rule::OuterUdp(_) | Rule::OuterEsp => (OUTER_PRIORITY, TABLE_MAIN),
+        let ipv4 = match rule {
+            Rule::OuterUdp(_) | Rule::OuterEsp | Rule::Dhcp => true,
+            Rule::End { ipv4 } | Rule::Marked { ipv4 } | Rule::Inner { ipv4 } => ipv4,
+            Rule::OnLink => false,
+            Rule::Closed(net) => net.addr().is_ipv4(),
         };
-        message.attributes.extend([
-            RuleAttribute::Priority(priority),
-            RuleAttribute::Table(table),
-            RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
-        ]);
+        message.header.family = family(ipv4);
+        let (priority, action, detail) = match rule {
+            Rule::Inner { .. } => {
+                (RULE_PRIORITY, RuleAction::ToTable, Some(RuleAttribute::Table(TABLE)))
+            }
+            Rule::OuterUdp(_) | Rule::OuterEsp | Rule::Dhcp => {
+                (OUTER_PRIORITY, RuleAction::ToTable, Some(RuleAttribute::Table(TABLE_MAIN)))
+            }
+            Rule::Marked { .. } | Rule::OnLink => {
+                (PASS_PRIORITY, RuleAction::Goto, Some(RuleAttribute::Goto(END_PRIORITY)))
+            }
+            Rule::Closed(_) => (CLOSE_PRIORITY, RuleAction::Unreachable, None),
+            Rule::End { .. } => (END_PRIORITY, RuleAction::Nop, None),
+        };
+        message.header.action = action;
+        message.attributes.push(RuleAttribute::Priority(priority));
+        message.attributes.extend(detail);
+        message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+        let port = |port| RulePortRange { start: port, end: port };
+        let mut to = |net: IpNet| {
+            message.header.dst_len = net.prefix_len();
+            (net.prefix_len() > 0).then_some(RuleAttribute::Destination(net.network()))
+        };
         match rule {
             Rule::Inner { .. } => {
                 message.header.flags = RuleFlags::Invert;
                 message.attributes.push(RuleAttribute::FwMark(MARK));
             }
-            Rule::OuterUdp(port) => message.attributes.extend([
+            Rule::Marked { .. } => message.attributes.push(RuleAttribute::FwMark(MARK)),
+            Rule::OuterUdp(source) => message.attributes.extend([
                 RuleAttribute::IpProtocol(IpProtocol::Udp),
-                RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
+                RuleAttribute::SourcePortRange(port(source)),
             ]),
             Rule::OuterEsp => message.attributes.push(RuleAttribute::IpProtocol(IpProtocol::Esp)),
+            Rule::Dhcp => message.attributes.extend([
+                RuleAttribute::IpProtocol(IpProtocol::Udp),
+                RuleAttribute::SourcePortRange(port(68)),
+                RuleAttribute::DestinationPortRange(port(67)),
+            ]),
+            Rule::OnLink => {
+                let link = to(LINK_LOCAL.into());
+                message.attributes.extend(link);
+            }
+            Rule::Closed(net) => {
+                let net = to(net);
+                message.attributes.extend(net);
+            }
+            Rule::End { .. } => {}
         }
         message
+    }
+
+    /// Whether the kernel's `found` is the rule that we have made.
+    fn is_made(&self, found: &RuleMessage) -> bool {
+        self.made.rules.iter().map(|rule| Self::rule(*rule)).any(|rule| {
+            let header = |rule: &RuleMessage| {
+                let header = &rule.header;
+                let invert = header.flags.contains(RuleFlags::Invert);
+                (header.family, header.dst_len, header.src_len, header.action, invert)
+            };
+            header(&rule) == header(found)
+                && rule.attributes.iter().all(|attribute| found.attributes.contains(attribute))
+        })
+    }
+
+    /// Whether the kernel's `found` is one of our routes that lead nowhere.
+    fn is_closed(&self, found: &RouteMessage) -> bool {
+        let kind = match found.header.kind {
+            RouteType::Unreachable => Kind::Block,
+            RouteType::Throw => Kind::Pass,
+            _ => return false,
+        };
+        let ipv4 = found.header.address_family == AddressFamily::Inet;
+        let len = found.header.destination_prefix_length;
+        self.made.routes.keys().any(|(net, made)| {
+            let to = found.attributes.iter().any(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(to)) => net.network() == *to,
+                RouteAttribute::Destination(RouteAddress::Inet6(to)) => net.network() == *to,
+                _ => false,
+            });
+            *made == kind
+                && net.addr().is_ipv4() == ipv4
+                && net.prefix_len() == len
+                && (to || len == 0)
+        })
+    }
+
+    /// What an earlier run has left closed.
+    async fn left_closed(&self) -> BTreeSet<IpNet> {
+        let mut out = BTreeSet::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let mut rules = self.handle.rule().get(version).execute();
+            while let Ok(Some(rule)) = rules.try_next().await {
+                let has = |attribute| rule.attributes.contains(&attribute);
+                if rule.header.action != RuleAction::Unreachable
+                    || !has(RuleAttribute::Priority(CLOSE_PRIORITY))
+                    || !has(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)))
+                {
+                    continue;
+                }
+                let any: IpAddr = match rule.header.family {
+                    AddressFamily::Inet => std::net::Ipv4Addr::UNSPECIFIED.into(),
+                    _ => Ipv6Addr::UNSPECIFIED.into(),
+                };
+                let to = rule.attributes.iter().find_map(|attribute| match attribute {
+                    RuleAttribute::Destination(to) => Some(*to),
+                    _ => None,
+                });
+                out.extend(IpNet::new(to.unwrap_or(any), rule.header.dst_len).ok());
+            }
+        }
+        out
     }
 
     async fn add_rule(&self, rule: Rule) -> Result<(), NetError> {
@@ -471,9 +631,9 @@ impl Routes {
             while let Ok(Some(rule)) = rules.try_next().await {
                 let has = |attribute| rule.attributes.contains(&attribute);
                 let marked = has(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
-                let places = [NEAR_PRIORITY, UPLINK_PRIORITY, OUTER_PRIORITY];
-                let outer = marked && places.map(RuleAttribute::Priority).into_iter().any(has);
-                if outer || has(RuleAttribute::Table(TABLE)) {
+                let mut places = (NEAR_PRIORITY..=END_PRIORITY).map(RuleAttribute::Priority);
+                let placed = marked && places.any(has);
+                if (placed || has(RuleAttribute::Table(TABLE))) && !self.is_made(&rule) {
                     ours.push(rule);
                 }
             }
@@ -496,7 +656,7 @@ impl Routes {
                     RouteAttribute::Table(table) => marked && is_our_table(*table),
                     _ => false,
                 });
-                if ours_only {
+                if ours_only && !self.is_closed(&route) {
                     ours.push(route);
                 }
             }
@@ -513,6 +673,11 @@ impl Drop for Routes {
     fn drop(&mut self) {
         self.connection.abort();
     }
+}
+
+/// Whether this machine has the family of `net`: without IPv6 nothing of it leaves.
+fn exists(net: &IpNet) -> bool {
+    net.addr().is_ipv4() || std::path::Path::new("/proc/net/if_inet6").exists()
 }
 
 pub(super) fn family(ipv4: bool) -> AddressFamily {
@@ -612,11 +777,19 @@ mod tests {
     fn what_is_blocked_stays_blocked_without_the_tunnel() {
         let mut wanted = Wanted::default();
         let net: IpNet = "10.1.0.0/16".parse().unwrap();
-        wanted.blocks.insert("office".into(), vec![net]);
+        wanted.blocks.insert("office".into(), Block { nets: vec![net], stays: false });
         let state = wanted.state(false, &[]);
         assert_eq!(state.routes.keys().collect::<Vec<_>>(), [&(net, Kind::Block)]);
-        let outer = [Rule::OuterUdp(500), Rule::OuterUdp(4500)];
-        assert_eq!(state.rules, [outer[0], outer[1], Rule::Inner { ipv4: true }].into());
+        let rules = [
+            Rule::OuterUdp(500),
+            Rule::OuterUdp(4500),
+            Rule::Dhcp,
+            Rule::End { ipv4: true },
+            Rule::Marked { ipv4: true },
+            Rule::Inner { ipv4: true },
+            Rule::Closed(net),
+        ];
+        assert_eq!(state.rules, rules.into());
         assert!(wanted.state(true, &[]).rules.contains(&Rule::OuterEsp));
     }
 }
