@@ -65,7 +65,16 @@ from!(
     rustix::io::Errno,
     serde_json::Error,
     std::net::AddrParseError,
-    std::num::ParseIntError
+    std::num::ParseIntError,
+    std::time::SystemTimeError,
+    bewick_ike::auth::CertificateError,
+    bewick_ike::auth::CredentialsError,
+    bewick_ike::auth::PrivateKeyError,
+    bewick_ike::auth::TrustError,
+    bewick_ike::wire::IdentityError,
+    ipnet::AddrParseError,
+    bewick_mobike::CommandError,
+    bewick_xfrm::udp::UdpError
 );
 
 /// A failure made from a format string.

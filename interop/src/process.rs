@@ -113,6 +113,11 @@ impl Daemon {
         Ok(Self { child, guard, name, log: log.to_owned() })
     }
 
+    /// Its process: `ip netns exec` becomes what it runs.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Fails if it has ended by itself.
     ///
     /// # Errors

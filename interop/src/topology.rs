@@ -36,6 +36,8 @@ pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 pub const INNER_NETWORK: &str = "10.1.0.0/16";
 /// Where virtual addresses come from.
 pub const POOL: &str = "10.9.0.0/24";
+/// The same for thousands of clients.
+pub const POOL_OF_CROWD: &str = "10.200.0.0/16";
 /// The gateway's address on a second network behind it.
 pub const INSIDE_2: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
 /// The second network behind the gateway.
@@ -232,6 +234,23 @@ impl Topology {
             .ok_or_else(|| fail!("{address} is no address of the client's uplinks"))
     }
 
+    /// Both.
+    pub fn uplinks(&self) -> [Uplink; 2] {
+        self.uplinks
+    }
+
+    /// Gives the client whole networks as addresses of its own, reached by its uplinks; again without effect.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn herd(&self, networks: [&str; 2]) -> Result<()> {
+        for (network, uplink) in networks.into_iter().zip(&self.uplinks) {
+            self.ip(Node::Client, &format!("route replace local {network} dev lo"))?;
+            self.ip(Node::Router, &format!("route replace {network} via {}", uplink.address))?;
+        }
+        Ok(())
+    }
+
     /// The one that is not `uplink`.
     pub fn other(&self, uplink: &Uplink) -> Uplink {
         let [first, second] = self.uplinks;
@@ -306,18 +325,32 @@ impl Topology {
     /// # Errors
     /// The namespace cannot be entered or the address not be bound.
     pub fn udp_socket(&self, node: Node, local: SocketAddr) -> Result<UdpSocket> {
+        self.within(node, move || UdpSocket::bind(local).context(format!("bind to {local}")))?
+    }
+
+    /// Does something in a host's network namespace. Sockets that are made there stay there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn within<T: Send + 'static>(
+        &self,
+        node: Node,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
         let path = Path::new("/run/netns").join(self.namespace(node));
-        let enter_and_bind = move || -> Result<UdpSocket> {
+        let enter_and_act = move || -> Result<T> {
             let namespace = File::open(&path).context(path.display())?;
             rustix::thread::move_into_link_name_space(
                 std::os::fd::AsFd::as_fd(&namespace),
                 Some(LinkNameSpaceType::Network),
             )
             .context("setns")?;
-            UdpSocket::bind(local).context(format!("bind to {local}"))
+            Ok(act())
         };
-        // Namespaces belong to threads: this one ends with the socket made and is not used again.
-        std::thread::spawn(enter_and_bind).join().map_err(|_| fail!("socket thread died"))?
+        // Namespaces belong to threads: this one ends with the work done and is not used again.
+        std::thread::spawn(enter_and_act)
+            .join()
+            .map_err(|_| fail!("the thread in the {}'s namespace died", node.name()))?
     }
 
     /// Captures all that passes the router.

@@ -5,11 +5,11 @@
 //! that was lost (ENOBUFS) costs nothing but that; what gains something and comes within 100 ms is
 //! taken together.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use crate::net::{
     LocalAddress, NetError,
     addresses::{all, dump},
+    routes::PROTOCOL,
 };
 
 /// Events that add something and come within this time are taken together.
@@ -35,7 +36,8 @@ const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18;
 pub struct Monitor {
     addresses: watch::Receiver<Vec<LocalAddress>>,
     disturbed: watch::Receiver<()>,
-    handle: rtnetlink::Handle,
+    /// The kernel makes one list at a time for a socket: who asks for a second one hears EBUSY.
+    handle: Arc<Mutex<rtnetlink::Handle>>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -49,6 +51,7 @@ impl Monitor {
         let connection = tokio::spawn(connection);
         let (sender, addresses) = watch::channel(dump(&handle, own).await?);
         let (disturb, disturbed) = watch::channel(());
+        let handle = Arc::new(Mutex::new(handle));
         let watching = watch_events(events, handle.clone(), own.to_owned(), sender, disturb);
         let watcher = tokio::spawn(watching);
         Ok(Monitor { addresses, disturbed, handle, tasks: [connection, watcher] })
@@ -66,7 +69,7 @@ impl Monitor {
 
     /// Every address of this machine, on whatever interface.
     pub async fn all_addresses(&self) -> Result<Vec<IpAddr>, NetError> {
-        all(&self.handle).await
+        all(&*self.handle.lock().await).await
     }
 }
 
@@ -85,7 +88,7 @@ fn open_events() -> io::Result<TokioSocket> {
 
 async fn watch_events(
     events: TokioSocket,
-    handle: rtnetlink::Handle,
+    handle: Arc<Mutex<rtnetlink::Handle>>,
     own: String,
     sender: watch::Sender<Vec<LocalAddress>>,
     disturb: watch::Sender<()>,
@@ -97,12 +100,13 @@ async fn watch_events(
         tokio::select! {
             biased;
             event = events.recv_from_full() => {
+                if event.as_ref().is_ok_and(|(octets, _)| disturbs(octets)) {
+                    disturb.send_replace(());
+                }
                 let urgent = match event {
+                    Ok((octets, _)) if is_our_own(&octets) => continue,
                     Ok((octets, _)) => {
                         let losses = losses(&octets);
-                        if disturbs(&octets) {
-                            disturb.send_replace(());
-                        }
                         sender.send_if_modified(|addresses| {
                             let before = addresses.len();
                             addresses.retain(|a| !losses.iter().any(|loss| loss.takes(a)));
@@ -125,7 +129,7 @@ async fn watch_events(
             }
             () = sleep_until(wake), if due.is_some() => {
                 due = None;
-                match dump(&handle, &own).await {
+                match dump(&*handle.lock().await, &own).await {
                     Ok(found) => {
                         sender.send_if_modified(|old| {
                             let changed = *old != found;
@@ -145,6 +149,29 @@ async fn watch_events(
             return;
         }
     }
+}
+
+/// Whether a datagram of the kernel's tells of nothing but routes that we have set or removed: a gateway has one
+/// for each client, and none of them says where an outer packet can go.
+fn is_our_own(mut octets: &[u8]) -> bool {
+    const PROTOCOL_AT: usize = 5;
+    let mut any = false;
+    while let Some((len, kind, body)) = message(octets) {
+        let is_route = matches!(kind, libc::RTM_NEWROUTE | libc::RTM_DELROUTE);
+        if !is_route || body.get(PROTOCOL_AT) != Some(&PROTOCOL) {
+            return false;
+        }
+        any = true;
+        octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    any
+}
+
+/// The length, the type and the body of the first of these messages (netlink(7)).
+fn message(octets: &[u8]) -> Option<(usize, u16, &[u8])> {
+    const HEADER: usize = 16;
+    let len = (u32_at(octets, 0)? as usize).max(HEADER);
+    Some((len, u16_at(octets, 4)?, octets.get(HEADER..len).unwrap_or_default()))
 }
 
 /// Something that is gone.
@@ -172,11 +199,8 @@ impl Loss {
 /// What a datagram of the kernel's says is gone (rtnetlink(7)).
 fn losses(mut octets: &[u8]) -> Vec<Loss> {
     const WORKS: u32 = (libc::IFF_UP | libc::IFF_LOWER_UP | libc::IFF_RUNNING) as u32;
-    const HEADER: usize = 16;
     let mut out = Vec::new();
-    while let (Some(len), Some(kind)) = (u32_at(octets, 0), u16_at(octets, 4)) {
-        let len = (len as usize).max(HEADER);
-        let body = octets.get(HEADER..len).unwrap_or_default();
+    while let Some((len, kind, body)) = message(octets) {
         // in both ifinfomsg and ifaddrmsg the family is the first octet, the index the second word
         let (family, index) = (body.first().copied().map(i32::from), u32_at(body, 4));
         match (kind, index) {
@@ -247,7 +271,7 @@ fn u16_at(octets: &[u8], at: usize) -> Option<u16> {
 mod tests {
     use super::*;
 
-    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+    fn datagram(kind: u16, body: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(u32::try_from(16 + body.len()).unwrap().to_ne_bytes());
         out.extend(kind.to_ne_bytes());
@@ -258,7 +282,7 @@ mod tests {
 
     fn link(kind: u16, index: u32, flags: i32) -> Vec<u8> {
         let words = [0, index, flags as u32, 0];
-        message(kind, &words.map(u32::to_ne_bytes).concat())
+        datagram(kind, &words.map(u32::to_ne_bytes).concat())
     }
 
     fn address(kind: u16, index: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
@@ -268,10 +292,22 @@ mod tests {
             body.extend(kind.to_ne_bytes());
             body.extend(*value);
         }
-        message(kind, &body)
+        datagram(kind, &body)
     }
 
     const UP: i32 = libc::IFF_UP | libc::IFF_LOWER_UP | libc::IFF_RUNNING;
+
+    #[test]
+    fn routes_of_our_own_are_passed_over() {
+        let route =
+            |kind, protocol| datagram(kind, &[2, 32, 0, 0, 254, protocol, 0, 1, 0, 0, 0, 0]);
+        let (new, gone) = (libc::RTM_NEWROUTE, libc::RTM_DELROUTE);
+        assert!(is_our_own(&[route(new, PROTOCOL), route(gone, PROTOCOL)].concat()));
+        assert!(!is_our_own(&route(gone, 3)), "another program's");
+        assert!(!is_our_own(&[route(new, PROTOCOL), link(libc::RTM_NEWLINK, 7, UP)].concat()));
+        assert!(!is_our_own(&[]) && !is_our_own(&[1, 2, 3]));
+        assert!(!is_our_own(&datagram(new, &[])));
+    }
 
     #[test]
     fn a_loss_is_told_from_a_gain() {
@@ -301,7 +337,8 @@ mod tests {
 
     #[test]
     fn a_datagram_may_hold_several() {
-        let both = [link(libc::RTM_NEWLINK, 1, UP), message(libc::RTM_DELROUTE, &[0; 12])].concat();
+        let both =
+            [link(libc::RTM_NEWLINK, 1, UP), datagram(libc::RTM_DELROUTE, &[0; 12])].concat();
         assert_eq!(losses(&both), [Loss::Route]);
     }
 

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bewick_ike::{Action, ActionError, ChildId, ChildSa, ConnectionId, Role, config::Selectors};
+use bewick_ike::{
+    Action, ActionError, ActionId, ChildId, ChildSa, ConnectionId, Role, config::Selectors,
+};
 use bewick_mobike::{Event, Input, Output};
 use ipnet::IpNet;
 use tokio::time::timeout;
@@ -45,7 +47,7 @@ impl Daemon {
                     }
                 }
                 Output::Action { id, action } => {
-                    let result = self.act(&action).await;
+                    let result = self.act(id, &action).await;
                     self.host.handle(self.clock.now(), Input::Answer { id, result });
                 }
                 Output::Resolve(connection) => self.resolve(connection),
@@ -61,7 +63,7 @@ impl Daemon {
     }
 
     /// Has the data plane and the routes do what is to be done, both or neither.
-    async fn act(&mut self, action: &Action) -> Result<(), ActionError> {
+    async fn act(&mut self, id: ActionId, action: &Action) -> Result<(), ActionError> {
         let refused = |e: &dyn std::fmt::Display| ActionError(e.to_string());
         match action {
             Action::Install(sa) => {
@@ -92,12 +94,8 @@ impl Daemon {
                 if let Err(e) = self.routes.moved(moves).await {
                     warn!("{e}");
                 }
-                let children = moves.iter().map(|one| one.id).collect::<Vec<_>>();
-                let of = |sa: &bewick_ike::endpoint::SaStatus<'_>| {
-                    sa.children.iter().any(|child| children.contains(&child.id))
-                };
-                if let Some(sa) = self.host.status().find(of).map(|sa| sa.id) {
-                    self.history.reprogrammed(sa, children.len(), &report);
+                if let Some(sa) = self.host.asked_by(id) {
+                    self.history.reprogrammed(sa, moves.len(), &report);
                 }
                 Ok(())
             }
@@ -114,7 +112,7 @@ impl Daemon {
     /// What moves that have been over for a while have cost, as far as the data plane can tell.
     pub(super) fn measure(&mut self) {
         for sa in self.history.to_measure(Instant::now()) {
-            let status = self.host.status().find(|status| status.id == sa);
+            let status = self.host.sa(sa);
             let children: Vec<ChildId> = status
                 .map(|status| status.children.iter().map(|child| child.id).collect())
                 .unwrap_or_default();
@@ -193,12 +191,9 @@ impl Daemon {
         }
         // The gap that a move makes counts from where it begins.
         if let Some(sa) = self.history.begins(event) {
-            let children: Vec<ChildId> = self
-                .host
-                .status()
-                .filter(|status| status.id == sa)
-                .flat_map(|status| status.children.iter().map(|child| child.id))
-                .collect();
+            let sa = self.host.sa(sa);
+            let children: Vec<ChildId> =
+                sa.iter().flat_map(|sa| sa.children.iter().map(|child| child.id)).collect();
             children.into_iter().for_each(|id| self.plane.mark(id));
         }
         self.history.event(event);

@@ -630,6 +630,11 @@ impl Endpoint {
         self.sas.get(&id).map(status)
     }
 
+    /// The IKE_SA that waits for the data plane's answer to this action.
+    pub fn asked_by(&self, action: ActionId) -> Option<SaId> {
+        self.shared.pending_actions.get(&action).copied()
+    }
+
     /// How many IKE_SAs there are in memory, those included that only answer retransmissions.
     pub fn len(&self) -> usize {
         self.sas.len()

@@ -1,28 +1,70 @@
 //! Benchmarks, with strongSwan on the same topology in the same run.
 
+mod busy;
 mod handover;
+mod herd;
+mod setup;
+mod silent;
+mod storm;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::cleanup::{self, Guard};
 use crate::ends::Ends;
+use crate::fail;
 use crate::failure::{Context, Result};
 use crate::peer::tunnel::Tunnel;
 use crate::peer::{self, Place, Plane, Program};
 use crate::place;
 use crate::prerequisites;
+use crate::process;
 use crate::topology::{Node, Topology};
 
 /// What can be measured.
 #[derive(Clone, Subcommand)]
 pub enum Bench {
     /// The current uplink is lost: time without traffic
-    Handover(Settings),
+    Handover {
+        #[command(flatten)]
+        settings: Settings,
+        /// In the guest, where the kernel does ESP, with this round-trip time in milliseconds; without it here,
+        /// with ESP in userspace and next to none
+        #[arg(long, value_name = "MS")]
+        rtt: Option<u32>,
+        /// This is the guest, and here is bewick
+        #[arg(long, hide = true, value_name = "BEWICK")]
+        in_guest: Option<PathBuf>,
+    },
+    /// The current path swallows all packets: time without traffic
+    Silent {
+        #[command(flatten)]
+        settings: Settings,
+        /// How many seconds a program gets each time to find another path
+        #[arg(long, default_value_t = 20)]
+        patience: u64,
+    },
+    /// Many clients come at once: IKE_SAs a second and processor time, the gateway on one processor
+    Setup {
+        #[command(flatten)]
+        settings: Settings,
+        /// How many in each round
+        #[arg(long, default_value_t = 1000)]
+        clients: usize,
+    },
+    /// All clients lose their uplink at once: time until the last has moved
+    RoamStorm {
+        #[command(flatten)]
+        settings: Settings,
+        /// How many clients
+        #[arg(long, value_delimiter = ',', default_values_t = [100, 1000, 5000])]
+        clients: Vec<usize>,
+    },
 }
 
 /// What every benchmark can be told.
@@ -31,9 +73,9 @@ pub struct Settings {
     /// Print one JSON object on standard output; progress goes to standard error
     #[arg(long)]
     json: bool,
-    /// How often
-    #[arg(long, alias = "moves", default_value_t = 20)]
-    times: usize,
+    /// How often [default: 20 single events, 3 rounds of many]
+    #[arg(long, alias = "moves")]
+    times: Option<usize>,
     /// Only this program
     #[arg(long)]
     only: Option<Only>,
@@ -48,6 +90,23 @@ enum Only {
     Strongswan,
 }
 
+impl Only {
+    fn name(&self) -> &'static str {
+        match self {
+            Only::Bewick => "bewick",
+            Only::Strongswan => "strongswan",
+        }
+    }
+}
+
+/// How often, unless it is said: what is a single event, and what is a round of many.
+const EVENTS: usize = 20;
+const ROUNDS: usize = 3;
+
+/// What a guest may take to boot and to bring tunnels up, and for each event of all programs.
+const BOOT: Duration = Duration::from_secs(90);
+const EACH: Duration = Duration::from_secs(20);
+
 /// How a benchmark runs.
 pub struct Options {
     /// Who takes part.
@@ -56,6 +115,10 @@ pub struct Options {
     times: usize,
     /// Where logs go.
     out: PathBuf,
+    /// Who handles ESP.
+    plane: Plane,
+    /// What the way to the gateway and back takes, in milliseconds.
+    rtt: u32,
 }
 
 /// What one program's turns gave.
@@ -72,15 +135,43 @@ trait Outcome: Serialize {
 /// Something could not be measured.
 pub fn run(bench: &Bench) -> Result<ExitCode> {
     match bench {
-        Bench::Handover(settings) => {
-            let options = settings.options()?;
+        Bench::Handover { settings, rtt: Some(rtt), in_guest: None } => {
+            settings.in_guest("handover", *rtt, EVENTS)
+        }
+        Bench::Handover { settings, rtt, in_guest } => {
+            let mut options = settings.options(EVENTS)?;
+            if let Some(bewick) = in_guest {
+                place::use_bewick(bewick.clone());
+                options.plane = Plane::Kernel;
+            }
+            options.rtt = rtt.unwrap_or(0);
             settings.print(&handover::run(&options)?)
+        }
+        Bench::Silent { settings, patience } => {
+            let options = settings.options(EVENTS)?;
+            settings.print(&silent::run(&options, Duration::from_secs(*patience))?)
+        }
+        Bench::Setup { settings, clients } => {
+            let options = settings.options(ROUNDS)?;
+            settings.print(&setup::run(&options, checked(*clients)?)?)
+        }
+        Bench::RoamStorm { settings, clients } => {
+            let options = settings.options(ROUNDS)?;
+            clients.iter().try_for_each(|clients| checked(*clients).map(drop))?;
+            settings.print(&storm::run(&options, clients)?)
         }
     }
 }
 
+fn checked(clients: usize) -> Result<usize> {
+    match clients {
+        1..=herd::MOST => Ok(clients),
+        _ => Err(fail!("--clients takes 1 to {}", herd::MOST)),
+    }
+}
+
 impl Settings {
-    fn options(&self) -> Result<Options> {
+    fn options(&self, times: usize) -> Result<Options> {
         let out = self.out.clone().unwrap_or_else(|| place::interop().join("out"));
         Ok(Options {
             programs: match self.only {
@@ -88,9 +179,41 @@ impl Settings {
                 Some(Only::Bewick) => &[Program::Bewick],
                 Some(Only::Strongswan) => &[Program::Strongswan],
             },
-            times: self.times,
+            times: self.times.unwrap_or(times).max(1),
             out: std::path::absolute(&out).context(out.display())?,
+            plane: Plane::Userspace,
+            rtt: 0,
         })
+    }
+
+    /// Has the same done in the guest, and prints what is said there.
+    fn in_guest(&self, what: &str, rtt: u32, times: usize) -> Result<ExitCode> {
+        let options = self.options(times)?;
+        let folder = options.out.join(format!("bench-{what}-rtt-{rtt}"));
+        prerequisites::require(options.programs, Plane::Kernel)?;
+        let own = std::env::current_exe().context("own path")?;
+        let mut command = Command::new(place::guest());
+        let limit = BOOT + EACH * u32::try_from(options.times).unwrap_or(u32::MAX);
+        command.env("GUEST_SECONDS", limit.as_secs().to_string());
+        command.arg(&folder).arg(own).args(["bench", what, "--rtt"]).arg(rtt.to_string());
+        command.arg("--times").arg(options.times.to_string()).arg("--out").arg(&folder);
+        command.arg("--in-guest").arg(place::bewick()?);
+        command.args(self.json.then_some("--json"));
+        command.args(self.only.iter().flat_map(|only| ["--only", only.name()]));
+        eprintln!("in the guest; {} grows meanwhile", folder.join("log").display());
+        let done = process::finish(&mut command, limit + BOOT)?;
+        let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+        match self.json {
+            true => {
+                log.lines().filter(|line| line.starts_with('{')).for_each(|it| println!("{it}"))
+            }
+            false => print!("{log}"),
+        }
+        if done.status.success() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let said = process::one_line(&format!("{} {log}", done.stderr));
+        Err(fail!("in the guest: {}: {said}", done.status))
     }
 
     fn print<T: Outcome>(&self, results: &[(Program, T)]) -> Result<ExitCode> {
@@ -132,6 +255,11 @@ impl Gap {
     }
 }
 
+/// The middle one; 0 of none.
+fn median(samples: impl Iterator<Item = f64>) -> f64 {
+    Gap::of(samples.collect()).map_or(0.0, |gap| gap.p50)
+}
+
 impl fmt::Display for Gap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { p50, p95, max } = self;
@@ -142,6 +270,7 @@ impl fmt::Display for Gap {
 /// A program and a network of its own.
 struct Lane {
     program: Program,
+    plane: Plane,
     topology: Topology,
     out: PathBuf,
     scratch: PathBuf,
@@ -150,20 +279,23 @@ struct Lane {
 
 impl Lane {
     fn build_all(options: &Options, what: &str) -> Result<Vec<Self>> {
-        prerequisites::require(options.programs, Plane::Userspace)?;
+        prerequisites::require(options.programs, options.plane)?;
         if options.programs.contains(&Program::Bewick) {
             place::bewick()?;
         }
-        options.programs.iter().map(|&program| Self::build(program, &options.out, what)).collect()
+        options.programs.iter().map(|&program| Self::build(program, options, what)).collect()
     }
 
-    fn build(program: Program, out: &Path, what: &str) -> Result<Self> {
+    fn build(program: Program, options: &Options, what: &str) -> Result<Self> {
         let part = format!("{what}-{}", program.name());
-        let out = out.join(format!("bench-{part}"));
+        let out = options.out.join(format!("bench-{part}"));
         std::fs::create_dir_all(&out).context(out.display())?;
         let (scratch, guard) = cleanup::scratch_folder(&part).context("scratch folder")?;
         let topology = Topology::build(program.name(), false)?;
-        Ok(Self { program, topology, out, scratch, _guard: guard })
+        if options.rtt > 0 {
+            topology.delay(options.rtt)?;
+        }
+        Ok(Self { program, plane: options.plane, topology, out, scratch, _guard: guard })
     }
 
     /// Starts both ends and brings the tunnel up; also gives the version.
@@ -182,8 +314,8 @@ impl Lane {
     }
 
     fn place<'a>(&'a self, node: Node, tunnel: &'a Tunnel) -> Place<'a> {
-        let Self { topology, out, scratch, .. } = self;
-        Place { topology, node, plane: Plane::Userspace, out, scratch, tunnel }
+        let Self { topology, out, scratch, plane, .. } = self;
+        Place { topology, node, plane: *plane, out, scratch, tunnel }
     }
 }
 

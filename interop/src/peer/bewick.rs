@@ -132,6 +132,10 @@ impl Peer for Bewick {
             .collect()
     }
 
+    fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     fn stop(&mut self) -> Result<()> {
         self.daemon.stop(SHORT).context(format!("bewick ({})", self.plane.name()))
     }

@@ -152,6 +152,8 @@ pub trait Peer {
     fn reauthenticate(&mut self) -> Result<()>;
     /// The established IKE_SAs.
     fn sas(&mut self) -> Result<Vec<SaView>>;
+    /// The daemon's process.
+    fn pid(&self) -> u32;
     /// Ends the daemon with SIGTERM.
     fn stop(&mut self) -> Result<()>;
     /// Ends the daemon with SIGKILL, so that its peer hears nothing of it.

@@ -120,6 +120,10 @@ impl Peer for Strongswan {
         list::sas_in(&self.control.swanctl(&["--list-sas", "--pretty"], SHORT)?)
     }
 
+    fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
     fn stop(&mut self) -> Result<()> {
         self.daemon.stop(SHORT)
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::topology::{GATEWAY, GATEWAY_6, Node, POOL, POOL_6};
+use crate::topology::{GATEWAY, GATEWAY_6, Node, POOL, POOL_6, POOL_OF_CROWD};
 
 /// A tunnel between the client and the gateway.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct Tunnel {
     pub children: Vec<Child>,
     /// Whether the outer packets are IPv6.
     pub over_ipv6: bool,
+    /// Thousands of clients that all say the same of who they are: a large pool, little in the logs.
+    pub crowd: bool,
 }
 
 /// One end's settings.
@@ -110,6 +112,7 @@ impl Default for Tunnel {
             gateway: Side::default(),
             children: vec![Child { name: "net", networks: &[Network::FIRST] }],
             over_ipv6: false,
+            crowd: false,
         }
     }
 }
@@ -137,6 +140,9 @@ impl Tunnel {
 
     /// Where the client's virtual addresses come from, of each family that is reached.
     pub fn pools(&self) -> Vec<&'static str> {
+        if self.crowd {
+            return vec![POOL_OF_CROWD];
+        }
         let any = |v4| self.networks().any(|network| network.host.is_ipv4() == v4);
         let pools = [(any(true), POOL), (any(false), POOL_6)];
         pools.into_iter().filter_map(|(wanted, pool)| wanted.then_some(pool)).collect()

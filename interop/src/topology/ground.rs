@@ -93,6 +93,22 @@ impl Topology {
         self.ip(Node::Router, &format!("route add blackhole {}/32", uplink.seen_as))
     }
 
+    /// Has all ways to the gateway and back take this long together, in milliseconds. The guest's kernel can.
+    ///
+    /// # Errors
+    /// What `tc` said.
+    pub fn delay(&self, rtt: u32) -> Result<()> {
+        let ports = self.uplinks.iter().map(|uplink| uplink.port).chain(["g1"]);
+        for port in ports {
+            let mut command = self.command(Node::Router, "tc");
+            // Room for what is on the way of a fast flow: netem drops what goes beyond its limit.
+            command.args(["qdisc", "replace", "dev", port, "root", "netem", "limit", "100000"]);
+            command.args(["delay", &format!("{}us", u64::from(rtt) * 500)]);
+            process::output(&mut command, Duration::from_secs(10))?;
+        }
+        Ok(())
+    }
+
     /// Lets the packets of an uplink pass again.
     ///
     /// # Errors

@@ -16,8 +16,8 @@ use std::{
 };
 
 use bewick_ike::{
-    CloseReason, ConnectionConfig, ConnectionId, CrashSecrets, Endpoint, Path, Random, Role, SaId,
-    SaView, Time,
+    ActionId, CloseReason, ConnectionConfig, ConnectionId, CrashSecrets, Endpoint, Path, Random,
+    Role, SaId, SaView, Time,
     auth::WallClock,
     endpoint::{HalfOpenLimits, SaStatus, timers::Timers},
     event,
@@ -189,6 +189,16 @@ impl Host {
     /// Every IKE_SA that is not over.
     pub fn status(&self) -> impl Iterator<Item = SaStatus<'_>> {
         self.ike.status()
+    }
+
+    /// One IKE_SA.
+    pub fn sa(&self, id: SaId) -> Option<SaStatus<'_>> {
+        self.ike.sa(id)
+    }
+
+    /// The IKE_SA that waits for the data plane's answer to this action.
+    pub fn asked_by(&self, action: ActionId) -> Option<SaId> {
+        self.ike.asked_by(action)
     }
 
     /// Whether both sides of an IKE_SA support MOBIKE.

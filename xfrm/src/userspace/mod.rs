@@ -13,6 +13,7 @@ mod flow;
 mod plane;
 mod replay;
 mod selector;
+mod shards;
 mod table;
 mod tun;
 

@@ -4,7 +4,6 @@
 //! and swaps it in, so that a move of any number of SAs happens between two packets (RFC 4555 §3.5).
 
 use std::{
-    collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -22,6 +21,7 @@ use super::{
     esp::Transform,
     replay::{DEFAULT_WINDOW, ReplayWindow},
     selector::Inner,
+    shards::Shards,
 };
 use crate::{Counters, PlaneError, Since};
 
@@ -261,68 +261,109 @@ fn ports(selector: &TrafficSelector) -> u32 {
 }
 
 /// All SAs at one moment.
+///
+/// A change makes anew what has to do with it and shares all else with the table before, so that it costs the
+/// same whether a gateway has a hundred clients or thousands that all move at once.
 #[derive(Clone, Default)]
 pub(super) struct Table {
-    by_id: BTreeMap<ChildId, Slot>,
-    by_spi: HashMap<EspSpi, Slot>,
+    by_id: Shards<ChildId, Slot>,
+    by_spi: Shards<EspSpi, Slot>,
+    /// a CHILD_SA and the successors of its rekeys
+    by_reqid: Shards<u32, Vec<ChildId>>,
     /// selectors with one remote address: a gateway has one per client
-    hosts: HashMap<IpAddr, Vec<Entry>>,
-    nets: Vec<Entry>,
+    hosts: Shards<IpAddr, Vec<Entry>>,
+    nets: Arc<Vec<Entry>>,
 }
 
 impl Table {
     /// The table with `sa` in it.
     pub(super) fn with(&self, sa: &ChildSa) -> Result<Table, PlaneError> {
-        if self.by_id.contains_key(&sa.id) {
+        if self.by_id.get(&sa.id).is_some() {
             return Err(PlaneError::Unsupported(format!("{:?} is installed already", sa.id)));
         }
-        if self.by_spi.contains_key(&sa.spi_in) {
+        if self.by_spi.get(&sa.spi_in).is_some() {
             return Err(PlaneError::SpiInUse);
         }
-        let mut slots = self.by_id.clone();
-        slots.insert(sa.id, Slot { sa: Arc::new(Sa::new(sa)?), path: sa.path });
-        Ok(Table::of(slots))
+        let mut table = self.clone();
+        let slot = Slot { sa: Arc::new(Sa::new(sa)?), path: sa.path };
+        table.by_id.of(&sa.id).insert(sa.id, slot.clone());
+        table.by_spi.of(&sa.spi_in).insert(sa.spi_in, slot);
+        table.by_reqid.of(&sa.reqid).entry(sa.reqid).or_default().push(sa.id);
+        table.enter(sa.reqid);
+        Ok(table)
     }
 
     /// The table without `id`.
     pub(super) fn without(&self, id: ChildId) -> Table {
-        let mut slots = self.by_id.clone();
-        slots.remove(&id);
-        Table::of(slots)
+        let mut table = self.clone();
+        let Some(Slot { sa, .. }) = table.by_id.of(&id).remove(&id) else { return table };
+        table.by_spi.of(&sa.spi_in).remove(&sa.spi_in);
+        table.strike(&sa);
+        let kin = table.by_reqid.of(&sa.reqid);
+        if let Some(ids) = kin.get_mut(&sa.reqid) {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                kin.remove(&sa.reqid);
+            }
+        }
+        table.enter(sa.reqid);
+        table
     }
 
     /// The table with all of `moves` done; an error if one can't be.
     pub(super) fn moved(&self, moves: &[ChildMove]) -> Result<Table, PlaneError> {
-        let mut slots = self.by_id.clone();
+        let mut table = self.clone();
         for ChildMove { id, path, .. } in moves {
-            slots.get_mut(id).ok_or(PlaneError::UnknownChild(*id))?.path = *path;
+            let slots = table.by_id.of(id);
+            let slot = slots.get_mut(id).ok_or(PlaneError::UnknownChild(*id))?;
+            slot.path = *path;
+            let slot = slot.clone();
+            let reqid = slot.sa.reqid;
+            table.by_spi.of(&slot.sa.spi_in).insert(slot.sa.spi_in, slot);
+            table.enter(reqid);
         }
-        Ok(Table::of(slots))
+        Ok(table)
     }
 
-    fn of(by_id: BTreeMap<ChildId, Slot>) -> Table {
-        let by_spi = by_id.values().map(|slot| (slot.sa.spi_in, slot.clone())).collect();
-        let mut hosts: HashMap<IpAddr, Vec<Entry>> = HashMap::new();
-        let mut nets = Vec::new();
-        for (&id, slot) in &by_id {
-            let is_before = |old: &Slot| old.sa.reqid == slot.sa.reqid && old.sa.id < id;
-            let waits = slot.sa.waits && by_id.values().any(is_before);
+    /// Enters the selectors of an SA and of its kin anew: which of them waits depends on all of them.
+    fn enter(&mut self, reqid: u32) {
+        let ids = self.by_reqid.get(&reqid).cloned().unwrap_or_default();
+        for &id in &ids {
+            let Some(slot) = self.by_id.get(&id).cloned() else { continue };
+            let waits = slot.sa.waits && ids.iter().any(|before| *before < id);
+            self.strike(&slot.sa);
             for &local in &slot.sa.ts_local {
                 for &remote in &slot.sa.ts_remote {
                     let entry = Entry { local, remote, id, waits, slot: slot.clone() };
-                    if remote.first() == remote.last() {
-                        hosts.entry(remote.first()).or_default().push(entry);
+                    let entries = if remote.first() == remote.last() {
+                        self.hosts.of(&remote.first()).entry(remote.first()).or_default()
                     } else {
-                        nets.push(entry);
+                        Arc::make_mut(&mut self.nets)
+                    };
+                    let at = entries.partition_point(|other| other.rank() <= entry.rank());
+                    entries.insert(at, entry);
+                }
+            }
+        }
+    }
+
+    /// Takes the selectors of an SA out.
+    fn strike(&mut self, sa: &Sa) {
+        for remote in &sa.ts_remote {
+            if remote.first() != remote.last() {
+                if self.nets.iter().any(|entry| entry.id == sa.id) {
+                    Arc::make_mut(&mut self.nets).retain(|entry| entry.id != sa.id);
+                }
+            } else if self.hosts.get(&remote.first()).is_some() {
+                let hosts = self.hosts.of(&remote.first());
+                if let Some(entries) = hosts.get_mut(&remote.first()) {
+                    entries.retain(|entry| entry.id != sa.id);
+                    if entries.is_empty() {
+                        hosts.remove(&remote.first());
                     }
                 }
             }
         }
-        for entries in hosts.values_mut() {
-            entries.sort_by_key(Entry::rank);
-        }
-        nets.sort_by_key(Entry::rank);
-        Table { by_id, by_spi, hosts, nets }
     }
 
     /// The SA that `id` names.
@@ -556,6 +597,46 @@ mod tests {
         assert_eq!(sa.since_mark(), since(0, 0));
         comes(5, 1051);
         assert_eq!(sa.since_mark(), since(1, 0), "lost before the mark, and then not");
+    }
+
+    /// However they come and go, a table is what one that was made of the same SAs at once would be.
+    #[test]
+    fn a_table_has_no_memory() {
+        let nets = |id: u64| match id % 3 {
+            0 => vec!["10.1.0.0/16"],
+            1 => vec!["10.9.0.7/32"],
+            _ => vec!["10.9.0.7/32", "10.9.0.8/32", "10.2.0.0/16"],
+        };
+        let sa = |id: u64| ChildSa {
+            reqid: (id % 4) as u32,
+            waits: id.is_multiple_of(2),
+            ..with_selectors(id, &["10.9.0.0/24"], &nets(id))
+        };
+        let packets = ["10.1.0.1", "10.9.0.7", "10.9.0.8", "10.2.0.1"]
+            .map(|to| super::super::selector::tests::udp("10.9.0.1", to, (1, 1), b""));
+        let mut table = Table::default();
+        let mut there = std::collections::BTreeSet::new();
+        let mut random = 1_u64;
+        for _ in 0..500 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let id = (random >> 33) % 12;
+            table = if there.remove(&id) {
+                table.without(ChildId(id))
+            } else {
+                there.insert(id);
+                table.with(&sa(id)).unwrap()
+            };
+            let anew =
+                there.iter().fold(Table::default(), |table, id| table.with(&sa(*id)).unwrap());
+            for packet in &packets {
+                assert_eq!(choose(&table, packet), choose(&anew, packet), "{there:?}");
+            }
+        }
+        there.iter().for_each(|id| table = table.without(ChildId(*id)));
+        assert!(packets.iter().all(|packet| choose(&table, packet).is_none()));
+        assert!(table.nets.is_empty() && table.hosts.is_empty() && table.by_reqid.is_empty());
     }
 
     #[test]

@@ -21,12 +21,14 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     let keys = std::path::absolute(place.out.join(format!("keys-{}", node.name())));
     let keys = keys.context("where keys go")?;
     let mut text = format!(
-        "[daemon]\ndataplane = \"{}\"\nlog = \"debug\"\nstate_dir = {:?}\n\
-         key_log = {:?}\n",
+        "[daemon]\ndataplane = \"{}\"\nstate_dir = {:?}\n",
         place.plane.name(),
         state.display().to_string(),
-        keys.display().to_string()
     );
+    text += &match tunnel.crowd {
+        true => "log = \"warn\"\n".to_owned(),
+        false => format!("log = \"debug\"\nkey_log = {:?}\n", keys.display().to_string()),
+    };
     if own.cookies {
         text.push_str("cookie_threshold = 0\n");
     }
@@ -74,6 +76,9 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     }
     if !own.esp.is_empty() {
         line("esp_proposals", format!("{:?}", own.esp));
+    }
+    if tunnel.crowd && !is_client {
+        line("uniqueness", format!("{:?}", "never"));
     }
     line("childless", format!("{:?}", own.childless.unwrap_or("allow")));
     if let Some(seconds) = own.reauth_lifetime.filter(|_| is_client) {

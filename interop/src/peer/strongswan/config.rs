@@ -38,12 +38,17 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
         // handles a request with the same number, and would wait four seconds until it asks again.
         options += "retransmit_timeout = 0.5\n";
     }
+    if place.tunnel.crowd {
+        // As its documentation has it for many IKE_SAs.
+        options += "ikesa_table_size = 4096\nikesa_table_segments = 16\n";
+    }
     if matches!(side.signatures, Signatures::Pss) {
         options += "rsa_pss = yes\n";
     }
     DAEMON_SETTINGS
         .replace("@kernel@", kernel)
         .replace("@credentials@", CREDENTIALS)
+        .replace("@levels@", if place.tunnel.crowd { QUIET } else { LOUD })
         .replace("@socket@", socket)
         .replace("@log@", &place.evidence("strongswan.log").display().to_string())
         .replace("@options@", &options)
@@ -124,6 +129,7 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
     let text = CONNECTIONS
         .replace("@ends@", &ends)
         .replace("@ike@", &words(&own.ike, IKE))
+        .replace("@unique@", if tunnel.crowd { "never" } else { "no" })
         .replace("@encap@", if place.plane == Plane::Userspace { "yes" } else { "no" })
         .replace("@liveness@", &own.liveness.unwrap_or(0).to_string())
         .replace("@childless@", own.childless.unwrap_or("allow"))
@@ -131,8 +137,14 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         .replace("@remote@", &format!("{}\nid = {other_id}", proof(&other.proof, false)))
         .replace("@children@", &children)
         .replace("@pools@", if is_client { "" } else { &pools })
-        .replace("@client_id@", CLIENT_ID)
-        .replace("@gateway_id@", GATEWAY_ID)
+        .replace(
+            "@owners@",
+            &if tunnel.crowd {
+                String::new()
+            } else {
+                format!("id-a = {CLIENT_ID}\nid-b = {GATEWAY_ID}\n")
+            },
+        )
         .replace("@psk@", PSK);
     let file = folder.join("swanctl.conf");
     fs::write(&file, text).context(file.display())
@@ -142,6 +154,10 @@ fn prefixes(child: &Child) -> String {
     let prefixes: Vec<&str> = child.networks.iter().map(|network| network.prefix).collect();
     prefixes.join(", ")
 }
+
+/// What goes to the log.
+const LOUD: &str = "default = 1\nike = 2\nknl = 2\nenc = 2\ncfg = 2";
+const QUIET: &str = "default = 0";
 
 const DAEMON_SETTINGS: &str = "\
 charon-systemd {
@@ -158,11 +174,7 @@ charon-systemd {
             time_format = %H:%M:%S
             time_add_ms = yes
             flush_line = yes
-            default = 1
-            ike = 2
-            knl = 2
-            enc = 2
-            cfg = 2
+            @levels@
         }
     }
     journal { default = -1 }
@@ -178,6 +190,7 @@ connections {
         proposals = @ike@
         encap = @encap@
         mobike = yes
+        unique = @unique@
         dpd_delay = @liveness@
         childless = @childless@
         local { @local@ }
@@ -191,8 +204,7 @@ pools {
     @pools@
 }
 secrets {
-    ike-1 { id-a = @client_id@
-        id-b = @gateway_id@
+    ike-1 { @owners@
         secret = \"@psk@\" }
 }
 ";
