@@ -24,8 +24,8 @@ use crate::net::{
 /// Events that add something and come within this time are taken together.
 const MERGE: Duration = Duration::from_millis(100);
 
-/// However many losses there are, they are looked at no more often than this: our own routes that
-/// go with a thousand clients are among them.
+/// However many losses there are, they are looked at no more often than this: another program's routes may
+/// go by the thousand.
 const BREATH: Duration = Duration::from_millis(3);
 
 /// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE as bits of `nl_groups`.

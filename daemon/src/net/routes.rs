@@ -206,12 +206,17 @@ impl Routes {
 
     /// Has the inner packets be as big as the new paths allow (RFC 4301 §8.2.1).
     pub async fn moved(&mut self, moves: &[ChildMove]) -> Result<(), NetError> {
+        let mut changed = false;
         for step in moves {
             if let Some(child) = self.wanted.children.get_mut(&step.id) {
-                child.outer = child.outer.moved(&step.path, step.encap);
+                let size = |outer: Outer| [true, false].map(|v6| outer.inner_mtu(&self.locals, v6));
+                let outer = child.outer.moved(&step.path, step.encap);
+                changed |= size(outer) != size(child.outer);
+                child.outer = outer;
             }
         }
-        self.reconcile().await
+        // Thousands of clients may move at once, and all routes are looked at for each.
+        if changed { self.reconcile().await } else { Ok(()) }
     }
 
     /// Lets nothing for `nets` leave in clear from now on, whether `connection` is up or not.

@@ -23,8 +23,11 @@ pub(super) struct History {
     names: Vec<String>,
     /// the oldest first
     over: VecDeque<MoveRecord>,
-    /// the newest of each IKE_SA that moved, and when: what it cost is seen when traffic has gone on
-    unmeasured: BTreeMap<SaId, (Instant, String)>,
+    /// how many there were in all: their numbers go up to this
+    kept: usize,
+    /// the newest of each IKE_SA that moved, and when: what it cost is seen when traffic has gone on. Only of
+    /// what is in `over`, so that a storm of moves does not make this long.
+    unmeasured: BTreeMap<SaId, (Instant, usize)>,
     /// one for each IKE_SA at most, gone with it
     under_way: BTreeMap<SaId, UnderWay>,
 }
@@ -42,6 +45,7 @@ impl History {
             started,
             names,
             over: VecDeque::new(),
+            kept: 0,
             unmeasured: BTreeMap::new(),
             under_way: BTreeMap::new(),
         }
@@ -84,8 +88,9 @@ impl History {
 
     /// The longest time without a packet in, and the packets that never came, since the move began.
     pub(super) fn measured(&mut self, sa: SaId, gap: Option<Duration>, lost: u64) {
-        let Some((_, time)) = self.unmeasured.remove(&sa) else { return };
-        let record = self.over.iter_mut().rev().find(|record| record.time == time);
+        let Some((_, number)) = self.unmeasured.remove(&sa) else { return };
+        let oldest = self.oldest();
+        let record = number.checked_sub(oldest).and_then(|at| self.over.get_mut(at));
         if let (Some(record), Some(gap)) = (record, gap) {
             record.gap_ms = Some(ms(gap));
             record.lost_in = Some(lost);
@@ -104,8 +109,8 @@ impl History {
                 record.outcome = Outcome::Moved;
                 record.took_ms = Some(ms(*took));
                 record.tried = tried.iter().map(tried_path).collect();
-                self.unmeasured.insert(*sa, (Instant::now(), record.time.clone()));
-                self.keep(record);
+                let number = self.keep(record);
+                self.unmeasured.insert(*sa, (Instant::now(), number));
             }
             Event::MoveFailed { sa, error, tried, .. } => {
                 if let Some(one) = self.under_way.get_mut(sa) {
@@ -172,11 +177,21 @@ impl History {
         self.keep(record);
     }
 
-    fn keep(&mut self, record: MoveRecord) {
+    /// Keeps a record and gives its number.
+    fn keep(&mut self, record: MoveRecord) -> usize {
         if self.over.len() >= MOST {
             self.over.pop_front();
+            let oldest = self.oldest();
+            self.unmeasured.retain(|_, (_, number)| *number >= oldest);
         }
         self.over.push_back(record);
+        self.kept += 1;
+        self.kept - 1
+    }
+
+    /// The number of the oldest record.
+    fn oldest(&self) -> usize {
+        self.kept - self.over.len()
     }
 }
 
@@ -288,6 +303,25 @@ mod tests {
         let record = &history.list(None)[0];
         assert_eq!((record.gap_ms, record.lost_in), (Some(4.5), Some(2)));
         assert_eq!((history.next_measure(), history.to_measure(due)), (None, Vec::new()));
+    }
+
+    #[test]
+    fn of_a_storm_only_what_is_remembered_is_measured() {
+        let mut history = history();
+        let all = MOST as u64 + 10;
+        for sa in 0..all {
+            history.event(&moving(OFFICE, sa, 1, 2));
+            history.event(&moved(OFFICE, sa, 1, 2));
+        }
+        let late = Instant::now() + SETTLED;
+        let due = history.to_measure(late);
+        assert_eq!(due, (10..all).map(SaId).collect::<Vec<_>>());
+        // Each cost goes to its own move, though all were at the same time.
+        for (number, sa) in due.into_iter().enumerate() {
+            history.measured(sa, Some(SETTLED), number as u64);
+        }
+        let lost: Vec<_> = history.list(None).iter().map(|record| record.lost_in).collect();
+        assert_eq!(lost, (0..MOST as u64).map(Some).collect::<Vec<_>>());
     }
 
     #[test]
