@@ -15,6 +15,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -120,7 +121,28 @@ pub trait EspSink: Send + Sync {
     /// One packet, from its SPI on, that came with the traffic class `class` (DSCP and ECN) in its
     /// IP header. Called in a receiving thread: must not wait for long.
     fn esp(&self, path: Path, class: u8, packet: &mut [u8]);
+
+    /// Packets that came together, in their order; as [`EspSink::esp`] for each.
+    fn esp_batch<'a>(&self, packets: &mut dyn Iterator<Item = EspPacket<'a>>) {
+        for packet in packets {
+            self.esp(packet.path, packet.class, packet.octets);
+        }
+    }
 }
+
+/// One ESP packet that came in, as [`EspSink::esp`] gets it.
+pub struct EspPacket<'a> {
+    /// local: where it was sent to; remote: where it came from
+    pub path: Path,
+    /// the traffic class of its IP header
+    pub class: u8,
+    /// from the SPI on
+    pub octets: &'a mut [u8],
+}
+
+/// Packets in one call of [`UdpSockets::send_esp_batch`] at most: what every kernel that has
+/// UDP_SEGMENT cuts.
+pub(crate) const MAX_SEGMENTS: usize = 64;
 
 /// What the sockets did since they were opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -244,6 +266,9 @@ impl UdpSockets {
 
     /// Sets who takes ESP packets from the NAT port; without a sink they are dropped and counted.
     pub fn set_esp_sink(&self, sink: Option<Arc<dyn EspSink>>) {
+        // Only for us: the kernel's own ESP in UDP takes datagrams as they come.
+        let gro = sink.is_some();
+        self.sockets.iter().filter(|socket| socket.nat).for_each(|socket| socket.set_gro(gro));
         *self.shared.sink.write().unwrap_or_else(PoisonError::into_inner) = sink;
     }
 
@@ -262,18 +287,52 @@ impl UdpSockets {
     /// port. Never waits; errors are the system's (address gone: EINVAL, no route: ENETUNREACH …).
     pub fn send_ike(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let marker: &[u8] = if self.is_nat(path) { &NON_ESP_MARKER } else { &[] };
-        self.send(path, 0, [marker, bytes])
+        self.send(path, 0, &[io::IoSlice::new(marker), io::IoSlice::new(bytes)], 0)
     }
 
     /// Sends an ESP packet in UDP along `path` (RFC 3948 §2.1), without allocating or waiting;
     /// `class` is the traffic class of its IP header, DSCP and ECN.
     pub fn send_esp(&self, path: &Path, class: u8, packet: &[u8]) -> io::Result<()> {
-        self.send(path, class, [packet, &[]])
+        self.send(path, class, &[io::IoSlice::new(packet)], 0)
+    }
+
+    /// Sends the ESP packets at `places` in `arena` along `path`: each has `len` octets, the last one may
+    /// be shorter, and they are [`MAX_SEGMENTS`] at most. With one call where the kernel can cut what it
+    /// gets (UDP_SEGMENT), one by one where it or the path can't; otherwise as [`UdpSockets::send_esp`].
+    pub(crate) fn send_esp_batch(
+        &self,
+        path: &Path,
+        class: u8,
+        arena: &[u8],
+        places: &[Range<usize>],
+        len: usize,
+    ) -> io::Result<()> {
+        let packets = places.iter().filter_map(|place| arena.get(place.clone()));
+        let segment = u16::try_from(len).unwrap_or(0);
+        if places.len() > 1 && segment != 0 {
+            let mut parts = [io::IoSlice::new(&[]); MAX_SEGMENTS];
+            let count = parts
+                .iter_mut()
+                .zip(packets.clone())
+                .map(|(to, it)| *to = io::IoSlice::new(it))
+                .count();
+            let parts = parts.get(..count).unwrap_or_default();
+            match self.send(path, class, parts, segment) {
+                // The packets are longer than the link takes, or its device can't make checksums.
+                Err(error) if needs_one_by_one(&error) => {}
+                result => return result,
+            }
+        }
+        let mut result = Ok(());
+        for packet in packets {
+            result = self.send_esp(path, class, packet).or(result);
+        }
+        result
     }
 
     /// Sends a NAT keepalive along `path` (RFC 3948 §2.3).
     pub fn send_keepalive(&self, path: &Path) -> io::Result<()> {
-        self.send(path, 0, [&KEEPALIVE, &[]])
+        self.send(path, 0, &[io::IoSlice::new(&KEEPALIVE)], 0)
     }
 
     /// The paths along which something was sent that an ICMP error says could not be delivered (net,
@@ -322,7 +381,13 @@ impl UdpSockets {
         path.local.port() == self.nat_port
     }
 
-    fn send(&self, path: &Path, class: u8, parts: [&[u8]; 2]) -> io::Result<()> {
+    fn send(
+        &self,
+        path: &Path,
+        class: u8,
+        parts: &[io::IoSlice<'_>],
+        segment: u16,
+    ) -> io::Result<()> {
         let nat = self.is_nat(path);
         let ipv4 = path.local.is_ipv4();
         let result = if !nat && path.local.port() != self.ike_port {
@@ -331,11 +396,11 @@ impl UdpSockets {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "the path's ends differ in family"))
         } else if let Some(socket) = self.sockets.iter().find(|s| s.nat == nat && s.ipv4 == ipv4) {
             let ifindex = self.interface(path.local.ip());
-            socket.send(path, ifindex, class, parts, &self.shared.unreachable)
+            socket.send(path, ifindex, class, parts, segment, &self.shared.unreachable)
         } else {
             Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "this machine has no IPv6"))
         };
-        if result.is_err() {
+        if result.as_ref().is_err_and(|error| segment == 0 || !needs_one_by_one(error)) {
             self.shared.counters.send_errors.fetch_add(1, Relaxed);
         }
         result
@@ -373,6 +438,14 @@ fn open_pair(
         }
     }
     Ok((port, sockets))
+}
+
+/// Whether `error` may come of sending several datagrams with one call.
+fn needs_one_by_one(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+    )
 }
 
 /// Whether `error` means that there is no IPv6 at all: compiled out, or disabled by sysctl.

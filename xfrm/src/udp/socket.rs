@@ -104,6 +104,12 @@ impl Socket {
         set(self.fd(), libc::IPPROTO_UDP, UDP_ENCAP, kind)
     }
 
+    /// Has the kernel put datagrams that follow each other together, where it can.
+    pub(super) fn set_gro(&self, on: bool) {
+        // Kernels before 5.0 can't, and hand over one by one.
+        let _ = set(self.fd(), libc::SOL_UDP, control::UDP_GRO, on.into());
+    }
+
     /// Lets what this socket carries pass the policies of the kernel's data plane.
     pub(super) fn bypass(&self) -> io::Result<()> {
         crate::kernel::bypass(self.inner.as_fd())
@@ -116,7 +122,8 @@ impl Socket {
     }
 
     /// Sends `parts` as one datagram from `path.local`'s address, out of `ifindex` if it isn't 0,
-    /// with the traffic class `class`.
+    /// with the traffic class `class`; as datagrams of `segment` octets each, the last one shorter, if
+    /// that isn't 0.
     ///
     /// Never waits: an uplink that has stopped taking packets must not stop its users, who may be
     /// about to leave it. ICMP errors about earlier datagrams that come to light go to `unreachable`.
@@ -125,21 +132,19 @@ impl Socket {
         path: &Path,
         ifindex: u32,
         class: u8,
-        parts: [&[u8]; 2],
+        parts: &[io::IoSlice<'_>],
+        segment: u16,
         unreachable: &Unreachable,
     ) -> io::Result<()> {
         let remote = SockAddr::from(path.remote);
-        let mut iov = parts.map(|part| libc::iovec {
-            iov_base: part.as_ptr().cast_mut().cast(),
-            iov_len: part.len(),
-        });
         let mut buffer = control::Control::new();
         // SAFETY: msghdr is plain data for which all zero octets are valid.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
         header.msg_name = remote.as_ptr().cast_mut().cast();
         header.msg_namelen = remote.len();
-        header.msg_iov = iov.as_mut_ptr();
-        header.msg_iovlen = if parts[1].is_empty() { 1 } else { 2 };
+        // `IoSlice` has the layout of `iovec`, as its documentation promises.
+        header.msg_iov = parts.as_ptr().cast_mut().cast();
+        header.msg_iovlen = parts.len() as _;
         header.msg_control = buffer.as_mut_ptr();
         if !path.local.ip().is_unspecified() {
             // SAFETY: msg_control is `buffer`, which nothing else uses.
@@ -149,6 +154,10 @@ impl Socket {
         if class != 0 {
             // SAFETY: as above.
             unsafe { control::set_class(&mut header, self.ipv4, class) };
+        }
+        if segment != 0 {
+            // SAFETY: as above.
+            unsafe { control::set_segment(&mut header, segment) };
         }
         let mut retries = 0;
         loop {
