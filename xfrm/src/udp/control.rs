@@ -8,7 +8,7 @@ use std::{
 };
 
 /// `include/uapi/linux/udp.h`: the octets of each datagram that one send or receive has several of.
-const UDP_SEGMENT: libc::c_int = 103;
+pub(super) const UDP_SEGMENT: libc::c_int = 103;
 pub(super) const UDP_GRO: libc::c_int = 104;
 
 /// Room for either packet info, a traffic class and a segment's size, aligned as `cmsghdr` wants it.

@@ -309,23 +309,30 @@ impl UdpSockets {
     ) -> io::Result<()> {
         let packets = places.iter().filter_map(|place| arena.get(place.clone()));
         let segment = u16::try_from(len).unwrap_or(0);
-        if places.len() > 1 && segment != 0 {
+        let socket = self.socket(path).filter(|socket| {
+            (2..=MAX_SEGMENTS).contains(&places.len()) && segment != 0 && socket.may_cut()
+        });
+        let mut refused = None;
+        if let Some(socket) = socket {
             let mut parts = [io::IoSlice::new(&[]); MAX_SEGMENTS];
-            let count = parts
-                .iter_mut()
-                .zip(packets.clone())
-                .map(|(to, it)| *to = io::IoSlice::new(it))
-                .count();
-            let parts = parts.get(..count).unwrap_or_default();
+            for (to, packet) in parts.iter_mut().zip(packets.clone()) {
+                *to = io::IoSlice::new(packet);
+            }
+            let parts = parts.get(..places.len()).unwrap_or_default();
             match self.send(path, class, parts, segment) {
                 // The packets are longer than the link takes, or its device can't make checksums.
-                Err(error) if needs_one_by_one(&error) => {}
+                Err(error) if needs_one_by_one(&error) => refused = Some(socket),
                 result => return result,
             }
         }
         let mut result = Ok(());
         for packet in packets {
-            result = self.send_esp(path, class, packet).or(result);
+            result = result.and(self.send_esp(path, class, packet));
+        }
+        if let Some(socket) = refused
+            && result.is_ok()
+        {
+            socket.cannot_cut();
         }
         result
     }
@@ -381,6 +388,12 @@ impl UdpSockets {
         path.local.port() == self.nat_port
     }
 
+    /// Which one sends along `path`.
+    fn socket(&self, path: &Path) -> Option<&Socket> {
+        let (nat, ipv4) = (self.is_nat(path), path.local.is_ipv4());
+        self.sockets.iter().find(|s| s.nat == nat && s.ipv4 == ipv4).map(|socket| &**socket)
+    }
+
     fn send(
         &self,
         path: &Path,
@@ -394,7 +407,7 @@ impl UdpSockets {
             Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no socket has this local port"))
         } else if path.remote.is_ipv4() != ipv4 {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "the path's ends differ in family"))
-        } else if let Some(socket) = self.sockets.iter().find(|s| s.nat == nat && s.ipv4 == ipv4) {
+        } else if let Some(socket) = self.socket(path) {
             let ifindex = self.interface(path.local.ip());
             socket.send(path, ifindex, class, parts, segment, &self.shared.unreachable)
         } else {

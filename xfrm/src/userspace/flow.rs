@@ -1,6 +1,7 @@
 //! What happens to a packet: the outbound and the inbound way through the plane.
 
 use std::{
+    io::{self, IoSlice},
     sync::{
         Arc, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -15,6 +16,7 @@ use super::{
     ecn::{self, Fate},
     esp::{self, NEXT_IPV4, NEXT_IPV6, NEXT_NONE},
     merge::Frame,
+    offload::{Cut, Vnet},
     selector::Inner,
     table::{Sa, Shared, Table},
     tun::Device,
@@ -124,7 +126,7 @@ impl Flow {
     fn deliver(&self, frame: Option<Frame<'_>>) {
         let Some(frame) = frame else { return };
         let (sa, packets, octets) = (frame.sa, frame.packets as u64, frame.octets);
-        match frame.hand_over(|pieces| self.device.write(pieces)) {
+        match frame.hand_over(|pieces| self.write(pieces)) {
             Ok(()) => {
                 if sa.note(false, packets, octets) {
                     self.events.expire(sa.id, false);
@@ -135,6 +137,28 @@ impl Flow {
                 self.drops.device_failed.fetch_add(packets, Relaxed);
             }
         }
+    }
+
+    /// Writes a frame to the device; packet by packet where the kernel takes it in no other way.
+    fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        let refused = match self.device.write(pieces) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && pieces.len() > 2 => error,
+            result => return result,
+        };
+        let vnet = pieces.first().and_then(|vnet| vnet.first_chunk()).copied().map(Vnet::parse);
+        let frame = pieces.get(1..).unwrap_or_default();
+        let frame: Vec<u8> = frame.iter().flat_map(|piece| piece.iter().copied()).collect();
+        let Some(cut) = vnet.and_then(|vnet| Cut::of(&frame, &vnet)) else { return Err(refused) };
+        let header = Vnet::default().octets();
+        let mut packet = vec![0; cut.longest()];
+        let mut result = Ok(());
+        for index in 0.. {
+            let len = cut.packet(&frame, index, &mut packet);
+            let Some(packet) = len.and_then(|len| packet.get(..len)) else { break };
+            let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
+            result = result.and(self.device.write(&pieces));
+        }
+        result
     }
 
     /// Takes one ESP packet apart: its SA, and the inner packet if that may be delivered.

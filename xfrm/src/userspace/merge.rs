@@ -160,3 +160,6 @@ fn can_be_first(packet: &[u8], at: &Layout, merges: Merges) -> bool {
         && packet.len() > at.payload
         && at.is_intact(packet)
 }
+
+#[cfg(test)]
+mod tests;

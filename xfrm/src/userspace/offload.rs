@@ -16,10 +16,21 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
+/// Beside one of the kinds: the first packet alone says that the congestion window was reduced.
+const GSO_ECN: u8 = 0x80;
 
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
+/// Octets of all headers of a frame that is cut, at most: IP, IPv6 extensions and TCP.
+pub(super) const MAX_HEADERS: usize = 512;
+/// IPv6 extension headers that are looked through at most.
+const MAX_EXTENSIONS: usize = 4;
+const HOP_BY_HOP: u8 = 0;
+const DESTINATION: u8 = 60;
+/// The end of the data, and word to hand it on: the last packet has them.
 const FIN_PSH: u8 = 0x09;
+/// The congestion window was reduced (RFC 3168 §6.1.2): the first packet has it.
+const CWR: u8 = 0x80;
 /// Where a TCP header has its flags.
 const TCP_FLAGS: usize = 13;
 
@@ -81,6 +92,12 @@ pub(super) struct Layout {
 impl Layout {
     /// Of a whole packet without IPv6 extension headers that is no fragment.
     pub(super) fn of(packet: &[u8]) -> Option<Layout> {
+        Layout::behind(packet, 0)
+    }
+
+    /// Of a packet that has so many IPv6 extension headers at most, and none that changes where the
+    /// packet goes to.
+    fn behind(packet: &[u8], extensions: usize) -> Option<Layout> {
         let (ipv4, protocol, transport) = match packet.first()? >> 4 {
             4 => {
                 let header: &[u8; IPV4_HEADER] = packet.first_chunk()?;
@@ -89,7 +106,17 @@ impl Layout {
                 }
                 (true, header[9], usize::from(header[0] & 0xf) * 4)
             }
-            6 => (false, *packet.get(6)?, IPV6_HEADER),
+            6 => {
+                let (mut next, mut place) = (*packet.get(6)?, IPV6_HEADER);
+                for _ in 0..extensions {
+                    if !matches!(next, HOP_BY_HOP | DESTINATION) {
+                        break;
+                    }
+                    let [following, len] = *packet.get(place..)?.first_chunk()?;
+                    (next, place) = (following, place + (usize::from(len) + 1) * 8);
+                }
+                (false, next, place)
+            }
             _ => return None,
         };
         let payload = match protocol {
@@ -100,6 +127,12 @@ impl Layout {
         let least = transport + if protocol == TCP { 20 } else { 8 };
         (transport >= IPV4_HEADER && payload >= least && payload <= packet.len())
             .then_some(Layout { ipv4, protocol, transport, payload })
+    }
+
+    /// Whether the packet is as long as its header says.
+    fn is_whole(&self, packet: &[u8]) -> bool {
+        let (place, before) = if self.ipv4 { (2, 0) } else { (4, IPV6_HEADER) };
+        get(packet, place).is_some_and(|len| usize::from(len) + before == packet.len())
     }
 
     /// Where the transport's checksum is.
@@ -114,7 +147,7 @@ impl Layout {
         add(packet.get(addresses).unwrap_or_default(), fixed)
     }
 
-    /// Whether the checksums are there and right, and the transport ends where the packet does.
+    /// Whether the checksums are there and right, and all lengths are those of the packet.
     pub(super) fn is_intact(&self, packet: &[u8]) -> bool {
         let body = packet.get(self.transport..).unwrap_or_default();
         let at = self.checksum();
@@ -122,7 +155,8 @@ impl Layout {
         let ends = self.protocol == TCP
             || packet.get(self.transport + 4..self.transport + 6)
                 == Some(&(body.len() as u16).to_be_bytes());
-        ends && (!self.ipv4 || fold(add(header, 0)) == 0xffff)
+        ends && self.is_whole(packet)
+            && (!self.ipv4 || fold(add(header, 0)) == 0xffff)
             && packet.get(at..at + 2) != Some(&[0, 0])
             && fold(add(body, self.pseudo(packet, body.len()))) == 0xffff
     }
@@ -177,32 +211,63 @@ pub(super) fn complete(packet: &mut [u8], vnet: &Vnet) -> Option<()> {
     put(packet, place, sum)
 }
 
-/// Packet `index` of those that the frame is made of: writes it to `to` and gives its length; `None`
-/// after the last one, and for a frame that can't be cut.
-pub(super) fn cut(frame: &[u8], size: u16, index: usize, to: &mut [u8]) -> Option<usize> {
-    let layout = Layout::of(frame)?;
-    let Range { start, end } = piece(frame.len() - layout.payload, size, index)?;
-    let payload = frame.get(layout.payload + start..layout.payload + end)?;
-    let len = layout.payload + payload.len();
-    let packet = to.get_mut(..len)?;
-    let (header, body) = packet.split_at_mut_checked(layout.payload)?;
-    header.copy_from_slice(frame.get(..layout.payload)?);
-    body.copy_from_slice(payload);
-    if layout.ipv4 {
-        let id = u16::from_be_bytes([*frame.get(4)?, *frame.get(5)?]);
-        put(packet, 4, id.wrapping_add(index as u16))?;
+/// How a frame that is more than one packet is to be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    layout: Layout,
+    /// octets of payload in each packet but the last
+    size: u16,
+}
+
+impl Cut {
+    /// `None` if the frame is not what its header says, or is not whole.
+    pub(super) fn of(frame: &[u8], vnet: &Vnet) -> Option<Cut> {
+        let layout = Layout::behind(frame, MAX_EXTENSIONS)?;
+        let fits = match vnet.kind & !GSO_ECN {
+            GSO_TCPV4 => layout.protocol == TCP && layout.ipv4,
+            GSO_TCPV6 => layout.protocol == TCP && !layout.ipv4,
+            GSO_UDP_L4 => layout.protocol == UDP,
+            _ => false,
+        };
+        // What is larger than the length field can say was not asked for.
+        (fits && layout.is_whole(frame) && vnet.size > 0 && layout.payload <= MAX_HEADERS)
+            .then_some(Cut { layout, size: vnet.size })
     }
-    if layout.protocol == TCP {
-        let place = layout.transport + 4;
-        let number = packet.get_mut(place..)?.first_chunk_mut::<4>()?;
-        *number = u32::from_be_bytes(*number).wrapping_add(start as u32).to_be_bytes();
-        if layout.payload + end < frame.len() {
-            *packet.get_mut(layout.transport + TCP_FLAGS)? &= !FIN_PSH;
+
+    /// Octets of the longest of the packets.
+    pub(super) fn longest(&self) -> usize {
+        self.layout.payload + usize::from(self.size)
+    }
+
+    /// Writes packet `index` to `to` and gives its length; `None` after the last one.
+    pub(super) fn packet(&self, frame: &[u8], index: usize, to: &mut [u8]) -> Option<usize> {
+        let Cut { layout, size } = *self;
+        let Range { start, end } = piece(frame.len() - layout.payload, size, index)?;
+        let payload = frame.get(layout.payload + start..layout.payload + end)?;
+        let len = layout.payload + payload.len();
+        let packet = to.get_mut(..len)?;
+        let (header, body) = packet.split_at_mut_checked(layout.payload)?;
+        header.copy_from_slice(frame.get(..layout.payload)?);
+        body.copy_from_slice(payload);
+        if layout.ipv4 {
+            put(packet, 4, get(frame, 4)?.wrapping_add(index as u16))?;
         }
+        if layout.protocol == TCP {
+            let place = layout.transport + 4;
+            let number = packet.get_mut(place..)?.first_chunk_mut::<4>()?;
+            *number = u32::from_be_bytes(*number).wrapping_add(start as u32).to_be_bytes();
+            let flags = packet.get_mut(layout.transport + TCP_FLAGS)?;
+            if layout.payload + end < frame.len() {
+                *flags &= !FIN_PSH;
+            }
+            if index > 0 {
+                *flags &= !CWR;
+            }
+        }
+        layout.set_len(packet, len)?;
+        layout.set_checksum(packet)?;
+        Some(len)
     }
-    layout.set_len(packet, len)?;
-    layout.set_checksum(packet)?;
-    Some(len)
 }
 
 /// Where payload `index` is; `None` after the last one.
@@ -212,20 +277,26 @@ fn piece(len: usize, size: u16, index: usize) -> Option<Range<usize>> {
     (size > 0 && start < len).then(|| start..len.min(start + size))
 }
 
+fn get(packet: &[u8], place: usize) -> Option<u16> {
+    packet.get(place..)?.first_chunk().map(|octets| u16::from_be_bytes(*octets))
+}
+
 fn put(packet: &mut [u8], place: usize, value: u16) -> Option<()> {
     *packet.get_mut(place..)?.first_chunk_mut::<2>()? = value.to_be_bytes();
     Some(())
 }
 
-/// Adds big-endian words (RFC 1071), the last one filled up with nought.
+/// Adds words (RFC 1071), the last one filled up with nought, to a sum of big-endian ones.
 fn add(octets: &[u8], start: u64) -> u64 {
+    // RFC 1071 §2 (B): in the machine's own order, which costs nothing, and swapped once.
     let (words, rest) = octets.as_chunks::<4>();
-    let sum = words.iter().fold(start, |sum, word| sum + u64::from(u32::from_be_bytes(*word)));
+    let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
     let mut last = [0; 4];
     for (to, from) in last.iter_mut().zip(rest) {
         *to = *from;
     }
-    sum + u64::from(u32::from_be_bytes(last))
+    let sum = fold(sum + u64::from(u32::from_ne_bytes(last)));
+    start + u64::from(u16::from_be_bytes(sum.to_ne_bytes()))
 }
 
 fn fold(mut sum: u64) -> u16 {
@@ -234,3 +305,6 @@ fn fold(mut sum: u64) -> u16 {
     }
     sum as u16
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -7,7 +7,7 @@ use super::{
     ecn,
     esp::{HEADROOM, TAILROOM},
     flow::{Flow, count},
-    offload::{self, Vnet},
+    offload::{self, Cut, Vnet},
     selector::Inner,
     table::{Sequence, Slot, Table},
     tun::Read,
@@ -72,38 +72,40 @@ impl Flow {
             let room = arena.get_mut(free + HEADROOM..free + HEADROOM + MAX_FRAME);
             self.device.read(room.unwrap_or_default(), wait)
         };
-        let (mut vnet, mut len) = match read(arena, 0, true)? {
+        let mut frame = match read(arena, 0, true)? {
             Read::Frame(vnet, len) => (vnet, len),
             Read::Nothing => return Ok(true),
             Read::Stopped => return Ok(false),
         };
         self.events.settle();
-        // One table for the batch: a move lies before it or after it.
-        let table = self.table.load();
-        let mut group = Group { packets: std::mem::take(ranges), ..Group::default() };
-        let mut free = 0;
-        let mut go_on = Ok(true);
-        for _ in 0..FRAMES {
-            free = self.frame(udp, &table, arena, free, (vnet, len), &mut group);
-            if free + ROOM > arena.len() {
-                break;
-            }
-            match read(arena, free, false) {
-                Ok(Read::Frame(next, octets)) => (vnet, len) = (next, octets),
-                Ok(Read::Nothing) => break,
-                Ok(Read::Stopped) => {
-                    go_on = Ok(false);
-                    break;
+        let (mut free, mut frames) = (0, 0);
+        loop {
+            let version = self.table.version();
+            let table = self.table.load();
+            let mut group = Group { packets: std::mem::take(ranges), ..Group::default() };
+            let end = loop {
+                free = self.frame(udp, &table, arena, free, frame, &mut group);
+                frames += 1;
+                if frames == FRAMES || free + ROOM > arena.len() {
+                    break Some(Ok(true));
                 }
-                Err(error) => {
-                    go_on = Err(error);
-                    break;
+                frame = match read(arena, free, false) {
+                    Ok(Read::Frame(vnet, len)) => (vnet, len),
+                    Ok(Read::Nothing) => break Some(Ok(true)),
+                    Ok(Read::Stopped) => break Some(Ok(false)),
+                    Err(error) => break Some(Err(error)),
+                };
+                // A packet that comes after a change, such as a move, is not to go the way before it.
+                if self.table.version() != version {
+                    break None;
                 }
+            };
+            self.flush(udp, arena, &mut group);
+            *ranges = group.packets;
+            if let Some(end) = end {
+                return end;
             }
         }
-        self.flush(udp, arena, &mut group);
-        *ranges = group.packets;
-        go_on
     }
 
     /// Seals what is in the frame after the head room at `free`; where there is room now.
@@ -126,23 +128,28 @@ impl Flow {
             self.packet(udp, table, arena, start..start + len, group);
             return start + len + TAILROOM;
         }
-        let (mut next, mut index) = (start + len, 0);
+        let (behind, mut index) = (start + len, 0);
+        let cut = arena.get(start..behind).and_then(|frame| Cut::of(frame, &vnet));
+        let Some(cut) = cut else {
+            count(&self.drops.not_ip);
+            return free;
+        };
+        let mut next = behind;
         loop {
-            let place = next + HEADROOM;
-            if place + usize::from(vnet.size) + 256 + TAILROOM > arena.len() {
+            if next + HEADROOM + cut.longest() + TAILROOM > arena.len() {
+                if next == behind {
+                    // There is room for any that the device may give.
+                    count(&self.drops.not_ip);
+                    return free;
+                }
                 // What is sealed goes out, and makes room behind the frame.
                 self.flush(udp, arena, group);
-                next = start + len;
-                continue;
+                next = behind;
             }
+            let place = next + HEADROOM;
             let Some((before, after)) = arena.split_at_mut_checked(place) else { break };
-            let frame = before.get(start..start + len).unwrap_or_default();
-            let Some(len) = offload::cut(frame, vnet.size, index, after) else {
-                if index == 0 {
-                    count(&self.drops.not_ip);
-                }
-                break;
-            };
+            let frame = before.get(start..behind).unwrap_or_default();
+            let Some(len) = cut.packet(frame, index, after) else { break };
             self.packet(udp, table, arena, place..place + len, group);
             (next, index) = (place + len + TAILROOM, index + 1);
         }

@@ -54,7 +54,7 @@ impl UserspacePlane {
     /// Creates the device and takes over ESP from `udp`; errors name what the system refused and a
     /// remedy.
     pub fn new(config: UserspaceConfig, udp: Arc<UdpSockets>) -> Result<Self, PlaneError> {
-        let device = Arc::new(Tun::create(&config.device, config.mtu, true)?);
+        let device = Arc::new(Tun::create(&config.device, config.mtu)?);
         UserspacePlane::with_device(config, udp, device)
     }
 

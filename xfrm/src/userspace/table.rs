@@ -387,19 +387,32 @@ impl Table {
 
 /// The table as all threads share it.
 #[derive(Default)]
-pub(super) struct Shared(RwLock<Arc<Table>>);
+pub(super) struct Shared {
+    now: RwLock<Arc<Table>>,
+    /// goes up after each change
+    version: AtomicU64,
+}
 
 impl Shared {
     /// The table of now. The lock is held for no longer than it takes to count a reference.
     pub(super) fn load(&self) -> Arc<Table> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another number after each [`Shared::store`]: a table that was loaded after it was read is that of
+    /// now for as long as it stays the same.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(SeqCst)
     }
 
     /// Puts `table` in the place of the one before.
     pub(super) fn store(&self, table: Table) {
         let table = Arc::new(table);
-        let old =
-            std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), table);
+        let old = std::mem::replace(
+            &mut *self.now.write().unwrap_or_else(PoisonError::into_inner),
+            table,
+        );
+        self.version.fetch_add(1, SeqCst);
         // The old table may be large: it is taken apart outside the lock.
         drop(old);
     }

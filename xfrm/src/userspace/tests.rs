@@ -1,5 +1,7 @@
 //! The whole plane over real UDP sockets on the loopback, with queues in the place of TUN devices.
 
+mod batches;
+
 use std::{
     future::Future,
     io::{self, IoSlice},
@@ -7,7 +9,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
     task::{Context, Poll, Waker},
@@ -22,7 +24,7 @@ use bewick_ike::{
 use super::{
     ecn::{self, tests::marked},
     esp::{HEADROOM, NEXT_IPV4, NEXT_NONE, TAILROOM, Transform},
-    offload::{self, Vnet},
+    offload::{Cut, Vnet},
     plane::{UserspaceConfig, UserspacePlane},
     selector::tests::udp as udp_packet,
     tun::{Device, Merges, Read},
@@ -95,6 +97,8 @@ struct Queue {
     merges: Merges,
     /// frames that were written in one piece
     merged: AtomicU64,
+    /// no frame is taken in one piece, whatever `merges` says
+    refuses: AtomicBool,
 }
 
 impl Queue {
@@ -134,13 +138,12 @@ impl Device for Queue {
             let _ = self.delivered.send(packet);
             return Ok(());
         }
+        if self.refuses.load(Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         // Cut again, as the kernel does, so that a test sees the packets that a host sees.
         self.merged.fetch_add(1, Relaxed);
-        let mut buffer = [0; 2000];
-        let cut = |index| {
-            offload::cut(&packet, vnet.size, index, &mut buffer).map(|len| buffer[..len].to_vec())
-        };
-        for packet in (0..).map_while(cut) {
+        for packet in cut_all(&packet, &vnet) {
             let _ = self.delivered.send(packet);
         }
         Ok(())
@@ -154,6 +157,14 @@ impl Device for Queue {
         self.state.lock().unwrap().stopped = true;
         self.filled.notify_all();
     }
+}
+
+/// All packets that a frame is made of.
+fn cut_all(frame: &[u8], vnet: &Vnet) -> Vec<Vec<u8>> {
+    let cut = Cut::of(frame, vnet).unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    let packet = |index| cut.packet(frame, index, &mut buffer).map(|len| buffer[..len].to_vec());
+    (0..).map_while(packet).collect()
 }
 
 struct End {
@@ -182,6 +193,7 @@ impl End {
             delivered: sender,
             merges,
             merged: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
         });
         let config = UserspaceConfig { device: "test0".into(), mtu: 1400, reason: "test".into() };
         let plane = UserspacePlane::with_device(config, udp.clone(), device.clone()).ok().unwrap();

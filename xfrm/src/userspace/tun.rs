@@ -45,7 +45,8 @@ pub(super) trait Device: Send + Sync {
 
 /// `include/uapi/linux/if_tun.h`: what user space takes in one piece.
 const TUN_F_CSUM: libc::c_ulong = 0x01;
-const TUN_F_TSO: libc::c_ulong = 0x02 | 0x04;
+/// with TUN_F_TSO_ECN
+const TUN_F_TSO: libc::c_ulong = 0x02 | 0x04 | 0x08;
 const TUN_F_USO: libc::c_ulong = 0x20 | 0x40;
 
 /// A TUN device without packet information; it disappears when the last handle is dropped.
@@ -62,8 +63,8 @@ pub(super) struct Tun {
 
 impl Tun {
     /// Creates the device `name` with `mtu` octets and sets it up, with what segmentation offloads the
-    /// kernel has if `offloads`.
-    pub(super) fn create(name: &str, mtu: u32, offloads: bool) -> Result<Tun, PlaneError> {
+    /// kernel has.
+    pub(super) fn create(name: &str, mtu: u32) -> Result<Tun, PlaneError> {
         let failed = |what: String| move |source| PlaneError::Io { operation: what, source };
         let request_name = interface_name(name).ok_or_else(|| {
             PlaneError::Unsupported(format!(
@@ -77,15 +78,13 @@ impl Tun {
             .map_err(failed(open_remedy()))?;
         set_nonblocking(file.as_raw_fd()).map_err(failed("O_NONBLOCK on the TUN device".into()))?;
 
-        let plain = libc::IFF_TUN | libc::IFF_NO_PI;
         let attach = |flags: libc::c_int| {
             let mut request = Request::new(request_name);
             request.set_flags(flags as libc::c_short);
             request.run(file.as_raw_fd(), libc::TUNSETIFF as _)
         };
-        let vnet = offloads && attach(plain | libc::IFF_VNET_HDR).is_ok();
-        let attached = if vnet { Ok(()) } else { attach(plain) };
-        attached.map_err(|source| PlaneError::Io {
+        let offload = |flags| set_offload(&file, flags);
+        let (vnet, merges) = negotiate(attach, offload).map_err(|source| PlaneError::Io {
             operation: match source.raw_os_error() {
                 Some(libc::EBUSY | libc::EINVAL) => format!(
                     "creating TUN device {name} (another program may have it: `ip link show \
@@ -95,13 +94,6 @@ impl Tun {
             },
             source,
         })?;
-
-        // Kernels before 6.2 know nothing of UDP in one piece.
-        let levels = [(TUN_F_USO, Merges::TcpAndUdp), (0, Merges::Tcp)];
-        let merges = levels
-            .into_iter()
-            .find(|(more, _)| vnet && set_offload(&file, TUN_F_CSUM | TUN_F_TSO | more).is_ok())
-            .map_or(Merges::Nothing, |(_, merges)| merges);
 
         // No link-local address: it would only send router solicitations into the tunnel. The file
         // is not there where IPv6 is not.
@@ -237,6 +229,23 @@ impl Request {
     }
 }
 
+/// Attaches to the device and asks for segmentation offloads: whether a header stands before each frame,
+/// and what the device takes in one piece. The error is that of attaching without any.
+fn negotiate(
+    mut attach: impl FnMut(libc::c_int) -> io::Result<()>,
+    mut offload: impl FnMut(libc::c_ulong) -> io::Result<()>,
+) -> io::Result<(bool, Merges)> {
+    let plain = libc::IFF_TUN | libc::IFF_NO_PI;
+    if attach(plain | libc::IFF_VNET_HDR).is_err() {
+        attach(plain)?;
+        return Ok((false, Merges::Nothing));
+    }
+    // Kernels before 6.2 know nothing of UDP in one piece.
+    let levels = [(TUN_F_USO, Merges::TcpAndUdp), (0, Merges::Tcp)];
+    let level = levels.into_iter().find(|(more, _)| offload(TUN_F_CSUM | TUN_F_TSO | more).is_ok());
+    Ok((true, level.map_or(Merges::Nothing, |(_, merges)| merges)))
+}
+
 /// Says what this program takes in one piece.
 fn set_offload(file: &File, flags: libc::c_ulong) -> io::Result<()> {
     // SAFETY: the argument is a number, no pointer.
@@ -256,6 +265,30 @@ fn set_nonblocking(fd: RawFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_offload_that_the_kernel_refuses_is_done_without() {
+        let no = || Err(io::Error::from_raw_os_error(libc::EINVAL));
+        let outcome = |attached: libc::c_int, offered: libc::c_ulong| {
+            let mut tried = 0;
+            let attach = |flags| if flags & !attached == 0 { Ok(()) } else { no() };
+            let offload = |flags| {
+                tried += 1;
+                if flags & !offered == 0 { Ok(()) } else { no() }
+            };
+            (negotiate(attach, offload).ok(), tried)
+        };
+        let plain = libc::IFF_TUN | libc::IFF_NO_PI;
+        let all = TUN_F_CSUM | TUN_F_TSO | TUN_F_USO;
+        let vnet = plain | libc::IFF_VNET_HDR;
+        assert_eq!(outcome(vnet, all), (Some((true, Merges::TcpAndUdp)), 1));
+        assert_eq!(outcome(vnet, all & !TUN_F_USO), (Some((true, Merges::Tcp)), 2));
+        assert_eq!(outcome(vnet, TUN_F_CSUM), (Some((true, Merges::Nothing)), 2));
+        assert_eq!(outcome(vnet, 0), (Some((true, Merges::Nothing)), 2));
+        // Without the header there is nothing that could say what a frame is made of.
+        assert_eq!(outcome(plain, all), (Some((false, Merges::Nothing)), 0));
+        assert_eq!(outcome(0, all), (None, 0));
+    }
 
     #[test]
     fn bad_device_names_are_refused() {
