@@ -13,15 +13,13 @@ use bewick_xfrm::PlaneError;
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305};
 use ring::aead::{LessSafeKey, Nonce, UnboundKey};
 
-/// The plane's own code; it has no other user outside.
-mod userspace {
-    #[path = "../../src/userspace/cipher.rs"]
-    mod cipher;
-    #[path = "../../src/userspace/esp.rs"]
-    pub mod esp;
-}
+// The plane's own code, which has no other user outside.
+#[path = "../src/userspace/cipher.rs"]
+mod cipher;
+#[path = "../src/userspace/esp.rs"]
+mod esp;
 
-use userspace::esp::{HEADROOM, NEXT_IPV4, TAILROOM, Transform};
+use esp::{HEADROOM, NEXT_IPV4, TAILROOM, Transform};
 
 const PACKETS: u64 = 20_000;
 const ROUNDS: usize = 15;
@@ -37,7 +35,9 @@ fn main() {
         for octets in [64, 1400] {
             let [seal, open] = bewick(suite, octets);
             let [ring_seal, ring_open] = ring_alone(algorithm, octets);
-            println!("{name:<22}{octets:>7}{seal:>10.0}{ring_seal:>10.0}{open:>10.0}{ring_open:>10.0}");
+            println!(
+                "{name:<22}{octets:>7}{seal:>10.0}{ring_seal:>10.0}{open:>10.0}{ring_open:>10.0}"
+            );
         }
     }
 }

@@ -356,7 +356,7 @@ fn u_2_what_is_received_in_one_piece_is_told_apart_datagram_by_datagram() {
     let path = Path::new(on(a.nat_port()), on(b.nat_port()));
     let message: Vec<u8> = (1..=56).collect();
     let marked = [&NON_ESP_MARKER, &message[..]].concat();
-    let datagrams = [vec![1; 60], marked, vec![2; 60], vec![0, 0, 0, 0].repeat(15), vec![0xff]];
+    let datagrams = [vec![1; 60], marked, vec![2; 60], vec![0; 60], vec![0xff]];
     let (arena, places) = batch(&datagrams);
     for round in 1..=20 {
         a.send_esp_batch(&path, 0, &arena, &places, 60).unwrap();
