@@ -93,6 +93,10 @@ pub enum Topic {
     BothBehindNat,
     /// Two clients behind one NAT.
     TwoClients,
+    /// From UDP to TCP and back.
+    TcpFallback,
+    /// A network where nothing but TCP passes.
+    TcpOnly,
 }
 
 impl Topic {
@@ -133,6 +137,8 @@ impl Topic {
             Topic::GatewayBehindNat => "gateway-behind-nat",
             Topic::BothBehindNat => "both-behind-nat",
             Topic::TwoClients => "two-clients",
+            Topic::TcpFallback => "tcp-fallback",
+            Topic::TcpOnly => "tcp-only",
         }
     }
 
@@ -195,6 +201,10 @@ impl Topic {
                 "two clients behind one NAT: two pools, none left, the same address, the same name"
             }
             Topic::BothBehindNat => "the gateway is behind a NAT, and the client moves behind one",
+            Topic::TcpFallback => {
+                "the client moves to where nothing but TCP passes, and UDP comes back"
+            }
+            Topic::TcpOnly => "all over TCP: set-up, new keys of either kind, a move behind a NAT",
         }
     }
 
@@ -212,7 +222,9 @@ impl Topic {
             | Topic::MoveDuringRekey
             | Topic::Planned
             | Topic::MobikeOff
+            | Topic::TcpFallback
             | Topic::ManyMoves => Ground::Plain,
+            Topic::TcpOnly => Ground::OnlyTcp,
             Topic::Sites => Ground::Sites,
             Topic::TwoClients => Ground::TwoBehindNat,
             Topic::GatewayBehindNat => Ground::GatewayBehindNat,
@@ -258,6 +270,8 @@ impl Topic {
             Topic::MobikeOff => cases::moves::mobike_off(),
             Topic::ManyMoves => cases::moves::many(),
             Topic::TwoClients => cases::addresses::two_clients(client),
+            Topic::TcpFallback => cases::moves::tcp_fallback(),
+            Topic::TcpOnly => cases::moves::tcp_only(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
     }
@@ -312,6 +326,8 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::GatewayBehindNat, Plane::Userspace, [true, true]),
     (Topic::BothBehindNat, Plane::Userspace, [true, true]),
     (Topic::TwoClients, Plane::Userspace, [true, true]),
+    (Topic::TcpFallback, Plane::Userspace, [true, true]),
+    (Topic::TcpOnly, Plane::Userspace, [true, true]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
     (Topic::SilentPath, Plane::Kernel, [true, false]),
@@ -333,10 +349,13 @@ pub fn all() -> impl Iterator<Item = Life> {
                 Life { topic, client: Strongswan, gateway: Bewick, plane, ready: as_gateway },
             ]
         })
-        // strongSwan never leaves a path that is silent, and takes no request to.
-        .filter(|life| {
-            let bewicks = matches!(life.topic, Topic::SilentPath | Topic::Planned);
-            life.client == Bewick || !bewicks
+        .filter_map(|life| match life.topic {
+            // strongSwan never leaves a path that is silent, and takes no request to.
+            Topic::SilentPath | Topic::Planned if life.client == Strongswan => None,
+            // It has no TCP at all: bewick is with itself.
+            Topic::TcpFallback | Topic::TcpOnly if life.client == Strongswan => None,
+            Topic::TcpFallback | Topic::TcpOnly => Some(Life { gateway: Bewick, ..life }),
+            _ => Some(life),
         })
 }
 
