@@ -318,7 +318,7 @@ impl Endpoint {
             Unanswerable::Notify(notify, reason) => {
                 // An honest peer comes again with the other key exchange: no news for the operator.
                 if notify.kind != NotifyType::INVALID_KE_PAYLOAD && self.tells_of_refusal(now) {
-                    self.shared.event(Event::Refused { path, reason });
+                    self.shared.event(Event::Refused { path, reason: *reason });
                 }
                 self.answer_init(path, header, notify);
             }
