@@ -28,7 +28,7 @@ use self::{
     reader::{TableReader, type_name},
     report::{Problem, Problems, Report, Source},
 };
-pub use connection::{Connection, Start};
+pub use connection::{Connection, KillSwitch, Start};
 pub use uplink::UplinkTable;
 
 /// A configuration in which everything has been checked.

@@ -106,6 +106,24 @@ fn every_other_key() {
 }
 
 #[test]
+fn the_kill_switch() {
+    let with = |text: &str| CLIENT.replace("virtual_ip = true", text);
+    let of = |text: &str| read(&with(text)).unwrap().connections[0].kill_switch;
+    assert_eq!(of("virtual_ip = true"), KillSwitch::WhileUp);
+    assert_eq!(of("kill_switch = \"always\""), KillSwitch::Always);
+    assert_eq!(of("kill_switch = \"off\""), KillSwitch::Off);
+    let wrong = problem("virtual_ip = true", "kill_switch = \"on\"");
+    assert!(wrong.starts_with("b.toml:9:15: kill_switch is \"on\""), "{wrong}");
+    let on_a_gateway = one(GATEWAY, "local_ts", "kill_switch = \"always\"\nlocal_ts");
+    assert!(on_a_gateway.contains("kill_switch is for role = \"initiator\""), "{on_a_gateway}");
+    // before the tunnel is up no name server can be asked
+    let all = with("kill_switch = \"always\"").replace("10.1.0.0/16", "0.0.0.0/0");
+    assert!(read(&all).is_ok());
+    let name = problems(&all.replace("192.0.2.1", "vpn.example.com"));
+    assert!(name[0].contains("write the gateway's address"), "{name:?}");
+}
+
+#[test]
 fn a_fragment_that_is_too_small_or_too_big() {
     let with = |size: &str| format!("virtual_ip = true\nfragment_size = {size}");
     assert_eq!(

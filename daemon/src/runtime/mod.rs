@@ -189,6 +189,8 @@ struct Inputs {
     /// when to say which of them are of use; nothing without TCP
     tcp_look: Option<tokio::time::Interval>,
     addresses: watch::Receiver<Vec<LocalAddress>>,
+    /// somebody may have removed what is ours
+    disturbed: watch::Receiver<()>,
     calls: mpsc::Receiver<Call>,
     resolved: mpsc::Receiver<Resolved>,
     signals: Signals,
@@ -305,7 +307,8 @@ impl Daemon {
         }
         let mut plane = plane;
         let plane_events = plane.take_events();
-        let routes = Routes::open(plane.device(), !force_encap).await?;
+        let closed = carry::closed(&config.connections);
+        let routes = Routes::open(plane.device(), !force_encap, closed).await?;
         let monitor = Monitor::start(plane.device()).await?;
 
         let mut seed = [0; 32];
@@ -329,6 +332,7 @@ impl Daemon {
             plane: plane_events,
             unreachable: udp.take_unreachable(),
             addresses: monitor.addresses(),
+            disturbed: monitor.disturbed(),
             calls: call_receiver,
             resolved: resolved_receiver,
             signals,
@@ -394,7 +398,6 @@ impl Daemon {
     async fn begin(mut self, inputs: &Inputs) -> Self {
         let addresses = inputs.addresses.borrow().clone();
         self.advise(&addresses);
-        self.block_clients().await;
         self.on_addresses(addresses).await;
         for (index, connection) in self.connections.iter().enumerate() {
             if connection.ike.role == Role::Initiator && connection.start == Start::Auto {
@@ -445,6 +448,7 @@ impl Daemon {
                     let addresses = inputs.addresses.borrow_and_update().clone();
                     self.on_addresses(addresses).await;
                 }
+                Ok(()) = inputs.disturbed.changed() => self.put_back().await,
                 () = sleep_until(due) => self.on_timeout(),
                 Some(resolved) = inputs.resolved.recv() => self.on_resolved(resolved),
                 Some(call) = inputs.calls.recv() => self.on_call(call).await,
@@ -489,8 +493,13 @@ impl Daemon {
 
     /// Removes all that was made. What can't be removed is told and does not stop the rest.
     async fn end(mut self) {
-        if let Err(e) = self.routes.shutdown().await {
-            warn!("{e}");
+        match self.routes.shutdown().await {
+            Ok(false) => {}
+            Ok(true) => info!(
+                "kill_switch is \"always\": what belongs in the tunnel stays closed; `bewick release` \
+                 opens it"
+            ),
+            Err(e) => warn!("{e}"),
         }
         if let Err(e) = self.plane.shutdown().await {
             warn!("{e}");
@@ -542,6 +551,13 @@ impl Daemon {
         // the move comes first: what is left to do here has time
         self.carry_out().await;
         if let Err(e) = self.routes.refresh(&self.addresses).await {
+            warn!("{e}");
+        }
+    }
+
+    /// Somebody has removed a rule, or a route that leads nowhere.
+    async fn put_back(&mut self) {
+        if let Err(e) = self.routes.put_back(&self.addresses).await {
             warn!("{e}");
         }
     }
