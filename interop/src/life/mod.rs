@@ -4,6 +4,7 @@
 mod act;
 mod case;
 mod cases;
+mod leak;
 mod second;
 mod seen;
 mod stranger;
@@ -93,6 +94,8 @@ pub enum Topic {
     BothBehindNat,
     /// Two clients behind one NAT.
     TwoClients,
+    /// Programs that try to get out beside the tunnel.
+    Leaks,
 }
 
 impl Topic {
@@ -133,6 +136,7 @@ impl Topic {
             Topic::GatewayBehindNat => "gateway-behind-nat",
             Topic::BothBehindNat => "both-behind-nat",
             Topic::TwoClients => "two-clients",
+            Topic::Leaks => "leaks",
         }
     }
 
@@ -194,6 +198,9 @@ impl Topic {
             Topic::TwoClients => {
                 "two clients behind one NAT: two pools, none left, the same address, the same name"
             }
+            Topic::Leaks => {
+                "nothing leaves in the clear before, between and after, whatever programs and routes say"
+            }
             Topic::BothBehindNat => "the gateway is behind a NAT, and the client moves behind one",
         }
     }
@@ -202,7 +209,8 @@ impl Topic {
     pub fn is_quick(self, in_guest: bool) -> bool {
         // Of two clients, a ping's answer came too late once on a busy machine, and it is not known why.
         let slow = matches!(self, Topic::Lifetimes | Topic::ManyMoves | Topic::TwoClients);
-        (!in_guest && !slow) || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
+        (!in_guest && !slow)
+            || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned | Topic::Leaks)
     }
 
     fn ground(self) -> Ground {
@@ -258,6 +266,7 @@ impl Topic {
             Topic::MobikeOff => cases::moves::mobike_off(),
             Topic::ManyMoves => cases::moves::many(),
             Topic::TwoClients => cases::addresses::two_clients(client),
+            Topic::Leaks => cases::leaks(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
     }
@@ -312,11 +321,13 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::GatewayBehindNat, Plane::Userspace, [true, true]),
     (Topic::BothBehindNat, Plane::Userspace, [true, true]),
     (Topic::TwoClients, Plane::Userspace, [true, true]),
+    (Topic::Leaks, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
     (Topic::SilentPath, Plane::Kernel, [true, false]),
     // A few packets are lost.
     (Topic::Planned, Plane::Kernel, [false, false]),
+    (Topic::Leaks, Plane::Kernel, [true, false]),
     (Topic::Suites, Plane::Kernel, [true, true]),
     // strongSwan has no ESN in userspace.
     (Topic::Esn, Plane::Kernel, [true, true]),
@@ -333,9 +344,9 @@ pub fn all() -> impl Iterator<Item = Life> {
                 Life { topic, client: Strongswan, gateway: Bewick, plane, ready: as_gateway },
             ]
         })
-        // strongSwan never leaves a path that is silent, and takes no request to.
+        // strongSwan never leaves a path that is silent, takes no request to, and has no kill switch.
         .filter(|life| {
-            let bewicks = matches!(life.topic, Topic::SilentPath | Topic::Planned);
+            let bewicks = matches!(life.topic, Topic::SilentPath | Topic::Planned | Topic::Leaks);
             life.client == Bewick || !bewicks
         })
 }
