@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Why a program has not done what it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
+    /// there is no such program, nor the package of that name
+    #[error("the program {0} is missing")]
+    Missing(&'static str),
     /// it could not be run
     #[error("run {0}: {1}")]
     Run(String, io::Error),

@@ -434,7 +434,11 @@ impl Topology {
         format!("{}-{}", self.prefix, node.name())
     }
 
-    fn ip(&self, node: Node, arguments: &str) -> Result<()> {
+    /// Runs `ip` for a host.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn ip(&self, node: Node, arguments: &str) -> Result<()> {
         words(&format!("ip -n {} {arguments}", self.namespace(node))).map(drop)
     }
 

@@ -38,7 +38,11 @@ use self::{
     wanted::{Block, Inner, Kind, State, Wanted, child},
 };
 use crate::net::{
-    LocalAddress, NetError, TABLE, addresses::mtu_of, guard::Guard, mtu::Outer, uplinks::Uplinks,
+    LocalAddress, NetError, TABLE,
+    addresses::mtu_of,
+    guard::{Guard, Means},
+    mtu::Outer,
+    uplinks::Uplinks,
 };
 
 /// rtm_protocol of our routes, so that others can tell whose they are.
@@ -60,6 +64,8 @@ pub struct Routes {
     made: State,
     uplinks: Uplinks,
     guard: Guard,
+    /// what was said last of what the guard can't do
+    told: String,
     /// what the uplinks are, for how big a packet may be
     locals: Vec<LocalAddress>,
 }
@@ -91,15 +97,35 @@ impl Routes {
     /// was closed and stays so is never open. `raw_esp` says whether outer packets may be ESP that is
     /// not in UDP.
     pub async fn open(device: &str, raw_esp: bool, closed: Vec<Closed>) -> Result<Self, NetError> {
+        Routes::open_by(Means::ALL, device, raw_esp, closed).await
+    }
+
+    /// The same with these means to hold the kill switch.
+    pub(super) async fn open_by(
+        means: &'static [Means],
+        device: &str,
+        raw_esp: bool,
+        closed: Vec<Closed>,
+    ) -> Result<Self, NetError> {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(|e| NetError::io("open a netlink socket", &e))?;
         let connection = tokio::spawn(connection);
         let (wanted, made) = (Wanted::default(), State::default());
         let uplinks = Uplinks::new(handle.clone());
-        let guard = Guard::new(device, raw_esp);
-        let (device, locals) = (device.into(), Vec::new());
-        let mut routes =
-            Routes { handle, connection, device, raw_esp, wanted, made, uplinks, guard, locals };
+        let guard = Guard::new(device, raw_esp, means);
+        let (device, locals, told) = (device.into(), Vec::new(), String::new());
+        let mut routes = Routes {
+            handle,
+            connection,
+            device,
+            raw_esp,
+            wanted,
+            made,
+            uplinks,
+            guard,
+            told,
+            locals,
+        };
         let left = routes.left_closed().await;
         let mut later = BTreeSet::new();
         for Closed { connection, nets, always, stays, guarded } in closed {
@@ -132,9 +158,13 @@ impl Routes {
     }
 
     /// Tells that the routes alone keep closed what is to be.
-    fn less(&self, e: &NetError) {
+    fn less(&mut self, e: &NetError) {
+        let text = e.to_string();
+        if std::mem::replace(&mut self.told, text.clone()) == text {
+            return;
+        }
         warn!(
-            "{e}; until then programs that bind to a network device, or send from UDP port 500 or 4500, \
+            "{e}. Until then programs that bind to a network device, or send from UDP port 500 or 4500, \
              get past the kill switch"
         );
     }

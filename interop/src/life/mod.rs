@@ -4,6 +4,7 @@
 mod act;
 mod case;
 mod cases;
+mod leak;
 mod second;
 mod seen;
 mod stranger;
@@ -97,6 +98,8 @@ pub enum Topic {
     TcpFallback,
     /// A network where nothing but TCP passes.
     TcpOnly,
+    /// Programs that try to get out beside the tunnel.
+    Leaks,
 }
 
 impl Topic {
@@ -139,6 +142,7 @@ impl Topic {
             Topic::TwoClients => "two-clients",
             Topic::TcpFallback => "tcp-fallback",
             Topic::TcpOnly => "tcp-only",
+            Topic::Leaks => "leaks",
         }
     }
 
@@ -200,6 +204,9 @@ impl Topic {
             Topic::TwoClients => {
                 "two clients behind one NAT: two pools, none left, the same address, the same name"
             }
+            Topic::Leaks => {
+                "nothing leaves in the clear before, between and after, whatever programs and routes say"
+            }
             Topic::BothBehindNat => "the gateway is behind a NAT, and the client moves behind one",
             Topic::TcpFallback => {
                 "the client moves to where nothing but TCP passes, and UDP comes back"
@@ -212,7 +219,8 @@ impl Topic {
     pub fn is_quick(self, in_guest: bool) -> bool {
         // Of two clients, a ping's answer came too late once on a busy machine, and it is not known why.
         let slow = matches!(self, Topic::Lifetimes | Topic::ManyMoves | Topic::TwoClients);
-        (!in_guest && !slow) || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
+        (!in_guest && !slow)
+            || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned | Topic::Leaks)
     }
 
     fn ground(self) -> Ground {
@@ -272,6 +280,7 @@ impl Topic {
             Topic::TwoClients => cases::addresses::two_clients(client),
             Topic::TcpFallback => cases::moves::tcp_fallback(),
             Topic::TcpOnly => cases::moves::tcp_only(),
+            Topic::Leaks => cases::leaks(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
     }
@@ -328,11 +337,13 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::TwoClients, Plane::Userspace, [true, true]),
     (Topic::TcpFallback, Plane::Userspace, [true, true]),
     (Topic::TcpOnly, Plane::Userspace, [true, true]),
+    (Topic::Leaks, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
     (Topic::SilentPath, Plane::Kernel, [true, false]),
     // A few packets are lost.
     (Topic::Planned, Plane::Kernel, [false, false]),
+    (Topic::Leaks, Plane::Kernel, [true, false]),
     (Topic::Suites, Plane::Kernel, [true, true]),
     // strongSwan has no ESN in userspace.
     (Topic::Esn, Plane::Kernel, [true, true]),
@@ -350,8 +361,8 @@ pub fn all() -> impl Iterator<Item = Life> {
             ]
         })
         .filter_map(|life| match life.topic {
-            // strongSwan never leaves a path that is silent, and takes no request to.
-            Topic::SilentPath | Topic::Planned if life.client == Strongswan => None,
+            // strongSwan never leaves a path that is silent, takes no request to, and has no kill switch.
+            Topic::SilentPath | Topic::Planned | Topic::Leaks if life.client == Strongswan => None,
             // It has no TCP at all: bewick is with itself.
             Topic::TcpFallback | Topic::TcpOnly if life.client == Strongswan => None,
             Topic::TcpFallback | Topic::TcpOnly => Some(Life { gateway: Bewick, ..life }),

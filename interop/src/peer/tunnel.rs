@@ -81,6 +81,8 @@ pub struct Side {
     pub liveness: Option<u32>,
     /// How many requests bewick takes at once; strongSwan takes one.
     pub window: Option<u8>,
+    /// When bewick closes everything but the tunnel, in its own word.
+    pub kill_switch: Option<&'static str>,
 }
 
 /// How strongSwan's RSA keys sign, and what signatures it takes.

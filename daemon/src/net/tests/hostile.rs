@@ -9,6 +9,7 @@ use netlink_packet_route::address::AddressHeaderFlags;
 use socket2::{Domain, Socket, Type};
 
 use super::{
+    super::guard::Means,
     stays::{Sender, device, know},
     tap::Tap,
     *,
@@ -83,11 +84,18 @@ fn send(from: &str, to: SocketAddr, mark: u32) -> std::io::Result<usize> {
     socket.send_to(b"allowed", &to.into())
 }
 
-/// Runs `nft` as another program does.
-fn nft(arguments: &[&str]) -> String {
+/// Runs a program as others do.
+fn program(name: &str, arguments: &[&str]) -> String {
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let output = Command::new("nft").args(arguments).env("PATH", path).output().unwrap();
+    let output = Command::new(name).args(arguments).env("PATH", path).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// What the packet filter has.
+fn filters() -> String {
+    let nft = program("nft", &["-s", "list", "ruleset"]);
+    let mangle = program("iptables-legacy", &["-t", "mangle", "-S"]);
+    nft + &mangle + &program("ip6tables-legacy", &["-t", "mangle", "-S"])
 }
 
 /// Fails if anything for the hosts has left other than by the tunnel; says how much has by that.
@@ -107,14 +115,23 @@ async fn more(senders: &[Sender]) {
 
 #[test]
 fn nothing_leaves_in_clear_before_between_and_after_in_a_hostile_network() {
-    in_namespace(|handle| async move {
+    in_hostile_network(&[Means::Nft]);
+}
+
+#[test]
+fn nothing_does_either_where_the_kernel_has_no_nftables() {
+    in_hostile_network(&[Means::Xtables]);
+}
+
+fn in_hostile_network(means: &'static [Means]) {
+    in_namespace(move |handle| async move {
         uplink(&handle, "eth0", "10.1.0.7", "10.1.0.1", 100).await;
         ipv6(&handle, "eth0", "2001:db8:1::7", "2001:db8:1::1", 100).await;
         for router in ["10.1.0.1", "2001:db8:1::1"] {
             know(&handle, "eth0", router).await;
         }
         let (tunnel, eth0) = (device(&handle).await, index(&handle, "eth0").await);
-        let open = || Routes::open("bewick0", false, everything(true, true));
+        let open = || Routes::open_by(means, "bewick0", false, everything(true, true));
         let mut routes = open().await.unwrap();
         let tap = Tap::open();
         let senders = HOSTS.map(Sender::start);
@@ -161,13 +178,20 @@ fn nothing_leaves_in_clear_before_between_and_after_in_a_hostile_network() {
         inside_only(&tap, tunnel, "in the gap of a move");
 
         // a firewall that is loaded anew: the routes hold until the table is back
-        let table = nft(&["-s", "list", "ruleset"]);
-        assert!(table.contains("table inet bewick"), "{table}");
-        nft(&["flush", "ruleset"]);
-        disturbed.changed().await.unwrap();
+        let table = filters();
+        assert!(table.contains("bewick0"), "{table}");
+        match means {
+            [Means::Nft] => {
+                program("nft", &["flush", "ruleset"]);
+                disturbed.changed().await.unwrap();
+            }
+            // nobody tells
+            _ => drop(program("iptables-legacy", &["-t", "mangle", "-F"])),
+        }
+        assert_ne!(filters(), table);
         more(&senders).await;
         routes.put_back(&locals).await.unwrap();
-        assert_eq!(nft(&["-s", "list", "ruleset"]), table);
+        assert_eq!(filters(), table);
         insist();
         inside_only(&tap, tunnel, "after flush ruleset");
 
@@ -232,7 +256,7 @@ fn nothing_leaves_in_clear_before_between_and_after_in_a_hostile_network() {
         let (rules, routes, _) = count(&handle).await;
         assert_eq!((rules, routes), (0, 0));
         more(&senders).await;
-        assert!(!nft(&["list", "ruleset"]).contains("bewick"));
+        assert!(!filters().contains("bewick0"));
         let taken = insist();
         assert!(taken.iter().all(|taken| *taken > 0), "each way leads out: {taken:?}");
         let clear = tap.sent().iter().filter(|seen| seen.ifindex == eth0).count();

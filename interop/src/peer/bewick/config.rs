@@ -112,6 +112,9 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if let Some(seconds) = own.liveness {
         line("liveness", seconds.to_string());
     }
+    if let Some(word) = own.kill_switch.filter(|_| is_client) {
+        line("kill_switch", format!("{word:?}"));
+    }
     if let Some(window) = own.window {
         line("window", window.to_string());
     }
