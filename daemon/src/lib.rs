@@ -11,3 +11,4 @@ pub mod demo;
 pub mod logging;
 pub mod net;
 pub mod runtime;
+mod tool;

@@ -148,7 +148,8 @@ impl Loss {
     }
 }
 
-/// What a daemon could leave behind on a host: devices, addresses, routes, rules, IPsec state.
+/// What a daemon could leave behind on a host: devices, addresses, routes, rules, tables of nftables,
+/// IPsec state.
 #[derive(Debug, Default)]
 pub struct Traces(BTreeSet<String>);
 
@@ -403,6 +404,14 @@ impl Topology {
             add("rule", &words(&format!("ip -n {namespace} {family} rule"))?);
             add("route", &words(&format!("ip -n {namespace} {family} route show table all"))?);
         }
+        // A kernel without nf_tables has none.
+        let done = process::finish(
+            self.command(node, "nft").args(["list", "tables"]),
+            Duration::from_secs(10),
+        )?;
+        if done.status.success() {
+            add("nftables", &done.stdout);
+        }
         for kind in ["state", "policy"] {
             let mut command = Command::new("ip");
             command.args(["-n", &namespace, "-o", "xfrm", kind]);
@@ -425,7 +434,11 @@ impl Topology {
         format!("{}-{}", self.prefix, node.name())
     }
 
-    fn ip(&self, node: Node, arguments: &str) -> Result<()> {
+    /// Runs `ip` for a host.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn ip(&self, node: Node, arguments: &str) -> Result<()> {
         words(&format!("ip -n {} {arguments}", self.namespace(node))).map(drop)
     }
 

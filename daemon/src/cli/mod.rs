@@ -4,6 +4,7 @@
 //! stderr with a remedy, and the exit status is 1. Wrong usage is status 2.
 
 mod ask;
+mod release;
 mod roaming;
 mod run;
 mod show;
@@ -82,6 +83,8 @@ enum Command {
         #[arg(long)]
         ike: bool,
     },
+    /// Open what a kill switch keeps closed, when no daemon runs
+    Release,
     /// Show what happens, as it happens
     Events,
     /// Show a tunnel that moves, in network namespaces on this machine
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
     let request = match cli.command {
         Command::Run { config, check } => return run::run(&config, check, cli.control, cli.json),
         Command::Demo { keep } => return demo::run(demo::DemoOptions { json: cli.json, keep }),
+        Command::Release => return release::release(&control_path(cli.control, None), cli.json),
         Command::Up { name } => Request::Up { name },
         Command::Down { name } => Request::Down { name },
         Command::Status => Request::Status {},

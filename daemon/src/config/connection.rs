@@ -13,7 +13,9 @@ use bewick_ike::{
 use bewick_mobike::{ConnectionPolicy, ReturnRoutability};
 use ipnet::IpNet;
 
-use crate::config::{Seen, auth, child, moving, networks, proposal, reader::TableReader};
+use crate::config::{
+    PlaneChoice, Seen, auth, child, moving, networks, proposal, reader::TableReader,
+};
 
 /// Whether IKE_AUTH makes a CHILD_SA (RFC 6023).
 const CHILDLESS: [(&str, Childless); 4] = [
@@ -27,6 +29,10 @@ const CHILDLESS: [(&str, Childless); 4] = [
 const RESPONDER_KEYS: [&str; 5] =
     ["pool", "dns", "dns_domains", "uniqueness", "return_routability"];
 
+/// Keys that only an initiator has.
+const INITIATOR_KEYS: [&str; 5] =
+    ["gateway", "virtual_ip", "start", "reauth_lifetime", "kill_switch"];
+
 /// A connection as the daemon sees it.
 #[derive(Clone, Debug)]
 pub struct Connection {
@@ -36,6 +42,8 @@ pub struct Connection {
     pub gateways: Vec<String>,
     /// initiator: when to connect
     pub start: Start,
+    /// initiator: when what belongs in the tunnel goes nowhere else
+    pub kill_switch: KillSwitch,
     /// how it moves (RFC 4555)
     pub policy: ConnectionPolicy,
 }
@@ -54,6 +62,18 @@ pub enum Start {
     Auto,
     /// on `bewick up`
     Manual,
+}
+
+/// When what belongs in an initiator's tunnel leaves by the tunnel or not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KillSwitch {
+    /// from the daemon's start, beyond its end, until the operator ends it
+    Always,
+    /// from the first time that the connection is up until it is taken down
+    #[default]
+    WhileUp,
+    /// never
+    Off,
 }
 
 /// Reads a connection; `None` if so much is missing that there is none. What is wrong is in the
@@ -98,7 +118,7 @@ pub(super) fn read(
     let childless = reader.word("childless", &CHILDLESS).unwrap_or_default();
     let more_children = child::tables(reader, role, &esp_proposals);
     let fragment_size = fragment_size(reader);
-    let policy = moving::read(reader, role);
+    let policy = moving::read(reader, role, seen.dataplane);
     let mut initiator = InitiatorPart::default();
     let mut responder = ResponderPart::default();
     match role {
@@ -112,16 +132,13 @@ pub(super) fn read(
             let name = name.unwrap_or_default();
             responder =
                 ResponderPart::read(reader, name, local_ts.is_some(), remote_ts.is_some(), seen);
-            for key in ["gateway", "virtual_ip", "start", "reauth_lifetime"] {
+            for key in INITIATOR_KEYS {
                 reader.refuse(key, "is for role = \"initiator\"; remove it");
             }
         }
         // which of these belong here can't be told
         None => {
-            for key in ["gateway", "virtual_ip", "start", "reauth_lifetime"]
-                .into_iter()
-                .chain(RESPONDER_KEYS)
-            {
+            for key in INITIATOR_KEYS.into_iter().chain(RESPONDER_KEYS) {
                 reader.value(key);
             }
         }
@@ -163,13 +180,15 @@ pub(super) fn read(
         return_routability: responder.return_routability,
         ..policy
     };
-    Some(Connection { ike, gateways: initiator.gateways, start: initiator.start, policy })
+    let InitiatorPart { gateways, start, kill_switch, .. } = initiator;
+    Some(Connection { ike, gateways, start, kill_switch, policy })
 }
 
 /// What only an initiator has.
 struct InitiatorPart {
     gateways: Vec<String>,
     start: Start,
+    kill_switch: KillSwitch,
     reauth_lifetime: u64,
     ipv4: bool,
     ipv6: bool,
@@ -180,6 +199,7 @@ impl Default for InitiatorPart {
         InitiatorPart {
             gateways: Vec::new(),
             start: Start::Manual,
+            kill_switch: KillSwitch::Off,
             reauth_lifetime: 0,
             ipv4: false,
             ipv6: false,
@@ -213,12 +233,14 @@ impl InitiatorPart {
             .map_or(0, |field| field.value);
         let starts = [("auto", Start::Auto), ("manual", Start::Manual)];
         let start = reader.word("start", &starts).unwrap_or(Start::Auto);
+        let kill_switch = kill_switch(reader, &gateways, remote_ts.unwrap_or_default());
         let wanted = reader.bool("virtual_ip").is_some_and(|field| field.value);
         // of the families in which there is something to reach
         let any = |v4: bool| remote_ts.unwrap_or_default().iter().any(|ts| ts.is_ipv4() == v4);
         InitiatorPart {
             gateways,
             start,
+            kill_switch,
             reauth_lifetime,
             ipv4: wanted && any(true),
             ipv6: wanted && any(false),
@@ -318,7 +340,7 @@ fn name<'a>(reader: &mut TableReader<'a, '_, '_>, seen: &mut Seen) -> Option<&'a
 /// Whether NATs are allowed for (RFC 7296 §2.23, RFC 4555 §3.9).
 fn nat_traversal(reader: &mut TableReader<'_, '_, '_>, force_encap: bool, seen: &Seen) -> bool {
     let on = reader.bool("nat_traversal").is_none_or(|field| field.value);
-    let problem = match (on, force_encap, seen.userspace) {
+    let problem = match (on, force_encap, seen.dataplane == PlaneChoice::Userspace) {
         (false, true, _) => "nat_traversal is false and force_encap is true; one of them has to go",
         (false, _, true) => {
             "nat_traversal is false and dataplane is \"userspace\", which sends ESP in UDP alone; remove \
@@ -330,6 +352,32 @@ fn nat_traversal(reader: &mut TableReader<'_, '_, '_>, force_encap: bool, seen: 
         reader.report.add(&span, problem);
     }
     on
+}
+
+/// When what belongs in the tunnel goes nowhere else.
+fn kill_switch(
+    reader: &mut TableReader<'_, '_, '_>,
+    gateways: &[String],
+    remote_ts: &[TrafficSelector],
+) -> KillSwitch {
+    let words = [
+        ("always", KillSwitch::Always),
+        ("while-up", KillSwitch::WhileUp),
+        ("off", KillSwitch::Off),
+    ];
+    let kill_switch = reader.word("kill_switch", &words).unwrap_or_default();
+    let all = remote_ts.iter().flat_map(|ts| ts.nets()).any(|net| net.prefix_len() == 0);
+    let name = gateways.iter().find(|gateway| gateway.parse::<IpAddr>().is_err());
+    if let (KillSwitch::Always, true, Some(name), Some(span)) =
+        (kill_switch, all, name, reader.key_span("kill_switch"))
+    {
+        let text = format!(
+            "kill_switch is \"always\" and the tunnel is for everything, so that nobody can be asked \
+             for the address of {name} before it is up; write the gateway's address"
+        );
+        reader.report.add(&span, text);
+    }
+    kill_switch
 }
 
 /// The biggest IP packet with an IKE message; 0 stands for no fragments at all.

@@ -2,6 +2,7 @@
 //! and the addresses that bring inner packets to the tunnel device.
 
 pub mod addresses;
+mod guard;
 pub mod monitor;
 mod mtu;
 pub mod routes;
@@ -12,7 +13,7 @@ mod uplinks;
 
 pub use addresses::LocalAddress;
 pub use monitor::Monitor;
-pub use routes::Routes;
+pub use routes::{Closed, Routes};
 
 /// SO_MARK of our outer packets: the rule for inner traffic leaves them alone.
 pub const MARK: u32 = 0xbe1c;
@@ -37,6 +38,9 @@ pub const RULE_PRIORITY: u32 = 4866;
 
 /// Where the rules for outer packets stand, which carry no mark when the kernel checks their source.
 pub const OUTER_PRIORITY: u32 = 4865;
+
+/// The last place where there is a rule of ours.
+const LAST_PRIORITY: u32 = RULE_PRIORITY;
 
 /// Whether a routing table is one that we fill.
 fn is_our_table(table: u32) -> bool {

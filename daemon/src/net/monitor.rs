@@ -7,7 +7,10 @@
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use netlink_sys::{
+    AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
 use tokio::{
     sync::{Mutex, watch},
     task::JoinHandle,
@@ -18,6 +21,7 @@ use tracing::{debug, warn};
 use crate::net::{
     LocalAddress, NetError,
     addresses::{all, dump},
+    guard::TABLE_NAME,
     routes::PROTOCOL,
 };
 
@@ -28,15 +32,17 @@ const MERGE: Duration = Duration::from_millis(100);
 /// go by the thousand.
 const BREATH: Duration = Duration::from_millis(3);
 
-/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE as bits of `nl_groups`.
-const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
+/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV4_RULE, _IPV6_IFADDR, _IPV6_ROUTE and _IPV6_RULE as
+/// bits of `nl_groups`.
+const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18;
 
 /// The watcher; dropping it ends it.
 pub struct Monitor {
     addresses: watch::Receiver<Vec<LocalAddress>>,
+    disturbed: watch::Receiver<()>,
     /// The kernel makes one list at a time for a socket: who asks for a second one hears EBUSY.
     handle: Arc<Mutex<rtnetlink::Handle>>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Monitor {
@@ -48,14 +54,23 @@ impl Monitor {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(opening)?;
         let connection = tokio::spawn(connection);
         let (sender, addresses) = watch::channel(dump(&handle, own).await?);
+        let (disturb, disturbed) = watch::channel(());
         let handle = Arc::new(Mutex::new(handle));
-        let watcher = tokio::spawn(watch_events(events, handle.clone(), own.to_owned(), sender));
-        Ok(Monitor { addresses, handle, tasks: [connection, watcher] })
+        let tables = tokio::spawn(watch_tables(disturb.clone()));
+        let watching = watch_events(events, handle.clone(), own.to_owned(), sender, disturb);
+        let watcher = tokio::spawn(watching);
+        Ok(Monitor { addresses, disturbed, handle, tasks: [connection, watcher, tables] })
     }
 
     /// The local addresses as of now, and a wake-up whenever they have changed.
     pub fn addresses(&self) -> watch::Receiver<Vec<LocalAddress>> {
         self.addresses.clone()
+    }
+
+    /// A wake-up whenever a rule was removed, a route that leads nowhere, or anything of our table of
+    /// nftables: it may have been another program.
+    pub fn disturbed(&self) -> watch::Receiver<()> {
+        self.disturbed.clone()
     }
 
     /// Every address of this machine, on whatever interface.
@@ -77,11 +92,47 @@ fn open_events() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
+/// Tells of each change to our table of nftables, one of our own too.
+async fn watch_tables(disturb: watch::Sender<()>) {
+    /// NFNLGRP_NFTABLES as a bit of `nl_groups`
+    const TABLES: u32 = 1 << 6;
+    let open = || -> io::Result<TokioSocket> {
+        let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        socket.socket_mut().set_rx_buf_sz(1 << 20)?;
+        socket.socket_mut().bind(&SocketAddr::new(0, TABLES))?;
+        Ok(socket)
+    };
+    let events = match open() {
+        Ok(events) => events,
+        Err(e) => return debug!("no events of nftables: {e}"),
+    };
+    loop {
+        let ours = match events.recv_from_full().await {
+            Ok((octets, _)) => names_our_table(&octets),
+            Err(e) => match e.raw_os_error() {
+                Some(libc::ENOBUFS) => true,
+                _ => return debug!("events of nftables end: {e}"),
+            },
+        };
+        if ours {
+            disturb.send_replace(());
+        }
+    }
+}
+
+/// Whether a datagram of the kernel's is about the table of ours, whose name is the first attribute or
+/// close to it, with a zero at its end.
+fn names_our_table(octets: &[u8]) -> bool {
+    let name = TABLE_NAME.as_bytes();
+    octets.windows(name.len() + 1).any(|some| some.starts_with(name) && some.ends_with(&[0]))
+}
+
 async fn watch_events(
     events: TokioSocket,
     handle: Arc<Mutex<rtnetlink::Handle>>,
     own: String,
     sender: watch::Sender<Vec<LocalAddress>>,
+    disturb: watch::Sender<()>,
 ) {
     let mut last = Instant::now();
     let mut due: Option<Instant> = None;
@@ -90,6 +141,9 @@ async fn watch_events(
         tokio::select! {
             biased;
             event = events.recv_from_full() => {
+                if event.as_ref().is_ok_and(|(octets, _)| disturbs(octets)) {
+                    disturb.send_replace(());
+                }
                 let urgent = match event {
                     Ok((octets, _)) if is_our_own(&octets) => continue,
                     Ok((octets, _)) => {
@@ -103,6 +157,7 @@ async fn watch_events(
                     }
                     Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
                         debug!("the kernel dropped network events; reading everything again");
+                        disturb.send_replace(());
                         true
                     }
                     Err(e) => {
@@ -208,6 +263,22 @@ fn losses(mut octets: &[u8]) -> Vec<Loss> {
         octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     out
+}
+
+/// Whether a datagram of the kernel's says that a rule is gone, or a route that leads nowhere.
+fn disturbs(mut octets: &[u8]) -> bool {
+    const HEADER: usize = 16;
+    /// where the type stands in rtmsg
+    const TYPE: usize = HEADER + 7;
+    while let (Some(len), Some(kind)) = (u32_at(octets, 0), u16_at(octets, 4)) {
+        let nowhere = || octets.get(TYPE) == Some(&libc::RTN_UNREACHABLE);
+        if kind == libc::RTM_DELRULE || kind == libc::RTM_DELROUTE && nowhere() {
+            return true;
+        }
+        let len = (len as usize).max(HEADER);
+        octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    false
 }
 
 /// The interface's own address among the attributes of an ifaddrmsg.

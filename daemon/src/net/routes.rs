@@ -10,29 +10,39 @@
 //! (`uplinks`).
 //!
 //! What is wanted is kept here and compared with what was made, so that adding is idempotent and
-//! removing is exact. Once a client's connection has been up, its networks stay blocked until it is
-//! taken down, so that nothing leaves in clear while the tunnel is away.
+//! removing is exact.
+//!
+//! The kill switch: what is closed leads nowhere in our table, and `guard` holds those sockets that
+//! ask no route. The kernel keeps all of it when the daemon dies, and the next one starts with it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
-};
+mod leftovers;
+mod rules;
+mod wanted;
+
+use std::{collections::BTreeSet, net::IpAddr};
 
 use bewick_ike::{ChildId, ChildMove, ChildSa};
 use futures_util::TryStreamExt;
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 use netlink_packet_route::{
-    AddressFamily, IpProtocol,
+    AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange},
 };
-use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
+use tracing::{debug, warn};
 
+use self::{
+    rules::Rule,
+    wanted::{Block, Inner, Kind, State, Wanted, child},
+};
 use crate::net::{
-    LocalAddress, MARK, NEAR_PRIORITY, NetError, OUTER_PRIORITY, RULE_PRIORITY, TABLE,
-    UPLINK_PRIORITY, addresses::mtu_of, is_our_table, mtu::Outer, uplinks::Uplinks,
+    LocalAddress, NetError, TABLE,
+    addresses::mtu_of,
+    guard::{Guard, Means},
+    mtu::Outer,
+    uplinks::Uplinks,
 };
 
 /// rtm_protocol of our routes, so that others can tell whose they are.
@@ -42,9 +52,6 @@ const BLOCK_METRIC: u32 = 0xffff_0000;
 
 /// RT_TABLE_MAIN, where the way to the peers is.
 pub(super) const TABLE_MAIN: u32 = 254;
-
-/// fe80::/10: never beyond the link (RFC 4291 §2.5.6).
-const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
 
 /// The tunnel device's addresses, routes and rules.
 pub struct Routes {
@@ -56,53 +63,26 @@ pub struct Routes {
     wanted: Wanted,
     made: State,
     uplinks: Uplinks,
+    guard: Guard,
+    /// what was said last of what the guard can't do
+    told: String,
     /// what the uplinks are, for how big a packet may be
     locals: Vec<LocalAddress>,
 }
 
-/// What the connections ask for.
-#[derive(Clone, Debug, Default)]
-struct Wanted {
-    children: BTreeMap<ChildId, Child>,
-    /// by connection, what must not leave in clear
-    blocks: BTreeMap<String, Vec<IpNet>>,
-}
-
-/// What one CHILD_SA asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Child {
-    addresses: Vec<IpAddr>,
-    /// with the address that packets of this machine are to have
-    routes: Vec<(IpNet, Option<IpAddr>)>,
-    outer: Outer,
-}
-
-/// What a route does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    /// leads to the tunnel device
-    Device,
-    /// leads nowhere
-    Block,
-    /// leaves the packet to the tables that come after ours
-    Pass,
-}
-
-/// What there is, or is to be, in the kernel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct State {
-    addresses: BTreeSet<IpAddr>,
-    routes: BTreeMap<(IpNet, Kind), Inner>,
-    rules: BTreeSet<Rule>,
-}
-
-/// What is said of packets that a route leads into a tunnel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Inner {
-    /// the address that those of this machine have
-    source: Option<IpAddr>,
-    /// how big they may be at most, in octets; TCP's MSS follows from it
-    mtu: Option<u32>,
+/// What is to be closed when the daemon starts.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    /// the connection's name
+    pub connection: String,
+    /// what must not leave in clear
+    pub nets: Vec<IpNet>,
+    /// whether or not an earlier run has left it closed
+    pub always: bool,
+    /// until the operator opens it without a daemon
+    pub stays: bool,
+    /// to every socket, not to what asks the routes alone
+    pub guarded: bool,
 }
 
 /// The tunnel device.
@@ -112,77 +92,81 @@ struct Link {
     mtu: u32,
 }
 
-/// A rule, in the order in which they are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Rule {
-    /// what has our port, in IPv4
-    OuterUdp(u16),
-    /// ESP, in IPv4
-    OuterEsp,
-    /// everything without our mark
-    Inner { ipv4: bool },
-}
-
-impl Wanted {
-    fn state(&self, raw_esp: bool, locals: &[LocalAddress]) -> State {
-        let mut state = State::default();
-        for child in self.children.values() {
-            state.addresses.extend(&child.addresses);
-            for (net, source) in &child.routes {
-                let mtu = child.outer.inner_mtu(locals, !net.addr().is_ipv4());
-                let inner = Inner { source: *source, mtu: Some(mtu) };
-                let route = state.routes.entry((*net, Kind::Device)).or_insert(inner);
-                // of two that share it, whichever the plane takes
-                route.mtu = route.mtu.min(Some(mtu));
-            }
-        }
-        for net in self.blocks.values().flatten() {
-            state.routes.insert((*net, Kind::Block), Inner::default());
-        }
-        // a tunnel for everything is not for what never leaves the link: routers, DHCPv6
-        if state.routes.keys().any(|(net, _)| net.contains(&IpNet::V6(LINK_LOCAL))) {
-            state.routes.insert((LINK_LOCAL.into(), Kind::Pass), Inner::default());
-        }
-        let families = state.routes.keys().map(|(net, _)| net.addr().is_ipv4());
-        state.rules = families.map(|ipv4| Rule::Inner { ipv4 }).collect();
-        // IPv6 has no such check
-        if state.rules.contains(&Rule::Inner { ipv4: true }) {
-            state.rules.extend([500, 4500].map(Rule::OuterUdp));
-            state.rules.extend(raw_esp.then_some(Rule::OuterEsp));
-        }
-        state
-    }
-}
-
-/// What `sa` needs; `own` are the addresses of this machine, one of which is the source of what it
-/// sends itself where the peer has assigned none.
-fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
-    let mut routes: Vec<(IpNet, Option<IpAddr>)> = Vec::new();
-    for net in sa.ts_remote.iter().flat_map(|ts| ts.nets()) {
-        let fits = |address: &&IpAddr| {
-            address.is_ipv4() == net.addr().is_ipv4()
-                && sa.ts_local.iter().any(|ts| ts.contains(**address, ts.protocol(), None))
-        };
-        let source = sa.virtual_ips.iter().find(fits).or_else(|| own.iter().find(fits));
-        routes.push((net, source.copied()));
-    }
-    Child { addresses: sa.virtual_ips.clone(), routes, outer: Outer::of(sa) }
-}
-
 impl Routes {
-    /// Starts with nothing, after removing what an earlier run may have left. `raw_esp` says whether
-    /// outer packets may be ESP that is not in UDP.
-    pub async fn open(device: &str, raw_esp: bool) -> Result<Self, NetError> {
+    /// Starts with what is to be closed, and nothing else of what an earlier run may have left: what
+    /// was closed and stays so is never open. `raw_esp` says whether outer packets may be ESP that is
+    /// not in UDP.
+    pub async fn open(device: &str, raw_esp: bool, closed: Vec<Closed>) -> Result<Self, NetError> {
+        Routes::open_by(Means::ALL, device, raw_esp, closed).await
+    }
+
+    /// The same with these means to hold the kill switch.
+    pub(super) async fn open_by(
+        means: &'static [Means],
+        device: &str,
+        raw_esp: bool,
+        closed: Vec<Closed>,
+    ) -> Result<Self, NetError> {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(|e| NetError::io("open a netlink socket", &e))?;
         let connection = tokio::spawn(connection);
         let (wanted, made) = (Wanted::default(), State::default());
         let uplinks = Uplinks::new(handle.clone());
-        let device = device.into();
-        let locals = Vec::new();
-        let routes = Routes { handle, connection, device, raw_esp, wanted, made, uplinks, locals };
+        let guard = Guard::new(device, raw_esp, means);
+        let (device, locals, told) = (device.into(), Vec::new(), String::new());
+        let mut routes = Routes {
+            handle,
+            connection,
+            device,
+            raw_esp,
+            wanted,
+            made,
+            uplinks,
+            guard,
+            told,
+            locals,
+        };
+        let left = routes.left_closed().await;
+        let mut later = BTreeSet::new();
+        for Closed { connection, nets, always, stays, guarded } in closed {
+            let nets: Vec<IpNet> = nets.into_iter().filter(exists).collect();
+            if always || !nets.is_empty() && nets.iter().all(|net| left.contains(net)) {
+                routes.wanted.blocks.insert(connection, Block { nets, stays, guarded });
+            } else if guarded {
+                later.extend(nets);
+            }
+        }
+        routes.reconcile().await?;
+        let closed = routes.guard.set(routes.wanted.guarded()).await;
         routes.remove_leftovers().await?;
+        match closed {
+            Err(e) if routes.wanted.blocks.values().any(|block| block.stays) => return Err(e),
+            Err(e) => routes.less(&e),
+            Ok(()) => {}
+        }
+        if routes.wanted.guarded().is_empty()
+            && let Err(e) = routes.guard.remove().await
+        {
+            debug!("{e}");
+        }
+        if !later.is_empty()
+            && let Err(e) = routes.guard.probe(&later).await
+        {
+            routes.less(&e);
+        }
         Ok(routes)
+    }
+
+    /// Tells that the routes alone keep closed what is to be.
+    fn less(&mut self, e: &NetError) {
+        let text = e.to_string();
+        if std::mem::replace(&mut self.told, text.clone()) == text {
+            return;
+        }
+        warn!(
+            "{e}. Until then programs that bind to a network device, or send from UDP port 500 or 4500, \
+             get past the kill switch"
+        );
     }
 
     /// Adds what `sa` needs; on an error everything is as before.
@@ -221,14 +205,33 @@ impl Routes {
 
     /// Lets nothing for `nets` leave in clear from now on, whether `connection` is up or not.
     pub async fn block(&mut self, connection: &str, nets: Vec<IpNet>) -> Result<(), NetError> {
-        self.wanted.blocks.insert(connection.into(), nets);
-        self.reconcile().await
+        let nets = nets.into_iter().filter(exists).collect();
+        let block = Block { nets, stays: false, guarded: true };
+        self.wanted.blocks.entry(connection.into()).or_insert(block);
+        let routes = self.reconcile().await;
+        self.close().await;
+        routes
     }
 
-    /// Ends [`Routes::block`].
+    /// Ends [`Routes::block`], unless it is to stay.
     pub async fn unblock(&mut self, connection: &str) -> Result<(), NetError> {
-        self.wanted.blocks.remove(connection);
-        self.reconcile().await
+        self.wanted.blocks.retain(|name, block| name != connection || block.stays);
+        let routes = self.reconcile().await;
+        self.close().await;
+        routes
+    }
+
+    /// Has the guard close what is wanted; what it can't do is told, and no reason to go without the
+    /// routes.
+    async fn close(&mut self) {
+        if let Err(e) = self.guard.set(self.wanted.guarded()).await {
+            self.less(&e);
+        }
+    }
+
+    /// Removes all that a daemon which is gone has left closed, and everything else of ours.
+    pub async fn release() -> Result<(), NetError> {
+        Routes::open("", false, Vec::new()).await.map(|_| ())
     }
 
     /// Lets the kernel's outer packets leave by an uplink that is new, or has another router, before
@@ -251,16 +254,29 @@ impl Routes {
         };
         self.locals = locals.to_vec();
         self.made.routes.clear();
+        self.made.rules.clear();
         self.reconcile().await.and(uplinks)
     }
 
-    /// Removes everything.
-    pub async fn shutdown(&mut self) -> Result<(), NetError> {
-        self.wanted = Wanted::default();
+    /// Puts back what another program has removed.
+    pub async fn put_back(&mut self, locals: &[LocalAddress]) -> Result<(), NetError> {
+        match self.guard.check().await {
+            Ok(true) => warn!("another program had opened what the kill switch closes"),
+            Ok(false) => {}
+            Err(e) => self.less(&e),
+        }
+        self.refresh(locals).await
+    }
+
+    /// Removes everything but what stays closed, and says whether anything does.
+    pub async fn shutdown(&mut self) -> Result<bool, NetError> {
+        self.wanted.children.clear();
+        self.wanted.blocks.retain(|_, block| block.stays);
         let result = self.reconcile().await;
         let result = result.and(self.uplinks.refresh(&[]).await);
+        self.close().await;
         self.remove_leftovers().await?;
-        result
+        result.map(|()| !self.wanted.blocks.is_empty())
     }
 
     /// Makes the kernel's state the one that is wanted. Goes on after an error, and returns the
@@ -279,29 +295,30 @@ impl Routes {
             ok
         };
         // before anything points to it there is what it points to, and the other way round
-        let link = if goal.addresses.is_empty() && goal.routes.is_empty() {
-            None
-        } else {
-            match self.find_device().await {
+        let inside = |(_, kind): &(IpNet, Kind)| *kind == Kind::Device;
+        let link = match goal.addresses.is_empty() && !goal.routes.keys().any(inside) {
+            true => None,
+            false => match self.find_device().await {
                 Ok(link) => Some(link),
                 Err(e) => {
                     note(Err(e));
                     None
                 }
-            }
+            },
         };
-        if let Some(link) = link {
-            for address in goal.addresses.difference(&self.made.addresses.clone()) {
-                if note(self.add_address(link.index, *address).await) {
-                    self.made.addresses.insert(*address);
-                }
+        for address in goal.addresses.difference(&self.made.addresses.clone()) {
+            if let Some(link) = link
+                && note(self.add_address(link.index, *address).await)
+            {
+                self.made.addresses.insert(*address);
             }
-            for (key, inner) in &goal.routes {
-                if self.made.routes.get(key) != Some(inner)
-                    && note(self.add_route(link, *key, *inner).await)
-                {
-                    self.made.routes.insert(*key, *inner);
-                }
+        }
+        for (key, inner) in &goal.routes {
+            if self.made.routes.get(key) != Some(inner)
+                && (link.is_some() || !inside(key))
+                && note(self.add_route(link, *key, *inner).await)
+            {
+                self.made.routes.insert(*key, *inner);
             }
         }
         for rule in goal.rules.difference(&self.made.rules.clone()) {
@@ -401,11 +418,11 @@ impl Routes {
 
     async fn add_route(
         &self,
-        link: Link,
+        link: Option<Link>,
         key: (IpNet, Kind),
         inner: Inner,
     ) -> Result<(), NetError> {
-        let route = self.route(Some(link), key, inner)?;
+        let route = self.route(link, key, inner)?;
         let what = match key {
             (net, Kind::Block) => format!("block {net}"),
             (net, Kind::Pass) => format!("keep {net} out of the tunnel"),
@@ -423,38 +440,9 @@ impl Routes {
         gone_is_fine(self.handle.route().del(route).execute().await, what)
     }
 
-    /// `not fwmark 0xbe1c lookup 48668`, and before it `ipproto udp sport PORT lookup main`
-    fn rule(rule: Rule) -> RuleMessage {
-        let mut message = RuleMessage::default();
-        let ipv4 = rule != Rule::Inner { ipv4: false };
-        message.header.family = family(ipv4);
-        message.header.action = RuleAction::ToTable;
-        let (priority, table) = match rule {
-            Rule::Inner { .. } => (RULE_PRIORITY, TABLE),
-            Rule::OuterUdp(_) | Rule::OuterEsp => (OUTER_PRIORITY, TABLE_MAIN),
-        };
-        message.attributes.extend([
-            RuleAttribute::Priority(priority),
-            RuleAttribute::Table(table),
-            RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
-        ]);
-        match rule {
-            Rule::Inner { .. } => {
-                message.header.flags = RuleFlags::Invert;
-                message.attributes.push(RuleAttribute::FwMark(MARK));
-            }
-            Rule::OuterUdp(port) => message.attributes.extend([
-                RuleAttribute::IpProtocol(IpProtocol::Udp),
-                RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
-            ]),
-            Rule::OuterEsp => message.attributes.push(RuleAttribute::IpProtocol(IpProtocol::Esp)),
-        }
-        message
-    }
-
     async fn add_rule(&self, rule: Rule) -> Result<(), NetError> {
         let mut request = self.handle.rule().add();
-        *request.message_mut() = Self::rule(rule);
+        *request.message_mut() = rule.message();
         let what = "add the rules for the tunnel";
         match request.execute().await {
             Err(rtnetlink::Error::NetlinkError(e)) if e.raw_code() == -libc::EEXIST => Ok(()),
@@ -464,53 +452,7 @@ impl Routes {
 
     async fn remove_rule(&self, rule: Rule) -> Result<(), NetError> {
         let what = "remove the rules for the tunnel";
-        gone_is_fine(self.handle.rule().del(Self::rule(rule)).execute().await, what.into())
-    }
-
-    /// Removes every rule that leads to our tables or is ours, and every route in the tables.
-    async fn remove_leftovers(&self) -> Result<(), NetError> {
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let mut rules = self.handle.rule().get(version).execute();
-            let mut ours = Vec::new();
-            // a machine without the family has none of its rules
-            while let Ok(Some(rule)) = rules.try_next().await {
-                let has = |attribute| rule.attributes.contains(&attribute);
-                let marked = has(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
-                let places = [NEAR_PRIORITY, UPLINK_PRIORITY, OUTER_PRIORITY];
-                let outer = marked && places.map(RuleAttribute::Priority).into_iter().any(has);
-                if outer || has(RuleAttribute::Table(TABLE)) {
-                    ours.push(rule);
-                }
-            }
-            for rule in ours {
-                let what = "remove a rule of an earlier run";
-                gone_is_fine(self.handle.rule().del(rule).execute().await, what.into())?;
-            }
-        }
-        let families = [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        ];
-        for family in families {
-            let mut routes = self.handle.route().get(family).execute();
-            let mut ours = Vec::new();
-            while let Ok(Some(route)) = routes.try_next().await {
-                let marked = route.header.protocol == RouteProtocol::from(PROTOCOL);
-                let ours_only = route.attributes.iter().any(|attribute| match attribute {
-                    RouteAttribute::Table(TABLE) => true,
-                    RouteAttribute::Table(table) => marked && is_our_table(*table),
-                    _ => false,
-                });
-                if ours_only {
-                    ours.push(route);
-                }
-            }
-            for route in ours {
-                let what = "remove a route of an earlier run";
-                gone_is_fine(self.handle.route().del(route).execute().await, what.into())?;
-            }
-        }
-        Ok(())
+        gone_is_fine(self.handle.rule().del(rule.message()).execute().await, what.into())
     }
 }
 
@@ -518,6 +460,11 @@ impl Drop for Routes {
     fn drop(&mut self) {
         self.connection.abort();
     }
+}
+
+/// Whether this machine has the family of `net`: without IPv6 nothing of it leaves.
+fn exists(net: &IpNet) -> bool {
+    net.addr().is_ipv4() || std::path::Path::new("/proc/net/if_inet6").exists()
 }
 
 pub(super) fn family(ipv4: bool) -> AddressFamily {
@@ -539,89 +486,5 @@ pub(super) fn gone_is_fine(
             Ok(())
         }
         result => result.map_err(|e| NetError::new(what, &e)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bewick_ike::{EspKeys, EspSpi, EspSuite, Path, Secret, TrafficSelector};
-
-    use super::*;
-
-    fn sa(id: u64, local: &str, remote: &str, virtual_ips: &[&str]) -> ChildSa {
-        let keys = EspKeys { encryption: Secret::default(), integrity: Secret::default() };
-        let ts = |text: &str| vec![TrafficSelector::from_net(text.parse().unwrap())];
-        ChildSa {
-            id: ChildId(id),
-            reqid: 1,
-            spi_in: EspSpi(256),
-            spi_out: EspSpi(257),
-            suite: EspSuite::AesGcm16 { key_bits: 256 },
-            esn: false,
-            keys_in: keys.clone(),
-            keys_out: keys,
-            ts_local: ts(local),
-            ts_remote: ts(remote),
-            path: Path::new("192.0.2.1:4500".parse().unwrap(), "192.0.2.2:4500".parse().unwrap()),
-            encap: true,
-            virtual_ips: virtual_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
-            waits: false,
-            limits: Default::default(),
-        }
-    }
-
-    fn ips(list: &[&str]) -> Vec<IpAddr> {
-        list.iter().map(|ip| ip.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn a_client_sends_from_its_virtual_address() {
-        let child = child(&sa(1, "10.9.0.1/32", "10.1.0.0/16", &["10.9.0.1"]), &[]);
-        assert_eq!(child.addresses, ips(&["10.9.0.1"]));
-        assert_eq!(child.routes, [("10.1.0.0/16".parse().unwrap(), Some(ips(&["10.9.0.1"])[0]))]);
-    }
-
-    #[test]
-    fn a_gateway_sends_from_an_address_that_the_tunnel_carries() {
-        let own = ips(&["192.0.2.1", "10.1.0.1"]);
-        let with = child(&sa(1, "10.1.0.0/16", "10.9.0.1/32", &[]), &own);
-        assert_eq!(with.routes, [("10.9.0.1/32".parse().unwrap(), Some(own[1]))]);
-        let without = child(&sa(1, "10.7.0.0/16", "10.9.0.1/32", &[]), &own);
-        assert_eq!(without.routes, [("10.9.0.1/32".parse().unwrap(), None)]);
-    }
-
-    #[test]
-    fn what_two_need_stays_until_both_are_gone() {
-        let mut wanted = Wanted::default();
-        wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "2001:db8::/32", &[]), &[]));
-        wanted.children.insert(ChildId(2), child(&sa(2, "::/0", "2001:db8::/32", &[]), &[]));
-        let both = wanted.state(false, &[]);
-        wanted.children.remove(&ChildId(1));
-        assert_eq!(wanted.state(false, &[]), both);
-        assert_eq!(both.rules, [Rule::Inner { ipv4: false }].into());
-        assert_eq!(both.routes.len(), 1);
-        wanted.children.remove(&ChildId(2));
-        assert_eq!(wanted.state(false, &[]), State::default());
-    }
-
-    #[test]
-    fn what_never_leaves_the_link_stays_out_of_a_tunnel_for_everything() {
-        let mut wanted = Wanted::default();
-        wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "::/0", &[]), &[]));
-        let kinds: Vec<Kind> =
-            wanted.state(false, &[]).routes.keys().map(|(_, kind)| *kind).collect();
-        assert_eq!(kinds, [Kind::Device, Kind::Pass]);
-    }
-
-    #[test]
-    fn what_is_blocked_stays_blocked_without_the_tunnel() {
-        let mut wanted = Wanted::default();
-        let net: IpNet = "10.1.0.0/16".parse().unwrap();
-        wanted.blocks.insert("office".into(), vec![net]);
-        let state = wanted.state(false, &[]);
-        assert_eq!(state.routes.keys().collect::<Vec<_>>(), [&(net, Kind::Block)]);
-        let outer = [Rule::OuterUdp(500), Rule::OuterUdp(4500)];
-        assert_eq!(state.rules, [outer[0], outer[1], Rule::Inner { ipv4: true }].into());
-        assert!(wanted.state(true, &[]).rules.contains(&Rule::OuterEsp));
     }
 }

@@ -1,5 +1,6 @@
 //! Watching and changing a real kernel, each test in a network namespace of its own.
 
+mod hostile;
 mod stays;
 mod tap;
 
@@ -126,9 +127,7 @@ async fn count(handle: &Handle) -> (usize, usize, usize) {
             .filter(|rule| {
                 let at = |at| netlink_packet_route::rule::RuleAttribute::Priority(at);
                 let has = |at| rule.attributes.contains(&at);
-                [RULE_PRIORITY, OUTER_PRIORITY, NEAR_PRIORITY, UPLINK_PRIORITY]
-                    .into_iter()
-                    .any(|priority| has(at(priority)))
+                (NEAR_PRIORITY..=LAST_PRIORITY).any(|priority| has(at(priority)))
             })
             .count();
     }
@@ -182,19 +181,19 @@ fn inner_packets_go_to_the_device_outer_ones_do_not_and_nothing_stays_behind() {
         }
         let device = Some(index(&handle, "bewick0").await);
         let eth0 = Some(index(&handle, "eth0").await);
-        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
         let sa = sa();
         routes.add(&sa, &[]).await.unwrap();
         routes.add(&sa, &[]).await.unwrap();
-        assert_eq!(count(&handle).await, (5, 2, 2));
+        assert_eq!(count(&handle).await, (6, 2, 2));
         assert_eq!(lookup(&handle, "192.0.2.2", 0).await, (device, Some(sa.virtual_ips[0])));
         assert_eq!(lookup(&handle, "192.0.2.2", MARK).await.0, eth0);
 
         routes.block("office", vec!["192.0.2.0/24".parse().unwrap()]).await.unwrap();
         routes.refresh(&[]).await.unwrap();
-        assert_eq!(count(&handle).await, (5, 3, 2));
+        assert_eq!(count(&handle).await, (6, 3, 2));
         routes.remove(sa.id).await.unwrap();
-        assert_eq!(count(&handle).await, (4, 1, 0));
+        assert_eq!(count(&handle).await, (5, 1, 0));
         routes.unblock("office").await.unwrap();
         assert_eq!(count(&handle).await, (0, 0, 0));
 
@@ -202,7 +201,7 @@ fn inner_packets_go_to_the_device_outer_ones_do_not_and_nothing_stays_behind() {
         routes.add(&sa, &[]).await.unwrap();
         drop(routes);
         assert_eq!(count(&handle).await.1, 2);
-        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
         assert_eq!(count(&handle).await, (0, 0, 2));
         routes.add(&sa, &[]).await.unwrap();
         routes.shutdown().await.unwrap();
@@ -252,7 +251,7 @@ fn outer_packets_of_the_kernel_leave_by_the_uplink_of_their_source_address() {
         assert_eq!(locals.len(), 4);
         assert_eq!(uplink_of(&handle, "10.2.0.7", far).await, eth0);
 
-        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
         // a tunnel for everything that is down must not be in the way
         let everything = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap());
         handle.link().add(LinkVeth::new("bewick0", "b-far").build()).execute().await.unwrap();
@@ -287,7 +286,7 @@ fn outer_packets_of_the_kernel_leave_by_the_uplink_of_their_source_address() {
 
         // an earlier run that was killed
         drop(routes);
-        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
         assert_eq!(count(&handle).await, (0, 0, 0));
         routes.prepare(&locals).await.unwrap();
         assert_eq!(count(&handle).await, (8, 4, 0));
@@ -295,7 +294,7 @@ fn outer_packets_of_the_kernel_leave_by_the_uplink_of_their_source_address() {
         assert_eq!(count(&handle).await, (0, 0, 0));
 
         // our own sockets need none of it
-        let mut routes = Routes::open("bewick0", false).await.unwrap();
+        let mut routes = Routes::open("bewick0", false, Vec::new()).await.unwrap();
         routes.prepare(&locals).await.unwrap();
         routes.refresh(&locals).await.unwrap();
         assert_eq!(count(&handle).await, (0, 0, 0));
@@ -305,7 +304,7 @@ fn outer_packets_of_the_kernel_leave_by_the_uplink_of_their_source_address() {
 #[test]
 fn without_the_device_nothing_is_changed() {
     in_namespace(|handle| async move {
-        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
         let error = routes.add(&sa(), &[]).await.unwrap_err();
         assert_eq!(error.to_string(), "find the device bewick0: No such device (os error 19)");
         assert_eq!(count(&handle).await, (0, 0, 0));

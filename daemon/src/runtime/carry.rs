@@ -15,7 +15,10 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::{Daemon, keylog::KeyLog};
-use crate::config::Connection;
+use crate::{
+    config::{Connection, KillSwitch},
+    net::Closed,
+};
 
 /// How long a gateway's name may take to be looked up.
 const LOOKUP: Duration = Duration::from_secs(10);
@@ -34,8 +37,13 @@ impl Daemon {
             match output {
                 Output::Transmit(transmit) => {
                     // what could not be sent is a lost packet: the machines send again
-                    if let Err(e) = self.udp.send_ike(&transmit.path, &transmit.bytes) {
-                        debug!(path = %transmit.path, "send: {e}");
+                    let path = transmit.path;
+                    if let Err(e) = self.udp.send_ike(&path, &transmit.bytes) {
+                        debug!(%path, "send: {e}");
+                        // but on a connection of ours nothing is sent twice
+                        if path.is_tcp() && Some(path.local.port()) != self.udp.tcp_port() {
+                            self.host.handle(self.clock.now(), Input::Disconnected(path));
+                        }
                     }
                 }
                 Output::Keepalive(path) => {
@@ -199,28 +207,15 @@ impl Daemon {
         self.waiters.forward(event, &self.recorder.last());
     }
 
-    /// Keeps what belongs in a gateway's tunnels from going anywhere else, from the start to the
-    /// end: a client that is not there is no reason to send to it in clear.
-    pub(super) async fn block_clients(&mut self) {
-        for connection in &self.connections {
-            let nets = client_nets(connection);
-            if !nets.is_empty()
-                && let Err(e) = self.routes.block(connection.name(), nets).await
-            {
-                warn!("{e}");
-            }
-        }
-    }
-
     /// From the first time that a client's connection is up, what belongs in its tunnel goes nowhere
     /// else until the operator takes it down.
     async fn block(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get(id.0) else { return };
-        if connection.ike.role != Role::Initiator {
+        if connection.ike.role != Role::Initiator || connection.kill_switch == KillSwitch::Off {
             return;
         }
         let name = connection.name().to_owned();
-        if let Err(e) = self.routes.block(&name, remote_nets(connection)).await {
+        if let Err(e) = self.routes.block(&name, tunnel_nets(connection)).await {
             warn!("{e}");
         }
     }
@@ -238,6 +233,35 @@ impl Daemon {
     }
 }
 
+/// What is closed from the start: with a client's kill switch what belongs in its tunnel, for a crash
+/// is no `bewick down`; and what belongs in a gateway's tunnels, since a client that is not there is no
+/// reason to send to it in clear.
+pub(super) fn closed(connections: &[Connection]) -> Vec<Closed> {
+    let closed = |connection: &Connection| {
+        let responder = connection.ike.role == Role::Responder;
+        let always = connection.kill_switch == KillSwitch::Always;
+        let nets = match (responder, connection.kill_switch) {
+            (true, _) => client_nets(connection),
+            (false, KillSwitch::Off) => Vec::new(),
+            (false, _) => tunnel_nets(connection),
+        };
+        let connection = connection.name().to_owned();
+        Closed { connection, nets, always: always || responder, stays: always, guarded: !responder }
+    };
+    connections.iter().map(closed).filter(|closed| !closed.nets.is_empty()).collect()
+}
+
+/// What belongs in a client's tunnel: also the family that it does not carry, where it is for all of
+/// the other one (RFC 7359 §4).
+fn tunnel_nets(connection: &Connection) -> Vec<IpNet> {
+    let mut nets = remote_nets(connection);
+    let all = [IpNet::V4(ipnet::Ipv4Net::default()), IpNet::V6(ipnet::Ipv6Net::default())];
+    if all.iter().any(|all| nets.contains(all)) {
+        nets.extend(all);
+    }
+    nets
+}
+
 fn remote_nets(connection: &Connection) -> Vec<IpNet> {
     connection.ike.children().flat_map(|child| nets(child.ts_remote)).collect()
 }
@@ -251,7 +275,7 @@ fn nets(selectors: &Selectors) -> Vec<IpNet> {
 
 /// A warning that one family's traffic passes a tunnel that looks like one for everything.
 pub(super) fn half_tunnel(connection: &Connection) -> Option<String> {
-    if connection.ike.role != Role::Initiator {
+    if connection.ike.role != Role::Initiator || connection.kill_switch != KillSwitch::Off {
         return None;
     }
     let whole = |ipv4: bool| {
@@ -265,7 +289,7 @@ pub(super) fn half_tunnel(connection: &Connection) -> Option<String> {
     };
     Some(format!(
         "{} carries all of {carried} and not {other}, which leaves this machine in clear: add \
-         {missing:?} to remote_ts, or see that there is no {other}",
+         {missing:?} to remote_ts, or take out kill_switch = \"off\"",
         connection.name()
     ))
 }
@@ -305,14 +329,35 @@ mod tests {
     use crate::config::{self, report::Source};
 
     fn client(remote_ts: &str) -> Option<String> {
+        client_of(remote_ts, "off").iter().find_map(half_tunnel)
+    }
+
+    fn client_of(remote_ts: &str, kill_switch: &str) -> Vec<Connection> {
         let text = format!(
             "[[connection]]\nname = \"a\"\nrole = \"initiator\"\nlocal_id = \"l@example.com\"\n\
              remote_id = \"vpn.example.com\"\npsk = \"swordfish\"\ngateway = \"192.0.2.1\"\n\
-             remote_ts = {remote_ts}\nvirtual_ip = true\n"
+             remote_ts = {remote_ts}\nvirtual_ip = true\nkill_switch = \"{kill_switch}\"\n"
         );
         let source = Source { file: "b.toml", text: &text };
         let config = config::parse(source, std::path::Path::new(""), true).unwrap();
-        config.connections.iter().find_map(half_tunnel)
+        config.connections
+    }
+
+    #[test]
+    fn rfc_7359_a_tunnel_for_all_of_one_family_closes_the_other_too() {
+        let nets = |remote_ts, kill_switch| {
+            let closed = closed(&client_of(remote_ts, kill_switch));
+            let one = |closed: Closed| {
+                let nets: Vec<_> = closed.nets.iter().map(|net| net.to_string()).collect();
+                (nets.join(" "), closed.always, closed.stays)
+            };
+            closed.into_iter().map(one).collect::<Vec<_>>()
+        };
+        let both = "0.0.0.0/0 0.0.0.0/0 ::/0".to_owned();
+        assert_eq!(nets("[\"0.0.0.0/0\"]", "always"), [(both.clone(), true, true)]);
+        assert_eq!(nets("[\"0.0.0.0/0\"]", "while-up"), [(both, false, false)]);
+        assert_eq!(nets("[\"0.0.0.0/0\"]", "off"), []);
+        assert_eq!(nets("[\"10.1.0.0/16\"]", "always"), [("10.1.0.0/16".to_owned(), true, true)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod record;
 mod status;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -23,9 +23,10 @@ use bewick_ike::{
     Established, Path, Random, Role, SaId, Time,
     auth::{UnixSeconds, WallClock},
 };
-use bewick_mobike::{Command, Host, HostConfig, Input};
+use bewick_mobike::{Command, Host, HostConfig, Input, TcpUse};
 use bewick_xfrm::{
     DataPlane, PlaneError, PlaneEvent,
+    tcp::TcpConfig,
     udp::{IkeDatagram, UdpError, UdpSockets},
 };
 use tokio::{
@@ -51,6 +52,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A sleep that is shorter leaves NATs and networks as they were.
 const NAP: Duration = Duration::from_secs(1);
+
+/// How often is said which TCP connections are of use.
+const TCP_LOOK: Duration = Duration::from_millis(500);
 
 /// Requests of control clients that wait at most.
 const CALLS: usize = 64;
@@ -180,7 +184,13 @@ struct Inputs {
     plane: Option<mpsc::Receiver<PlaneEvent>>,
     /// paths that an ICMP error speaks of
     unreachable: Option<mpsc::Receiver<Path>>,
+    /// TCP connections that have ended
+    disconnected: Option<mpsc::UnboundedReceiver<Path>>,
+    /// when to say which of them are of use; nothing without TCP
+    tcp_look: Option<tokio::time::Interval>,
     addresses: watch::Receiver<Vec<LocalAddress>>,
+    /// somebody may have removed what is ours
+    disturbed: watch::Receiver<()>,
     calls: mpsc::Receiver<Call>,
     resolved: mpsc::Receiver<Resolved>,
     signals: Signals,
@@ -284,7 +294,8 @@ impl Daemon {
         let events = broadcast::Sender::<Arc<EventRecord>>::new(EVENTS);
         // first of all: it tells whether another daemon runs, whose state must not be touched
         let server = Server::open(&control, calls, events.clone())?;
-        let plane::Opened { plane, udp, ike, force_encap } = plane::open(&config.daemon)?;
+        let plane::Opened { plane, udp, ike, force_encap } =
+            plane::open(&config.daemon, tcp(&config))?;
         let description = plane.describe();
         let refuses_nat = |connection: &&Connection| !connection.ike.nat_traversal;
         if force_encap && let Some(one) = config.connections.iter().find(refuses_nat) {
@@ -296,7 +307,8 @@ impl Daemon {
         }
         let mut plane = plane;
         let plane_events = plane.take_events();
-        let routes = Routes::open(plane.device(), !force_encap).await?;
+        let closed = carry::closed(&config.connections);
+        let routes = Routes::open(plane.device(), !force_encap, closed).await?;
         let monitor = Monitor::start(plane.device()).await?;
 
         let mut seed = [0; 32];
@@ -312,11 +324,15 @@ impl Daemon {
         };
         let (resolved, resolved_receiver) = mpsc::channel(CALLS);
         let names: Vec<String> = config.connections.iter().map(|c| c.name().to_owned()).collect();
+        let disconnected = udp.take_disconnected();
         let inputs = Inputs {
+            tcp_look: disconnected.as_ref().map(|_| tokio::time::interval(TCP_LOOK)),
+            disconnected,
             ike,
             plane: plane_events,
             unreachable: udp.take_unreachable(),
             addresses: monitor.addresses(),
+            disturbed: monitor.disturbed(),
             calls: call_receiver,
             resolved: resolved_receiver,
             signals,
@@ -382,7 +398,6 @@ impl Daemon {
     async fn begin(mut self, inputs: &Inputs) -> Self {
         let addresses = inputs.addresses.borrow().clone();
         self.advise(&addresses);
-        self.block_clients().await;
         self.on_addresses(addresses).await;
         for (index, connection) in self.connections.iter().enumerate() {
             if connection.ike.role == Role::Initiator && connection.start == Start::Auto {
@@ -433,11 +448,14 @@ impl Daemon {
                     let addresses = inputs.addresses.borrow_and_update().clone();
                     self.on_addresses(addresses).await;
                 }
+                Ok(()) = inputs.disturbed.changed() => self.put_back().await,
                 () = sleep_until(due) => self.on_timeout(),
                 Some(resolved) = inputs.resolved.recv() => self.on_resolved(resolved),
                 Some(call) = inputs.calls.recv() => self.on_call(call).await,
                 Some(event) = next_of(&mut inputs.plane) => self.on_plane_event(&event).await,
                 Some(path) = next_of(&mut inputs.unreachable) => self.on_unreachable(path),
+                Some(path) = next_gone(&mut inputs.disconnected) => self.on_disconnected(path),
+                () = tick(&mut inputs.tcp_look) => self.keep_connections(),
                 // last, for strangers can send without end
                 Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
             }
@@ -475,8 +493,13 @@ impl Daemon {
 
     /// Removes all that was made. What can't be removed is told and does not stop the rest.
     async fn end(mut self) {
-        if let Err(e) = self.routes.shutdown().await {
-            warn!("{e}");
+        match self.routes.shutdown().await {
+            Ok(false) => {}
+            Ok(true) => info!(
+                "kill_switch is \"always\": what belongs in the tunnel stays closed; `bewick release` \
+                 opens it"
+            ),
+            Err(e) => warn!("{e}"),
         }
         if let Err(e) = self.plane.shutdown().await {
             warn!("{e}");
@@ -532,6 +555,13 @@ impl Daemon {
         }
     }
 
+    /// Somebody has removed a rule, or a route that leads nowhere.
+    async fn put_back(&mut self) {
+        if let Err(e) = self.routes.put_back(&self.addresses).await {
+            warn!("{e}");
+        }
+    }
+
     /// Whatever has woken us up: it may have been after a sleep, and no timer tells of that.
     fn notice_sleep(&mut self) {
         if let Some(slept) = self.sleep.notice(time_asleep()) {
@@ -543,6 +573,18 @@ impl Daemon {
     fn on_unreachable(&mut self, path: Path) {
         debug!(%path, "an ICMP error says that the other end can't be reached");
         self.host.handle(self.clock.now(), Input::Unreachable(path));
+    }
+
+    fn on_disconnected(&mut self, path: Path) {
+        debug!(%path, "the TCP connection is gone");
+        self.host.handle(self.clock.now(), Input::Disconnected(path));
+    }
+
+    /// RFC 9329 §6.1: connections that no IKE_SA uses any more are to be closed.
+    fn keep_connections(&self) {
+        let used: BTreeSet<Path> =
+            self.host.status().map(|sa| sa.path).filter(Path::is_tcp).collect();
+        self.udp.keep_connections(&used);
     }
 
     async fn on_plane_event(&mut self, event: &PlaneEvent) {
@@ -575,6 +617,27 @@ async fn next_of<T>(source: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
         Some(source) => source.recv().await,
         None => std::future::pending().await,
     }
+}
+
+async fn next_gone(source: &mut Option<mpsc::UnboundedReceiver<Path>>) -> Option<Path> {
+    match source {
+        Some(source) => source.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// What goes over TCP; `None` if nothing may.
+fn tcp(config: &Config) -> Option<TcpConfig> {
+    let listen = config.daemon.tcp_listen;
+    let opens = config.connections.iter().any(|one| one.policy.tcp != TcpUse::Off);
+    (opens || listen.is_some()).then(|| TcpConfig { listen, ..TcpConfig::default() })
 }
 
 async fn sleep_until(due: Option<tokio::time::Instant>) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::case::Running;
+use super::leak::Leak;
 use super::second::Second;
 use super::travel::Travel;
 use crate::ends::AGREED;
@@ -44,12 +45,30 @@ pub enum Act {
     Second(Second),
     /// The tunnel has to move.
     Travel(Travel),
+    /// Programs try to get out beside it.
+    Leak(Leak),
 }
 
 impl Act {
     /// Whether there is no tunnel afterwards.
     pub fn ends_the_tunnel(self) -> bool {
-        matches!(self, Act::GatewayDeletes | Act::Second(Second::Replaces))
+        matches!(self, Act::GatewayDeletes | Act::Second(Second::Replaces) | Act::Leak(_))
+    }
+
+    /// Whether the client has ended afterwards.
+    pub fn ends_the_client(self) -> bool {
+        matches!(self, Act::Leak(_))
+    }
+
+    /// What comes before the tunnel.
+    ///
+    /// # Errors
+    /// What went wrong.
+    pub fn before(self, running: &Running<'_>) -> Result<()> {
+        match self {
+            Act::Leak(leak) => leak.before(running),
+            _ => Ok(()),
+        }
     }
 
     /// Does it.
@@ -92,6 +111,7 @@ impl Act {
             }
             Act::Travel(travel) => travel.perform(running),
             Act::Second(second) => second.perform(running),
+            Act::Leak(leak) => leak.perform(running),
             Act::GatewayRestarts => {
                 running.ends.gateway.stop().context("end of the gateway")?;
                 process::eventually(AGREED, || match running.ends.client.sas()?.len() {

@@ -138,7 +138,9 @@ impl Case {
             running.ends.write_states(out);
         }
         lived?;
-        running.ends.client.stop().context("end of the client")?;
+        if !self.act.ends_the_client() {
+            running.ends.client.stop().context("end of the client")?;
+        }
         running.ends.gateway.stop().context("end of the gateway")?;
         let captured = capture.finish()?;
         captured.none_in_the_clear()?;
@@ -187,6 +189,7 @@ impl Case {
             }
             return running.ends.both_have_none().context("after the refusal");
         }
+        self.act.before(running).context("before the tunnel")?;
         running.ends.client.up().context("tunnel up")?;
         let [client, gateway] = running.works().context("the new tunnel")?;
         if client.local.is_ipv6() != self.tunnel.over_ipv6 {

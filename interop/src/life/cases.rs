@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::act::Act;
 use super::case::{Case, Outcome};
+use super::leak::Leak;
 use super::seen::Seen;
 use super::stranger;
 use super::travel::Travel;
@@ -67,6 +68,18 @@ fn guesses_wrong() -> Tunnel {
     tunnel.client.esp = vec!["aes256gcm16"];
     tunnel.gateway.esp = vec!["aes256gcm16"];
     tunnel
+}
+
+/// All of IPv4 through the tunnel, which closes all of IPv6 too, and a network that wants the packets.
+pub fn leaks() -> Vec<Case> {
+    let case = |leak: Leak| {
+        let networks = &[Network::EVERYWHERE];
+        let mut tunnel =
+            Tunnel { children: vec![Child { name: "net", networks }], ..Tunnel::default() };
+        tunnel.client.kill_switch = Some(leak.word());
+        Case { act: Act::Leak(leak), ..Case::new(leak.word(), tunnel) }
+    };
+    vec![case(Leak::Always), case(Leak::WhileUp)]
 }
 
 /// One end cuts its messages small, then the other.

@@ -4,6 +4,7 @@
 mod act;
 mod case;
 mod cases;
+mod leak;
 mod second;
 mod seen;
 mod stranger;
@@ -93,6 +94,12 @@ pub enum Topic {
     BothBehindNat,
     /// Two clients behind one NAT.
     TwoClients,
+    /// From UDP to TCP and back.
+    TcpFallback,
+    /// A network where nothing but TCP passes.
+    TcpOnly,
+    /// Programs that try to get out beside the tunnel.
+    Leaks,
 }
 
 impl Topic {
@@ -133,6 +140,9 @@ impl Topic {
             Topic::GatewayBehindNat => "gateway-behind-nat",
             Topic::BothBehindNat => "both-behind-nat",
             Topic::TwoClients => "two-clients",
+            Topic::TcpFallback => "tcp-fallback",
+            Topic::TcpOnly => "tcp-only",
+            Topic::Leaks => "leaks",
         }
     }
 
@@ -194,7 +204,14 @@ impl Topic {
             Topic::TwoClients => {
                 "two clients behind one NAT: two pools, none left, the same address, the same name"
             }
+            Topic::Leaks => {
+                "nothing leaves in the clear before, between and after, whatever programs and routes say"
+            }
             Topic::BothBehindNat => "the gateway is behind a NAT, and the client moves behind one",
+            Topic::TcpFallback => {
+                "the client moves to where nothing but TCP passes, and UDP comes back"
+            }
+            Topic::TcpOnly => "all over TCP: set-up, new keys of either kind, a move behind a NAT",
         }
     }
 
@@ -202,7 +219,8 @@ impl Topic {
     pub fn is_quick(self, in_guest: bool) -> bool {
         // Of two clients, a ping's answer came too late once on a busy machine, and it is not known why.
         let slow = matches!(self, Topic::Lifetimes | Topic::ManyMoves | Topic::TwoClients);
-        (!in_guest && !slow) || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned)
+        (!in_guest && !slow)
+            || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned | Topic::Leaks)
     }
 
     fn ground(self) -> Ground {
@@ -212,7 +230,9 @@ impl Topic {
             | Topic::MoveDuringRekey
             | Topic::Planned
             | Topic::MobikeOff
+            | Topic::TcpFallback
             | Topic::ManyMoves => Ground::Plain,
+            Topic::TcpOnly => Ground::OnlyTcp,
             Topic::Sites => Ground::Sites,
             Topic::TwoClients => Ground::TwoBehindNat,
             Topic::GatewayBehindNat => Ground::GatewayBehindNat,
@@ -258,6 +278,9 @@ impl Topic {
             Topic::MobikeOff => cases::moves::mobike_off(),
             Topic::ManyMoves => cases::moves::many(),
             Topic::TwoClients => cases::addresses::two_clients(client),
+            Topic::TcpFallback => cases::moves::tcp_fallback(),
+            Topic::TcpOnly => cases::moves::tcp_only(),
+            Topic::Leaks => cases::leaks(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
     }
@@ -312,11 +335,15 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::GatewayBehindNat, Plane::Userspace, [true, true]),
     (Topic::BothBehindNat, Plane::Userspace, [true, true]),
     (Topic::TwoClients, Plane::Userspace, [true, true]),
+    (Topic::TcpFallback, Plane::Userspace, [true, true]),
+    (Topic::TcpOnly, Plane::Userspace, [true, true]),
+    (Topic::Leaks, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
     (Topic::SilentPath, Plane::Kernel, [true, false]),
     // A few packets are lost.
     (Topic::Planned, Plane::Kernel, [false, false]),
+    (Topic::Leaks, Plane::Kernel, [true, false]),
     (Topic::Suites, Plane::Kernel, [true, true]),
     // strongSwan has no ESN in userspace.
     (Topic::Esn, Plane::Kernel, [true, true]),
@@ -333,10 +360,13 @@ pub fn all() -> impl Iterator<Item = Life> {
                 Life { topic, client: Strongswan, gateway: Bewick, plane, ready: as_gateway },
             ]
         })
-        // strongSwan never leaves a path that is silent, and takes no request to.
-        .filter(|life| {
-            let bewicks = matches!(life.topic, Topic::SilentPath | Topic::Planned);
-            life.client == Bewick || !bewicks
+        .filter_map(|life| match life.topic {
+            // strongSwan never leaves a path that is silent, takes no request to, and has no kill switch.
+            Topic::SilentPath | Topic::Planned | Topic::Leaks if life.client == Strongswan => None,
+            // It has no TCP at all: bewick is with itself.
+            Topic::TcpFallback | Topic::TcpOnly if life.client == Strongswan => None,
+            Topic::TcpFallback | Topic::TcpOnly => Some(Life { gateway: Bewick, ..life }),
+            _ => Some(life),
         })
 }
 

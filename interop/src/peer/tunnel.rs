@@ -31,6 +31,8 @@ pub struct Tunnel {
     pub dns: &'static [&'static str],
     /// Thousands of clients that all say the same of who they are: a large pool, little in the logs.
     pub crowd: bool,
+    /// Whether IKE and ESP may go over TCP (RFC 9329), which strongSwan does not know.
+    pub tcp: bool,
 }
 
 /// One end's settings.
@@ -79,6 +81,8 @@ pub struct Side {
     pub liveness: Option<u32>,
     /// How many requests bewick takes at once; strongSwan takes one.
     pub window: Option<u8>,
+    /// When bewick closes everything but the tunnel, in its own word.
+    pub kill_switch: Option<&'static str>,
 }
 
 /// How strongSwan's RSA keys sign, and what signatures it takes.
@@ -148,6 +152,7 @@ impl Default for Tunnel {
             asks_for: None,
             dns: &[],
             crowd: false,
+            tcp: false,
         }
     }
 }

@@ -26,7 +26,6 @@ const ROOM: usize = 3 * MAX_FRAME;
 const MAX_SEND: usize = 65_000;
 
 /// Sealed packets that go out with one call: on one path, in one class, of one length but the last.
-#[derive(Default)]
 struct Group<'a> {
     slot: Option<&'a Slot>,
     class: u8,
@@ -34,8 +33,8 @@ struct Group<'a> {
     /// from the first packet's start on
     total: usize,
     packets: Vec<Range<usize>>,
-    /// of inner packets
-    octets: usize,
+    /// octets of their inner packets
+    inner: [u16; MAX_SEGMENTS],
     closed: bool,
 }
 
@@ -82,7 +81,7 @@ impl Flow {
         loop {
             let version = self.table.version();
             let table = self.table.load();
-            let mut group = Group { packets: std::mem::take(ranges), ..Group::default() };
+            let mut group = Group::new(std::mem::take(ranges));
             let end = loop {
                 free = self.frame(udp, &table, arena, free, frame, &mut group);
                 frames += 1;
@@ -187,7 +186,9 @@ impl Flow {
                 return count(&self.drops.exhausted);
             }
         };
-        let octets = place.len();
+        let Ok(octets) = u16::try_from(place.len()) else {
+            return count(&self.drops.not_ip);
+        };
         let Ok(sealed) = sa.outbound.seal(sequence, arena, place, inner.next_header()) else {
             return count(&self.drops.send_failed);
         };
@@ -201,31 +202,43 @@ impl Flow {
         // A shorter one is the last of its group.
         group.closed = sealed.len() < group.len;
         group.total += sealed.len();
-        group.octets += octets;
+        if let Some(inner) = group.inner.get_mut(group.packets.len()) {
+            *inner = octets;
+        }
         group.packets.push(sealed);
     }
 
     fn flush(&self, udp: &UdpSockets, arena: &[u8], group: &mut Group<'_>) {
         let Some(slot) = group.slot.take() else { return };
-        let packets = group.packets.len() as u64;
+        let Group { class, len, packets, inner, .. } = group;
         let sa = &slot.sa;
-        match udp.send_esp_batch(&slot.path, group.class, arena, &group.packets, group.len) {
-            Ok(()) => {
-                if sa.note(true, packets, group.octets) {
-                    self.events.expire(sa.id, false);
+        udp.send_esp_batch(&slot.path, *class, arena, packets, *len, |which, result| {
+            let count = which.len() as u64;
+            match result {
+                Ok(()) => {
+                    let inner = inner.get(which).unwrap_or_default();
+                    if sa.note(true, count, inner.iter().map(|len| usize::from(*len)).sum()) {
+                        self.events.expire(sa.id, false);
+                    }
+                }
+                Err(error) => {
+                    tracing::trace!(%error, id = ?sa.id, count, "ESP not sent");
+                    self.drops.send_failed.fetch_add(count, Relaxed);
                 }
             }
-            Err(error) => {
-                tracing::trace!(%error, id = ?sa.id, packets, "ESP not sent");
-                self.drops.send_failed.fetch_add(packets, Relaxed);
-            }
-        }
+        });
         group.packets.clear();
-        (group.total, group.octets, group.closed) = (0, 0, false);
+        (group.total, group.closed) = (0, false);
     }
 }
 
 impl Group<'_> {
+    /// An empty one, which puts its packets into this empty list.
+    fn new(packets: Vec<Range<usize>>) -> Self {
+        let inner = [0; MAX_SEGMENTS];
+        Group { slot: None, class: 0, len: 0, total: 0, packets, inner, closed: false }
+    }
+
     fn takes(&self, slot: &Slot, class: u8, len: usize) -> bool {
         self.slot.is_some_and(|own| std::ptr::eq(own, slot) || own.sa.id == slot.sa.id)
             && !self.closed

@@ -86,7 +86,7 @@ fn x_15_the_virtual_address_and_its_route_stay_when_the_uplink_goes_down() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let monitor = Monitor::start("bewick0").await.unwrap();
         let mut addresses = monitor.addresses();
-        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
         let found = addresses.borrow_and_update().clone();
         routes.prepare(&found).await.unwrap();
         let sa = sa();
@@ -206,7 +206,7 @@ fn x_8_inner_routes_have_the_mtu_of_the_path_that_the_tunnel_moves_to() {
             path("10.1.0.7:4500", "192.0.2.2:4500"),
             path("[2001:db8::7]:4500", "[2001:db8:f::2]:4500"),
         );
-        let mut routes = Routes::open("bewick0", true).await.unwrap();
+        let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
         routes.prepare(&locals).await.unwrap();
         let sa = sa();
         routes.add(&sa, &[]).await.unwrap();

@@ -8,10 +8,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) ifindex: u32,
-    /// none for ARP
+    /// of ARP the address that is asked for
     pub(super) to: Option<IpAddr>,
-    /// IPPROTO_*
-    pub(super) protocol: u8,
 }
 
 /// A packet socket that is told of what goes out.
@@ -47,16 +45,13 @@ impl Tap {
                 continue;
             }
             let ifindex = u32::try_from(link.sll_ifindex).unwrap();
-            let (to, protocol) = match i32::from(u16::from_be(link.sll_protocol)) {
-                libc::ETH_P_IP => {
-                    (Some(<[u8; 4]>::try_from(&octets[16..20]).unwrap().into()), octets[9])
-                }
-                libc::ETH_P_IPV6 => {
-                    (Some(<[u8; 16]>::try_from(&octets[24..40]).unwrap().into()), octets[6])
-                }
-                _ => (None, 0),
+            let to = match i32::from(u16::from_be(link.sll_protocol)) {
+                libc::ETH_P_IP => Some(<[u8; 4]>::try_from(&octets[16..20]).unwrap().into()),
+                libc::ETH_P_IPV6 => Some(<[u8; 16]>::try_from(&octets[24..40]).unwrap().into()),
+                libc::ETH_P_ARP => Some(<[u8; 4]>::try_from(&octets[24..28]).unwrap().into()),
+                _ => None,
             };
-            out.push(Seen { ifindex, to, protocol });
+            out.push(Seen { ifindex, to });
         }
     }
 }

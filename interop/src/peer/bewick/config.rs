@@ -31,13 +31,19 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if own.cookies {
         text.push_str("cookie_threshold = 0\n");
     }
+    if tunnel.tcp && !is_client {
+        text.push_str("tcp_listen = 4500\n");
+    }
     text.push_str("\n[[connection]]\nname = \"tunnel\"\n");
     text.push_str(&match is_client {
         true => format!(
-            "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"manual\"\n\
-             back_after = 0\n",
+            "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"manual\"\n{}\n",
             tunnel.gateway_address(),
-            tunnel.site.is_empty()
+            tunnel.site.is_empty(),
+            match tunnel.tcp {
+                true => "tcp = \"fallback\"\nback_after = 1",
+                false => "back_after = 0",
+            },
         ),
         false if tunnel.site.is_empty() => {
             format!("role = \"responder\"\npool = {:?}\ndns = {:?}\n", tunnel.pools(), tunnel.dns)
@@ -105,6 +111,9 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     }
     if let Some(seconds) = own.liveness {
         line("liveness", seconds.to_string());
+    }
+    if let Some(word) = own.kill_switch.filter(|_| is_client) {
+        line("kill_switch", format!("{word:?}"));
     }
     if let Some(window) = own.window {
         line("window", window.to_string());

@@ -167,7 +167,7 @@ fn copies_within_one_batch_are_dropped() {
         }
     }
     let len = places[0].len();
-    client.udp.send_esp_batch(&sa.path, 0, &arena, &places, len).unwrap();
+    client.udp.send_esp_batch(&sa.path, 0, &arena, &places, len, |_, sent| sent.unwrap());
     for packet in expected {
         assert_eq!(gateway.receive(), packet);
     }

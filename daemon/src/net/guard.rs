@@ -1,0 +1,200 @@
+//! What holds the kill switch for those that know better than the routes: rules of the kernel's packet
+//! filter that see each packet when it has its way, whichever socket, route or mark has led it there.
+//!
+//! Routes that lead nowhere refuse ordinary programs at once. A socket that names its interface
+//! (SO_BINDTODEVICE) or wants no router (SO_DONTROUTE) passes them by, and so does what looks like an
+//! outer packet where the kernel checks the way back (`OUTER_PRIORITY`): such packets get no further
+//! than here. So does what this machine forwards for others.
+//!
+//! The rules outlive the daemon, and are replaced in one transaction: what is closed is never open in
+//! between. They are a table of nftables, or where the kernel has none a chain of iptables' `mangle`.
+
+mod nft;
+mod xtables;
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+pub(super) use self::nft::TABLE_NAME;
+use crate::{net::NetError, tool::ToolError};
+
+/// The rules, as far as they are known to be there.
+pub(super) struct Guard {
+    /// which are tried, in this order
+    means: &'static [Means],
+    exits: Exits,
+    closed: BTreeSet<IpNet>,
+    /// by which means, and what that lists, if all is as it should be
+    made: Option<(Means, String)>,
+}
+
+/// Which packets may leave whatever is closed, besides those with our mark, DHCP's and what IPv6's
+/// links are made of.
+struct Exits {
+    /// those by the tunnel device of this name, if there is one
+    device: String,
+    /// those that the kernel encrypts
+    kernel_esp: bool,
+}
+
+/// Who keeps the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Means {
+    Nft,
+    Xtables,
+}
+
+impl Means {
+    /// All of them, best first.
+    pub(super) const ALL: &'static [Means] = &[Means::Nft, Means::Xtables];
+}
+
+impl Guard {
+    /// For the tunnel device of this name; nothing is done yet.
+    pub(super) fn new(device: &str, kernel_esp: bool, means: &'static [Means]) -> Self {
+        let exits = Exits { device: device.into(), kernel_esp };
+        Guard { means, exits, closed: BTreeSet::new(), made: None }
+    }
+
+    /// Whether all that is to be closed is.
+    fn holds(&self) -> bool {
+        self.closed.is_empty() || self.made.is_some()
+    }
+
+    /// Asks whether this machine could close these networks, without closing them.
+    pub(super) async fn probe(&self, nets: &BTreeSet<IpNet>) -> Result<(), NetError> {
+        self.exits.check_name()?;
+        let mut reasons = Vec::new();
+        for means in self.means {
+            let result = match means {
+                Means::Nft => nft::probe(&self.exits, nets).await,
+                Means::Xtables => xtables::probe(&self.exits, nets).await,
+            };
+            match result {
+                Ok(()) => return Ok(()),
+                Err(e) => reasons.push(e),
+            }
+        }
+        Err(none(&reasons))
+    }
+
+    /// Closes these networks and no other ones.
+    pub(super) async fn set(&mut self, nets: BTreeSet<IpNet>) -> Result<(), NetError> {
+        if self.closed == nets && self.holds() {
+            return Ok(());
+        }
+        if nets.is_empty() {
+            self.remove().await?;
+            self.closed = nets;
+            return Ok(());
+        }
+        self.exits.check_name()?;
+        self.closed = nets;
+        let was = self.made.take().map(|(means, _)| means);
+        let mut reasons = Vec::new();
+        for means in was.iter().chain(self.means.iter().filter(|means| was != Some(**means))) {
+            match self.close_by(*means).await {
+                Ok(listed) => {
+                    self.made = Some((*means, listed));
+                    return Ok(());
+                }
+                Err(e) => reasons.push(e),
+            }
+        }
+        Err(none(&reasons))
+    }
+
+    async fn close_by(&self, means: Means) -> Result<String, ToolError> {
+        match means {
+            Means::Nft => {
+                nft::load(&self.exits, &self.closed).await?;
+                nft::list().await
+            }
+            Means::Xtables => {
+                xtables::load(&self.exits, &self.closed).await?;
+                xtables::list().await
+            }
+        }
+    }
+
+    /// Removes the rules, also those of an earlier run.
+    pub(super) async fn remove(&mut self) -> Result<(), NetError> {
+        let by = self.made.take().map(|(means, _)| means);
+        let nft = match by {
+            Some(Means::Xtables) => Ok(()),
+            _ => nft::remove().await,
+        };
+        let xtables = match by {
+            Some(Means::Nft) => Ok(()),
+            _ => xtables::remove().await,
+        };
+        nft.and(xtables).map_err(|e| NetError {
+            operation: "open what the kill switch closed".into(),
+            message: e.to_string(),
+            errno: None,
+        })
+    }
+
+    /// Puts the rules back if they are not as they were made, for a firewall that is loaded anew begins
+    /// with `flush ruleset`. Says whether it had to.
+    pub(super) async fn check(&mut self) -> Result<bool, NetError> {
+        let now = match &self.made {
+            Some((Means::Nft, _)) => nft::list().await.ok(),
+            Some((Means::Xtables, _)) => xtables::list().await.ok(),
+            None => None,
+        };
+        let intact = self.made.as_ref().is_some_and(|(_, made)| now.as_ref() == Some(made));
+        if self.closed.is_empty() || intact {
+            return Ok(false);
+        }
+        if let Some((_, made)) = &mut self.made {
+            made.clear();
+        }
+        let closed = std::mem::take(&mut self.closed);
+        self.set(closed).await.map(|()| true)
+    }
+}
+
+impl Exits {
+    /// The device's name goes into the rules, where more than letters would mean something.
+    fn check_name(&self) -> Result<(), NetError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.@-".contains(c);
+        if self.device.chars().all(plain) && !self.device.starts_with('-') {
+            return Ok(());
+        }
+        let device = &self.device;
+        Err(refused(format!(
+            "the packet filter can't be told of a device with the name {device:?}"
+        )))
+    }
+}
+
+fn refused(message: String) -> NetError {
+    let operation = "close by the packet filter what is not the tunnel".into();
+    NetError { operation, message, errno: None }
+}
+
+/// None of the means does it.
+fn none(reasons: &[ToolError]) -> NetError {
+    let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+    refused(format!(
+        "{} (it needs the package nftables, nf_tables in the kernel, and CAP_NET_ADMIN)",
+        reasons.join("; ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_whose_name_means_something_to_the_packet_filter_is_refused() {
+        for name in ["eth*", "a\"b", "a b", "-j"] {
+            let exits = Exits { device: name.into(), kernel_esp: false };
+            assert!(exits.check_name().is_err(), "{name}");
+        }
+        let none = Exits { device: String::new(), kernel_esp: false };
+        assert!(none.check_name().is_ok());
+    }
+}

@@ -1,0 +1,211 @@
+//! What is wanted of the kernel's routes, rules and addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr},
+};
+
+use bewick_ike::{ChildId, ChildSa};
+use ipnet::{IpNet, Ipv6Net};
+
+use super::rules::Rule;
+use crate::net::{LocalAddress, mtu::Outer};
+
+/// fe80::/10: never beyond the link (RFC 4291 §2.5.6).
+const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+
+/// What the connections ask for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) children: BTreeMap<ChildId, Child>,
+    /// by connection, what must not leave in clear
+    pub(super) blocks: BTreeMap<String, Block>,
+}
+
+/// What must not leave in clear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    pub(super) nets: Vec<IpNet>,
+    /// also when the connection is taken down, and when the daemon ends
+    pub(super) stays: bool,
+    /// for every socket, not for what asks the routes alone
+    pub(super) guarded: bool,
+}
+
+/// What one CHILD_SA asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Child {
+    pub(super) addresses: Vec<IpAddr>,
+    /// with the address that packets of this machine are to have
+    pub(super) routes: Vec<(IpNet, Option<IpAddr>)>,
+    pub(super) outer: Outer,
+}
+
+/// What a route does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// leads to the tunnel device
+    Device,
+    /// leads nowhere
+    Block,
+    /// leaves the packet to the tables that come after ours
+    Pass,
+}
+
+/// What there is, or is to be, in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) addresses: BTreeSet<IpAddr>,
+    pub(super) routes: BTreeMap<(IpNet, Kind), Inner>,
+    pub(super) rules: BTreeSet<Rule>,
+}
+
+/// What is said of packets that a route leads into a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Inner {
+    /// the address that those of this machine have
+    pub(super) source: Option<IpAddr>,
+    /// how big they may be at most, in octets; TCP's MSS follows from it
+    pub(super) mtu: Option<u32>,
+}
+
+impl Wanted {
+    /// What is closed to every socket.
+    pub(super) fn guarded(&self) -> BTreeSet<IpNet> {
+        let guarded = self.blocks.values().filter(|block| block.guarded);
+        guarded.flat_map(|block| &block.nets).copied().collect()
+    }
+
+    /// What there is to be in the kernel for it.
+    pub(super) fn state(&self, raw_esp: bool, locals: &[LocalAddress]) -> State {
+        let mut state = State::default();
+        for child in self.children.values() {
+            state.addresses.extend(&child.addresses);
+            for (net, source) in &child.routes {
+                let mtu = child.outer.inner_mtu(locals, !net.addr().is_ipv4());
+                let inner = Inner { source: *source, mtu: Some(mtu) };
+                let route = state.routes.entry((*net, Kind::Device)).or_insert(inner);
+                // of two that share it, whichever the plane takes
+                route.mtu = route.mtu.min(Some(mtu));
+            }
+        }
+        for net in self.blocks.values().flat_map(|block| &block.nets) {
+            state.routes.insert((*net, Kind::Block), Inner::default());
+        }
+        // a tunnel for everything is not for what never leaves the link: routers, DHCPv6
+        if state.routes.keys().any(|(net, _)| net.contains(&IpNet::V6(LINK_LOCAL))) {
+            state.routes.insert((LINK_LOCAL.into(), Kind::Pass), Inner::default());
+        }
+        let families = state.routes.keys().map(|(net, _)| net.addr().is_ipv4());
+        state.rules.extend(families.map(|ipv4| Rule::Inner { ipv4 }));
+        // IPv6 has no such check
+        if state.rules.contains(&Rule::Inner { ipv4: true }) {
+            state.rules.extend([500, 4500].map(Rule::OuterUdp));
+            state.rules.insert(Rule::Dhcp);
+            state.rules.extend(raw_esp.then_some(Rule::OuterEsp));
+        }
+        state
+    }
+}
+
+/// What `sa` needs; `own` are the addresses of this machine, one of which is the source of what it
+/// sends itself where the peer has assigned none.
+pub(super) fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
+    let mut routes: Vec<(IpNet, Option<IpAddr>)> = Vec::new();
+    for net in sa.ts_remote.iter().flat_map(|ts| ts.nets()) {
+        let fits = |address: &&IpAddr| {
+            address.is_ipv4() == net.addr().is_ipv4()
+                && sa.ts_local.iter().any(|ts| ts.contains(**address, ts.protocol(), None))
+        };
+        let source = sa.virtual_ips.iter().find(fits).or_else(|| own.iter().find(fits));
+        routes.push((net, source.copied()));
+    }
+    Child { addresses: sa.virtual_ips.clone(), routes, outer: Outer::of(sa) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bewick_ike::{EspKeys, EspSpi, EspSuite, Path, Secret, TrafficSelector};
+
+    use super::*;
+
+    fn sa(id: u64, local: &str, remote: &str, virtual_ips: &[&str]) -> ChildSa {
+        let keys = EspKeys { encryption: Secret::default(), integrity: Secret::default() };
+        let ts = |text: &str| vec![TrafficSelector::from_net(text.parse().unwrap())];
+        ChildSa {
+            id: ChildId(id),
+            reqid: 1,
+            spi_in: EspSpi(256),
+            spi_out: EspSpi(257),
+            suite: EspSuite::AesGcm16 { key_bits: 256 },
+            esn: false,
+            keys_in: keys.clone(),
+            keys_out: keys,
+            ts_local: ts(local),
+            ts_remote: ts(remote),
+            path: Path::new("192.0.2.1:4500".parse().unwrap(), "192.0.2.2:4500".parse().unwrap()),
+            encap: true,
+            virtual_ips: virtual_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            waits: false,
+            limits: Default::default(),
+        }
+    }
+
+    fn ips(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|ip| ip.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_client_sends_from_its_virtual_address() {
+        let child = child(&sa(1, "10.9.0.1/32", "10.1.0.0/16", &["10.9.0.1"]), &[]);
+        assert_eq!(child.addresses, ips(&["10.9.0.1"]));
+        assert_eq!(child.routes, [("10.1.0.0/16".parse().unwrap(), Some(ips(&["10.9.0.1"])[0]))]);
+    }
+
+    #[test]
+    fn a_gateway_sends_from_an_address_that_the_tunnel_carries() {
+        let own = ips(&["192.0.2.1", "10.1.0.1"]);
+        let with = child(&sa(1, "10.1.0.0/16", "10.9.0.1/32", &[]), &own);
+        assert_eq!(with.routes, [("10.9.0.1/32".parse().unwrap(), Some(own[1]))]);
+        let without = child(&sa(1, "10.7.0.0/16", "10.9.0.1/32", &[]), &own);
+        assert_eq!(without.routes, [("10.9.0.1/32".parse().unwrap(), None)]);
+    }
+
+    #[test]
+    fn what_two_need_stays_until_both_are_gone() {
+        let mut wanted = Wanted::default();
+        wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "2001:db8::/32", &[]), &[]));
+        wanted.children.insert(ChildId(2), child(&sa(2, "::/0", "2001:db8::/32", &[]), &[]));
+        let both = wanted.state(false, &[]);
+        wanted.children.remove(&ChildId(1));
+        assert_eq!(wanted.state(false, &[]), both);
+        assert_eq!(both.rules, [Rule::Inner { ipv4: false }].into());
+        assert_eq!(both.routes.len(), 1);
+        wanted.children.remove(&ChildId(2));
+        assert_eq!(wanted.state(false, &[]), State::default());
+    }
+
+    #[test]
+    fn what_never_leaves_the_link_stays_out_of_a_tunnel_for_everything() {
+        let mut wanted = Wanted::default();
+        wanted.children.insert(ChildId(1), child(&sa(1, "::/0", "::/0", &[]), &[]));
+        let kinds: Vec<Kind> =
+            wanted.state(false, &[]).routes.keys().map(|(_, kind)| *kind).collect();
+        assert_eq!(kinds, [Kind::Device, Kind::Pass]);
+    }
+
+    #[test]
+    fn what_is_blocked_stays_blocked_without_the_tunnel() {
+        let mut wanted = Wanted::default();
+        let net: IpNet = "10.1.0.0/16".parse().unwrap();
+        wanted
+            .blocks
+            .insert("office".into(), Block { nets: vec![net], stays: false, guarded: false });
+        let state = wanted.state(false, &[]);
+        assert_eq!(state.routes.keys().collect::<Vec<_>>(), [&(net, Kind::Block)]);
+        let rules =
+            [Rule::OuterUdp(500), Rule::OuterUdp(4500), Rule::Dhcp, Rule::Inner { ipv4: true }];
+        assert_eq!(state.rules, rules.into());
+        assert!(wanted.state(true, &[]).rules.contains(&Rule::OuterEsp));
+    }
+}
