@@ -213,7 +213,7 @@ impl Pair {
                     idle = 0;
                     match output {
                         Output::Transmit(datagram) => {
-                            let Path { local, remote } = datagram.path;
+                            let Path { local, remote, .. } = datagram.path;
                             let path = Path::new(remote, local);
                             to.datagram(Time::ZERO, path, &datagram.bytes, extension);
                         }

@@ -33,7 +33,7 @@ pub use event::{
     Transmit,
 };
 pub use extension::{Extension, SaView};
-pub use path::Path;
+pub use path::{Path, Transport};
 pub use random::Random;
 pub use sa::child::Child;
 pub use secret::Secret;

@@ -121,14 +121,16 @@ impl Captured {
                         heard.insert(packet.from);
                     }
                 }
-                Kind::Esp if GATEWAYS.contains(&packet.from) => {
+                // A TCP handshake shows that an address answers (RFC 9329 §7.1).
+                Kind::Stream if !GATEWAYS.contains(&packet.from) => drop(heard.insert(packet.from)),
+                Kind::Esp | Kind::Stream if GATEWAYS.contains(&packet.from) => {
                     seen += 1;
                     if !heard.contains(&packet.to) {
                         let to = packet.to;
                         return Err(fail!("ESP went to {to} before that had answered"));
                     }
                 }
-                Kind::Ike { .. } | Kind::Esp => {}
+                Kind::Ike { .. } | Kind::Esp | Kind::Stream => {}
             }
         }
         if seen == 0 { Err(fail!("no ESP from the gateway was seen")) } else { Ok(()) }

@@ -61,9 +61,15 @@ fn policy(address: IpAddr) -> (u8, u8) {
     }
 }
 
-/// The path of an IKE_SA that is up: both ends on port 4500 (RFC 4555 §3.3), the peer's port as it is
+/// The port of IKE and ESP in UDP (RFC 3948 §2.1), for one who comes back from TCP.
+const NAT_PORT: u16 = 4500;
+
+/// The path over UDP of an IKE_SA that is up: both ends on port 4500 (RFC 4555 §3.3), the peer's port as it is
 /// if its address stays.
 pub(crate) fn path(current: Path, (local, remote): (IpAddr, IpAddr)) -> Path {
+    if current.is_tcp() {
+        return Path::new(SocketAddr::new(local, NAT_PORT), SocketAddr::new(remote, NAT_PORT));
+    }
     let remote_port = match remote == current.remote.ip() {
         true => current.remote.port(),
         // RFC 7296 §2.23: 4500, or 500 with a peer that has no NAT traversal.

@@ -27,6 +27,8 @@ pub enum Cause {
     NoAnswer,
     /// traffic went out on this path and none came back
     Silence,
+    /// the TCP connection is gone
+    Disconnected,
     /// the peer does not accept the path that was tried (UNACCEPTABLE_ADDRESSES)
     Refused,
 }
@@ -41,6 +43,7 @@ impl fmt::Display for Cause {
             Cause::PeerMoved => f.write_str("the peer moved"),
             Cause::NatMapping => f.write_str("a NAT has changed its mapping"),
             Cause::PeerAddressGone(address) => write!(f, "the peer's address {address} is gone"),
+            Cause::Disconnected => f.write_str("the TCP connection is gone"),
             Cause::Silence => f.write_str("nothing came back on the path in use"),
             Cause::NoAnswer => f.write_str("no answer on the path in use"),
             Cause::Refused => f.write_str("the peer does not accept the path that was tried"),
@@ -61,6 +64,8 @@ pub enum Hint {
     Resumed,
     /// the peer says that its answers do not arrive
     Asked,
+    /// the TCP connection is gone (RFC 9329 §6.1)
+    Disconnected,
 }
 
 impl fmt::Display for Hint {
@@ -71,6 +76,7 @@ impl fmt::Display for Hint {
             Hint::Unreachable => "an ICMP error says that the peer can't be reached",
             Hint::Resumed => "the machine has slept",
             Hint::Asked => "the peer says that its answers do not arrive",
+            Hint::Disconnected => "the TCP connection is gone",
         })
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     address::{self, LocalAddress},
     mobility::Mobility,
     notify,
+    policy::TcpUse,
 };
 
 /// Every path that the IKE_SA could have, best first: our addresses in their order, with the peer's in
@@ -36,6 +37,26 @@ pub(crate) fn candidates(mobility: &Mobility, locals: &[LocalAddress], current: 
             paths.push(path);
         }
     }
+    let (tcp, ours, theirs) = mobility.tcp;
+    if tcp == TcpUse::Off || ours == 0 {
+        return paths;
+    }
+    // RFC 9329 §7.1: UDP first.
+    let over_tcp = |path: &Path| {
+        let (mut local, mut remote) = (path.local, path.remote);
+        local.set_port(ours);
+        remote.set_port(theirs);
+        Path::tcp(local, remote)
+    };
+    let mut connections: Vec<Path> = paths.iter().map(over_tcp).collect();
+    let known = |path: &Path| path.local.ip() == current.local.ip();
+    if current.is_tcp() && !connections.contains(&current) && connections.iter().any(known) {
+        connections.insert(0, current);
+    }
+    if tcp == TcpUse::Always {
+        return connections;
+    }
+    paths.extend(connections);
     paths
 }
 

@@ -26,5 +26,5 @@ pub use host::{
     Promise, dead_after,
 };
 pub use path::PairState;
-pub use policy::{AddressPolicy, ConnectionPolicy, ReturnRoutability};
+pub use policy::{AddressPolicy, ConnectionPolicy, ReturnRoutability, TcpUse};
 pub use race::Tried;

@@ -20,7 +20,7 @@ use crate::{
     kin::{self, Heard},
     notify,
     path::Pairs,
-    policy::ConnectionPolicy,
+    policy::{ConnectionPolicy, TcpUse},
     race::{Race, Tried},
     responder,
 };
@@ -138,6 +138,9 @@ pub(crate) struct Mobility {
     pub(crate) heard: Heard,
     /// responder: how often the newest request came again on one path, and when that was counted
     pub(crate) repeats: (Option<Path>, u32),
+    /// initiator: how it uses TCP, and the ports of the connection that it has or would open: ours, which
+    /// is 0 where there is none, and the gateway's (RFC 9329)
+    pub(crate) tcp: (TcpUse, u16, u16),
     /// responder: when the peer was asked last to look for another pair
     pub(crate) pleaded: Option<Time>,
 }
@@ -189,6 +192,7 @@ impl Mobility {
             peer_costs: Vec::new(),
             heard: Heard::default(),
             repeats: (None, 0),
+            tcp: (TcpUse::Off, 0, 0),
             pleaded: None,
         }
     }

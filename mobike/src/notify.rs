@@ -114,7 +114,9 @@ fn addresses(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
 /// been at work, or the notify is malformed (RFC 4555 §3.9). What is in it is used for nothing else.
 pub(crate) fn denies_nats(payloads: &[Payload], path: Path) -> bool {
     let header = addresses(path.remote, path.local);
-    notifies(payloads).any(|n| n.kind == NotifyType::NO_NATS_ALLOWED && n.data != header)
+    // RFC 9329 §7.1: NATs are no trouble to TCP.
+    !path.is_tcp()
+        && notifies(payloads).any(|n| n.kind == NotifyType::NO_NATS_ALLOWED && n.data != header)
 }
 
 /// A fresh COOKIE2: 16 unpredictable octets (RFC 4555 §4.2.5).

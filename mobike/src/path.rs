@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bewick_ike::{Path, Time};
+use bewick_ike::{Path, Time, Transport};
 
 /// After this time a result counts half.
 const HALF_LIFE: Duration = Duration::from_secs(60);
@@ -172,10 +172,13 @@ impl PairRecord {
 
 /// What an IKE_SA knows of its pairs.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Pairs(BTreeMap<(IpAddr, IpAddr), PairRecord>);
+pub(crate) struct Pairs(BTreeMap<Key, PairRecord>);
 
-fn key(path: Path) -> (IpAddr, IpAddr) {
-    (path.local.ip(), path.remote.ip())
+/// A pair of addresses, over UDP or TCP: what is known of the one says nothing of the other.
+type Key = (IpAddr, IpAddr, Transport);
+
+fn key(path: Path) -> Key {
+    (path.local.ip(), path.remote.ip(), path.transport)
 }
 
 impl Pairs {
@@ -230,7 +233,7 @@ impl Pairs {
         let at = Time::from_micros(
             (now.since(Time::ZERO).saturating_sub(age)).as_micros().try_into().unwrap_or(0),
         );
-        for ((local, _), record) in &mut self.0 {
+        for ((local, ..), record) in &mut self.0 {
             if record.seen == Some(from) || *local == from.ip() {
                 record.heard = record.heard.max(Some(at));
             }

@@ -57,8 +57,20 @@ impl AddressPolicy {
             && !within(&self.deny)
             && if address.is_ipv4() { self.ipv4 } else { self.ipv6 }
             && (self.nat || !nat.unwrap_or_default().any())
-            && (self.any_port || matches!(port, 500 | 4500))
+            && (self.any_port || path.is_tcp() || matches!(port, 500 | 4500))
     }
+}
+
+/// Whether an initiator uses TCP (RFC 9329).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcpUse {
+    /// never
+    #[default]
+    Off,
+    /// where UDP finds no answer (RFC 9329 §5.1)
+    Fallback,
+    /// nothing else, as in a network that is known to have no UDP
+    Always,
 }
 
 /// What the operator decides about how a connection moves.
@@ -92,6 +104,10 @@ pub struct ConnectionPolicy {
     pub strict: bool,
     /// a peer that is away is waited for so long (RFC 4555 §3.11)
     pub hold: Duration,
+    /// as initiator: whether IKE and ESP go over TCP
+    pub tcp: TcpUse,
+    /// the gateway's TCP port
+    pub tcp_port: u16,
 }
 
 impl Default for ConnectionPolicy {
@@ -109,6 +125,8 @@ impl Default for ConnectionPolicy {
             back_after: Duration::from_secs(10),
             strict: false,
             hold: Duration::from_secs(3600),
+            tcp: TcpUse::Off,
+            tcp_port: 4500,
         }
     }
 }

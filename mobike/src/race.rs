@@ -20,6 +20,9 @@ pub(crate) const MOST_PAIRS: usize = 16;
 /// The pause after the first round; each is twice as long as the one before.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
+/// Rounds in which UDP has its chance before TCP is tried beside it: about a second (RFC 9329 §7.1).
+const UDP_ALONE: u32 = 2;
+
 /// A pair that was tried, for the record of the move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tried {
@@ -45,6 +48,8 @@ pub(crate) struct Race {
     last_turn: Time,
     queue: VecDeque<Path>,
     round: u32,
+    /// in so many rounds at first no TCP connection is tried (RFC 9329 §7.1)
+    udp_alone: u32,
     pub(crate) winner: Option<Path>,
     tried: Vec<Tried>,
 }
@@ -59,10 +64,11 @@ pub(crate) enum Step {
 }
 
 impl Race {
-    /// A race that begins now; the request is out on the current pair already.
+    /// A race that begins now; the request is out on `current` already.
     pub(crate) fn new(
         now: Time,
         cause: Cause,
+        current: Path,
         (patient, strict): (bool, bool),
         candidates: Vec<Path>,
     ) -> Self {
@@ -75,6 +81,8 @@ impl Race {
             last_turn: now,
             queue: VecDeque::new(),
             round: 0,
+            // Where TCP is in use UDP has had its chance.
+            udp_alone: if current.is_tcp() { 0 } else { UDP_ALONE },
             winner: None,
             tried: Vec::new(),
         };
@@ -84,7 +92,9 @@ impl Race {
 
     /// The pairs of the next round, best first.
     pub(crate) fn refill(&mut self, candidates: Vec<Path>) {
-        self.queue = candidates.into_iter().take(MOST_PAIRS).collect();
+        let udp_alone = self.round < self.udp_alone;
+        let fits = |path: &Path| !(udp_alone && path.is_tcp());
+        self.queue = candidates.into_iter().filter(fits).take(MOST_PAIRS).collect();
     }
 
     /// Something about our addresses has changed: as if the race had just begun.
@@ -175,7 +185,7 @@ mod tests {
     /// When the last of `count` candidates is sent to in the first round.
     fn last_of(count: u8, strict: bool) -> Time {
         let candidates = (1..=count).map(way).collect();
-        let mut race = Race::new(ms(0), Cause::NoAnswer, (true, strict), candidates);
+        let mut race = Race::new(ms(0), Cause::NoAnswer, way(0), (true, strict), candidates);
         let mut now = ms(0);
         loop {
             let (step, next) = race.step(now, way(0), Duration::from_millis(200));
@@ -193,10 +203,33 @@ mod tests {
         assert!(last_of(15, true) > ms(300_000), "the draft's way: each wait twice the last");
     }
 
+    /// RFC 9329 §7.1: UDP is tried more than once before TCP, but where TCP is in use.
+    #[test]
+    fn tcp_has_its_turn_after_udp() {
+        let over_tcp = |last| Path::tcp(way(last).local, way(last).remote);
+        let timeout = Duration::from_millis(200);
+        let candidates = vec![way(1), over_tcp(1)];
+        for (current, before) in [(way(0), 3), (over_tcp(0), 1)] {
+            let mut race =
+                Race::new(ms(0), Cause::NoAnswer, current, (false, false), candidates.clone());
+            let (mut now, mut over_udp) = (ms(0), 0);
+            loop {
+                let (step, next) = race.step(now, current, timeout);
+                match step {
+                    Step::Send(paths) if paths.contains(&over_tcp(1)) => break,
+                    Step::Send(paths) => over_udp += usize::from(paths.contains(&way(1))),
+                    Step::Pause(_) => race.refill(candidates.clone()),
+                }
+                now = next;
+            }
+            assert_eq!(over_udp, before, "{current}");
+        }
+    }
+
     #[test]
     fn the_pair_in_use_has_its_turns_before_another_one_is_taken() {
         let timeout = Duration::from_millis(200);
-        let mut race = Race::new(ms(0), Cause::NoAnswer, (true, false), vec![way(1)]);
+        let mut race = Race::new(ms(0), Cause::NoAnswer, way(0), (true, false), vec![way(1)]);
         assert_eq!(race.step(ms(0), way(0), timeout).0, Step::Send(vec![way(0), way(1)]));
         race.answered(ms(20), way(1));
         assert_eq!(race.verdict(ms(20), timeout), None);
@@ -211,7 +244,7 @@ mod tests {
         }
         assert_eq!(race.verdict(now, timeout), Some(way(1)));
         assert_eq!(race.tried()[0].answered, Some(Duration::from_millis(20)));
-        let mut known = Race::new(ms(0), Cause::NoAnswer, (false, false), vec![way(1)]);
+        let mut known = Race::new(ms(0), Cause::NoAnswer, way(0), (false, false), vec![way(1)]);
         known.answered(ms(20), way(1));
         assert_eq!(known.verdict(ms(20), timeout), Some(way(1)), "nothing to wait for");
     }
@@ -219,7 +252,7 @@ mod tests {
     #[test]
     fn rounds_back_off_and_a_change_of_addresses_begins_anew() {
         let timeout = Duration::from_millis(200);
-        let mut race = Race::new(ms(0), Cause::NoAnswer, (true, false), vec![way(1)]);
+        let mut race = Race::new(ms(0), Cause::NoAnswer, way(0), (true, false), vec![way(1)]);
         let (mut now, mut pauses) = (ms(0), Vec::new());
         while pauses.len() < 11 {
             let (step, next) = race.step(now, way(0), timeout);

@@ -138,11 +138,13 @@ impl Capture {
 const LINKTYPE_RAW: u32 = 101;
 const ESP: u8 = 50;
 const UDP: u8 = 17;
+const TCP: u8 = 6;
 
 /// The datagram as an IP packet, with checksums.
 fn ip_packet(datagram: &Datagram) -> Vec<u8> {
     let protocol = match datagram.protocol {
         Protocol::Udp => UDP,
+        Protocol::Tcp => TCP,
         Protocol::Esp => ESP,
     };
     let mut body = Vec::with_capacity(datagram.payload.len() + 8);

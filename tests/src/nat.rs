@@ -152,7 +152,7 @@ impl Nat {
 
     /// Translates a datagram on its way out; makes or refreshes its mapping.
     pub(crate) fn outbound(&mut self, now: Time, datagram: &mut Datagram) -> Result<(), Loss> {
-        if datagram.protocol != Protocol::Udp {
+        if datagram.protocol == Protocol::Esp {
             return Err(Loss::NatProtocol);
         }
         let (inside, remote) = (datagram.src, datagram.dst);
@@ -184,7 +184,7 @@ impl Nat {
 
     /// Translates a datagram on its way in, if a mapping or a forward lets it in.
     pub(crate) fn inbound(&mut self, now: Time, datagram: &mut Datagram) -> Result<(), Loss> {
-        if datagram.protocol != Protocol::Udp {
+        if datagram.protocol == Protocol::Esp {
             return Err(Loss::NatProtocol);
         }
         if let Some(inside) = self.forwards.get(&datagram.dst) {

@@ -51,6 +51,9 @@ pub enum Protocol {
     Udp,
     /// ESP directly over IP; ports mean nothing
     Esp,
+    /// a frame of a TCP connection, from its non-ESP marker or SPI on; it comes and is not lost as
+    /// any datagram, so that TCP over a link that loses is not shown by it
+    Tcp,
 }
 
 /// A packet in the simulated network.
@@ -72,11 +75,21 @@ impl Datagram {
         Datagram { protocol: Protocol::Udp, src, dst, payload }
     }
 
+    /// A UDP datagram or a frame of a TCP connection on `path`.
+    pub fn on(path: Path, payload: Vec<u8>) -> Self {
+        let protocol = if path.is_tcp() { Protocol::Tcp } else { Protocol::Udp };
+        Datagram { protocol, src: path.local, dst: path.remote, payload }
+    }
+
     /// Octets of the whole IP packet.
     pub fn octets(&self) -> usize {
         let ip = if self.dst.is_ipv4() { 20 } else { 40 };
-        let udp = if self.protocol == Protocol::Udp { 8 } else { 0 };
-        ip + udp + self.payload.len()
+        let header = match self.protocol {
+            Protocol::Udp => 8,
+            Protocol::Tcp => 20 + 2,
+            Protocol::Esp => 0,
+        };
+        ip + header + self.payload.len()
     }
 }
 
@@ -103,7 +116,10 @@ pub struct Delivery {
 impl Delivery {
     /// The path as the receiver sees it: local is the destination.
     pub fn path(&self) -> Path {
-        Path::new(self.datagram.dst, self.datagram.src)
+        match self.datagram.protocol {
+            Protocol::Tcp => Path::tcp(self.datagram.dst, self.datagram.src),
+            Protocol::Udp | Protocol::Esp => Path::new(self.datagram.dst, self.datagram.src),
+        }
     }
 }
 
@@ -398,13 +414,13 @@ impl Net {
 
     // Running.
 
-    /// Sends a UDP datagram from `host` along `path`.
+    /// Sends a UDP datagram or a frame of a TCP connection from `host` along `path`.
     ///
     /// # Errors
     /// [`Loss::NoSource`] if no uplink of the host that is up owns the local address, as the
     /// operating system would say at once; [`Loss::Family`] for two families.
     pub fn send(&mut self, host: HostId, path: Path, payload: Vec<u8>) -> Result<(), Loss> {
-        self.send_datagram(host, Datagram::udp(path.local, path.remote, payload))
+        self.send_datagram(host, Datagram::on(path, payload))
     }
 
     /// Sends any datagram from `host` over the uplink that owns its source.

@@ -303,7 +303,7 @@ impl<M: Machine> World<M> {
         while let Some(output) = end.machine.poll_output() {
             match output {
                 Output::Transmit { path, mut bytes } => {
-                    if path.local.port() == NAT_T && bytes != KEEPALIVE {
+                    if path.is_tcp() || (path.local.port() == NAT_T && bytes != KEEPALIVE) {
                         bytes.splice(0..0, MARKER);
                     }
                     end.transmitted += 1;
@@ -440,9 +440,10 @@ impl<M: Machine> World<M> {
         };
         let path = delivery.path();
         let datagram = delivery.datagram;
-        if datagram.protocol == Protocol::Udp {
+        if datagram.protocol != Protocol::Esp {
             let bytes = &datagram.payload;
             let message = match path.local.port() {
+                _ if path.is_tcp() => bytes.strip_prefix(&MARKER),
                 NAT_T if *bytes == KEEPALIVE => return,
                 NAT_T => bytes.strip_prefix(&MARKER),
                 500 => Some(&bytes[..]),

@@ -194,9 +194,9 @@ impl Plane {
         payload.extend(number.to_be_bytes());
         let sum = checksum(&child.sa.keys_out, &payload);
         payload.extend(sum.to_be_bytes());
-        let Path { local, remote } = child.sa.path;
-        Some(if child.sa.encap {
-            Datagram::udp(local, remote, payload)
+        let Path { local, remote, .. } = child.sa.path;
+        Some(if child.sa.encap || child.sa.path.is_tcp() {
+            Datagram::on(child.sa.path, payload)
         } else {
             let bare = |addr: SocketAddr| SocketAddr::new(addr.ip(), 0);
             Datagram { protocol: Protocol::Esp, src: bare(local), dst: bare(remote), payload }
@@ -234,6 +234,7 @@ impl Plane {
         let path = child.sa.path;
         let wrong_path = match datagram.protocol {
             Protocol::Udp => Path::new(datagram.dst, datagram.src) != path,
+            Protocol::Tcp => Path::tcp(datagram.dst, datagram.src) != path,
             Protocol::Esp => {
                 (datagram.dst.ip(), datagram.src.ip()) != (path.local.ip(), path.remote.ip())
             }

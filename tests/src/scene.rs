@@ -45,7 +45,7 @@ pub fn ike_header(datagram: &Datagram) -> Option<Header> {
     let bytes = match (protocol, dst.port()) {
         (Protocol::Esp, _) => return None,
         (Protocol::Udp, 500) => payload,
-        (Protocol::Udp, _) => payload.strip_prefix(&[0; 4])?,
+        (Protocol::Udp | Protocol::Tcp, _) => payload.strip_prefix(&[0; 4])?,
     };
     Header::parse(bytes).ok()
 }

@@ -209,7 +209,7 @@ const MOBIKE: [&str; 114] = [
 ];
 
 /// Those without a test of their name, and why.
-const WITHOUT: [(&str, &str); 1] = [("X-21", "IKE and ESP in TCP (RFC 9329) are not built")];
+const WITHOUT: [(&str, &str); 0] = [];
 
 /// Those of which a test shows a part, and what is left.
 const PARTLY: [(&str, &str); 2] = [

@@ -167,7 +167,7 @@ fn translate(lab: &mut Lab) {
             Protocol::Udp => {
                 Verdict::Replace(vec![Datagram::udp(to.0, to.1, datagram.payload.clone())])
             }
-            Protocol::Esp => Verdict::Drop,
+            Protocol::Esp | Protocol::Tcp => Verdict::Drop,
         }
     })));
 }

@@ -9,6 +9,7 @@ mod events;
 pub mod fake;
 pub mod kernel;
 pub mod plane;
+pub mod tcp;
 pub mod udp;
 pub mod userspace;
 

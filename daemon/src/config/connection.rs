@@ -13,7 +13,9 @@ use bewick_ike::{
 use bewick_mobike::{ConnectionPolicy, ReturnRoutability};
 use ipnet::IpNet;
 
-use crate::config::{Seen, auth, child, moving, networks, proposal, reader::TableReader};
+use crate::config::{
+    PlaneChoice, Seen, auth, child, moving, networks, proposal, reader::TableReader,
+};
 
 /// Whether IKE_AUTH makes a CHILD_SA (RFC 6023).
 const CHILDLESS: [(&str, Childless); 4] = [
@@ -116,7 +118,7 @@ pub(super) fn read(
     let childless = reader.word("childless", &CHILDLESS).unwrap_or_default();
     let more_children = child::tables(reader, role, &esp_proposals);
     let fragment_size = fragment_size(reader);
-    let policy = moving::read(reader, role);
+    let policy = moving::read(reader, role, seen.dataplane);
     let mut initiator = InitiatorPart::default();
     let mut responder = ResponderPart::default();
     match role {
@@ -338,7 +340,7 @@ fn name<'a>(reader: &mut TableReader<'a, '_, '_>, seen: &mut Seen) -> Option<&'a
 /// Whether NATs are allowed for (RFC 7296 §2.23, RFC 4555 §3.9).
 fn nat_traversal(reader: &mut TableReader<'_, '_, '_>, force_encap: bool, seen: &Seen) -> bool {
     let on = reader.bool("nat_traversal").is_none_or(|field| field.value);
-    let problem = match (on, force_encap, seen.userspace) {
+    let problem = match (on, force_encap, seen.dataplane == PlaneChoice::Userspace) {
         (false, true, _) => "nat_traversal is false and force_encap is true; one of them has to go",
         (false, _, true) => {
             "nat_traversal is false and dataplane is \"userspace\", which sends ESP in UDP alone; remove \

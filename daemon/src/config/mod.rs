@@ -66,6 +66,8 @@ pub struct DaemonConfig {
     pub key_log: Option<PathBuf>,
     /// whether peers get a token by which they know that this gateway has lost their IKE_SAs (RFC 6290)
     pub crash_tokens: bool,
+    /// the port on which TCP connections are accepted (RFC 9329), if they are
+    pub tcp_listen: Option<u16>,
     /// when peers must return a cookie, and how many half-open IKE_SAs there may be
     pub half_open: HalfOpenLimits,
 }
@@ -83,6 +85,7 @@ impl Default for DaemonConfig {
             resolv_conf: "/etc/resolv.conf".into(),
             key_log: None,
             crash_tokens: true,
+            tcp_listen: None,
             half_open: HalfOpenLimits::default(),
         }
     }
@@ -126,12 +129,16 @@ pub fn parse(source: Source<'_>, folder: &Path, private: bool) -> Result<Config,
     }
     let mut reader = TableReader::new(root.get_ref(), 0..0, "the file", &mut report);
     let daemon = daemon_table(&mut reader);
-    let userspace = daemon.as_ref().is_some_and(|d| d.dataplane == PlaneChoice::Userspace);
-    let connections = connection_tables(&mut reader, folder, private, userspace);
+    let dataplane = daemon.as_ref().map_or(PlaneChoice::Auto, |daemon| daemon.dataplane);
+    let connections = connection_tables(&mut reader, folder, private, dataplane);
     let uplinks = uplink::tables(&mut reader);
     reader.finish();
     report.finish(daemon.map(|daemon| Config { daemon, connections, uplinks }))
 }
+
+/// Why TCP and the kernel's data plane do not go together.
+const NO_TCP: &str = "ESP in TCP needs the userspace data plane, and dataplane is \"kernel\"; let that be \
+                      \"auto\" or \"userspace\", or remove this";
 
 /// A path that does not depend on where the daemon was started.
 fn path(
@@ -206,6 +213,12 @@ fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {
     }
     out.key_log = path(&mut reader, "key_log", "the path of a folder");
     out.crash_tokens = reader.bool("crash_tokens").is_none_or(|field| field.value);
+    if let Some(port) = reader.number("tcp_listen", 1..=65_535, "a TCP port, usually 4500,") {
+        out.tcp_listen = u16::try_from(port.value).ok();
+        if out.dataplane == PlaneChoice::Kernel {
+            reader.report.add(&port.span, format!("tcp_listen: {NO_TCP}"));
+        }
+    }
     let limits = &mut out.half_open;
     for (key, least, limit) in [
         ("cookie_threshold", 0, &mut limits.cookies_from),
@@ -224,7 +237,7 @@ fn connection_tables(
     root: &mut TableReader<'_, '_, '_>,
     folder: &Path,
     private: bool,
-    userspace: bool,
+    dataplane: PlaneChoice,
 ) -> Vec<Connection> {
     let Some(value) = root.value("connection") else {
         root.missing("no connection is configured; expected at least one table [[connection]]");
@@ -239,7 +252,7 @@ fn connection_tables(
         }
     };
     let mut out: Vec<Connection> = Vec::new();
-    let mut seen = Seen { userspace, ..Seen::default() };
+    let mut seen = Seen { dataplane, names: Vec::new(), pools: Vec::new() };
     for item in tables.iter() {
         let DeValue::Table(table) = item.get_ref() else {
             let found = type_name(item.get_ref());
@@ -254,10 +267,9 @@ fn connection_tables(
 }
 
 /// What connections have to fit: the data plane, and what must differ from one to the next.
-#[derive(Default)]
 struct Seen {
-    /// the operator wants the userspace data plane
-    userspace: bool,
+    /// the data plane that the operator wants
+    dataplane: PlaneChoice,
     names: Vec<String>,
     pools: Vec<(IpNet, String)>,
 }

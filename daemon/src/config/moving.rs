@@ -3,21 +3,33 @@
 use std::time::Duration;
 
 use bewick_ike::Role;
-use bewick_mobike::{ConnectionPolicy, LEAST_FOUND, dead_after};
+use bewick_mobike::{ConnectionPolicy, LEAST_FOUND, TcpUse, dead_after};
 use ipnet::IpNet;
 
-use super::{networks, reader::TableReader};
+use super::{NO_TCP, PlaneChoice, networks, reader::TableReader};
 
 /// What only a responder decides.
 const RESPONDER_KEYS: [&str; 6] =
     ["peer_from", "peer_not_from", "peer_family", "peer_nat", "peer_any_port", "esp_follow"];
 
 /// What only an initiator decides.
-const INITIATOR_KEYS: [&str; 6] =
-    ["dead_after_ms", "found_within_ms", "back_after", "standby", "standby_metered", "probing"];
+const INITIATOR_KEYS: [&str; 8] = [
+    "dead_after_ms",
+    "found_within_ms",
+    "back_after",
+    "standby",
+    "standby_metered",
+    "probing",
+    "tcp",
+    "tcp_port",
+];
 
 /// Reads them; what is wrong is in the reader's report.
-pub(super) fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> ConnectionPolicy {
+pub(super) fn read(
+    reader: &mut TableReader<'_, '_, '_>,
+    role: Option<Role>,
+    dataplane: PlaneChoice,
+) -> ConnectionPolicy {
     let mut out = ConnectionPolicy::default();
     // RFC 4555 §3.11: five minutes at least.
     if let Some(field) = reader.number("hold", 300..=604_800, "seconds") {
@@ -70,5 +82,16 @@ pub(super) fn read(reader: &mut TableReader<'_, '_, '_>, role: Option<Role>) -> 
     out.standby_metered = reader.bool("standby_metered").is_some_and(|field| field.value);
     let ways = [("race", false), ("strict", true)];
     out.strict = reader.word("probing", &ways).unwrap_or(false);
+    // RFC 9329 §5
+    let uses = [("off", TcpUse::Off), ("fallback", TcpUse::Fallback), ("always", TcpUse::Always)];
+    out.tcp = reader.word("tcp", &uses).unwrap_or_default();
+    if let Some(span) = reader.key_span("tcp").filter(|_| out.tcp != TcpUse::Off)
+        && dataplane == PlaneChoice::Kernel
+    {
+        reader.report.add(&span, format!("tcp: {NO_TCP}"));
+    }
+    if let Some(port) = reader.number("tcp_port", 1..=65_535, "the gateway's TCP port") {
+        out.tcp_port = u16::try_from(port.value).unwrap_or(out.tcp_port);
+    }
     out
 }

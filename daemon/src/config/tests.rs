@@ -5,7 +5,7 @@ use bewick_ike::{
     config::{Role, Selectors},
 };
 
-use bewick_mobike::ReturnRoutability;
+use bewick_mobike::{ReturnRoutability, TcpUse};
 
 use super::*;
 
@@ -162,7 +162,7 @@ fn an_unknown_key_with_its_likely_meaning() {
         problems(&format!("[daemon]\ncolour = 1\n{CLIENT}")),
         ["b.toml:2:1: unknown key colour in [daemon]; known here: control, cookie_threshold, \
              crash_tokens, dataplane, device, half_open_limit, half_open_limit_per_address, key_log, log, \
-             log_addresses, resolv_conf, resolver, state_dir"]
+             log_addresses, resolv_conf, resolver, state_dir, tcp_listen"]
     );
 }
 
@@ -193,6 +193,31 @@ fn the_limits_of_what_strangers_can_do_are_the_operator_s() {
     let text = "[daemon]\ncookie_threshold = 0\nhalf_open_limit = 10\n";
     let limits = read(&format!("{text}{CLIENT}")).unwrap().daemon.half_open;
     assert_eq!((limits.cookies_from, limits.most), (0, 10));
+}
+
+/// RFC 9329 §5.
+#[test]
+fn tcp_is_used_where_it_is_configured_and_the_plane_can_carry_it() {
+    let config = read(CLIENT).unwrap();
+    let policy = &config.connections[0].policy;
+    assert_eq!((policy.tcp, policy.tcp_port, config.daemon.tcp_listen), (TcpUse::Off, 4500, None));
+    let policy = read(&format!("{CLIENT}tcp = \"fallback\"\ntcp_port = 443\n")).unwrap();
+    let policy = &policy.connections[0].policy;
+    assert_eq!((policy.tcp, policy.tcp_port), (TcpUse::Fallback, 443));
+    let gateway = read(&format!("[daemon]\ntcp_listen = 4500\n{GATEWAY}")).unwrap();
+    assert_eq!(gateway.daemon.tcp_listen, Some(4500));
+    let found = problems(&format!("{GATEWAY}tcp = \"always\"\n"));
+    assert!(found[0].contains("tcp is for role"), "{found:?}");
+    for (daemon, connection, at) in [
+        ("tcp_listen = 4500\n", "", "b.toml:2:14: tcp_listen: ESP in TCP needs"),
+        ("", "tcp = \"fallback\"\n", "tcp: ESP in TCP needs the userspace data plane"),
+    ] {
+        let text = format!("[daemon]\n{daemon}dataplane = \"kernel\"\n{CLIENT}{connection}");
+        let found = problems(&text);
+        assert!(found.len() == 1 && found[0].contains(at), "{found:?}");
+    }
+    let found = problems(&format!("[daemon]\ntcp_listen = 0\n{CLIENT}"));
+    assert!(found[0].contains("a TCP port, usually 4500, from 1 to 65535"), "{found:?}");
 }
 
 #[test]

@@ -38,8 +38,13 @@ impl Daemon {
             match output {
                 Output::Transmit(transmit) => {
                     // what could not be sent is a lost packet: the machines send again
-                    if let Err(e) = self.udp.send_ike(&transmit.path, &transmit.bytes) {
-                        debug!(path = %transmit.path, "send: {e}");
+                    let path = transmit.path;
+                    if let Err(e) = self.udp.send_ike(&path, &transmit.bytes) {
+                        debug!(%path, "send: {e}");
+                        // but on a connection of ours nothing is sent twice
+                        if path.is_tcp() && Some(path.local.port()) != self.udp.tcp_port() {
+                            self.host.handle(self.clock.now(), Input::Disconnected(path));
+                        }
                     }
                 }
                 Output::Keepalive(path) => {

@@ -12,7 +12,7 @@ mod record;
 mod status;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -23,9 +23,10 @@ use bewick_ike::{
     Established, Path, Random, Role, SaId, Time,
     auth::{UnixSeconds, WallClock},
 };
-use bewick_mobike::{Command, Host, HostConfig, Input};
+use bewick_mobike::{Command, Host, HostConfig, Input, TcpUse};
 use bewick_xfrm::{
     DataPlane, PlaneError, PlaneEvent,
+    tcp::TcpConfig,
     udp::{IkeDatagram, UdpError, UdpSockets},
 };
 use tokio::{
@@ -52,6 +53,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A sleep that is shorter leaves NATs and networks as they were.
 const NAP: Duration = Duration::from_secs(1);
+
+/// How often is said which TCP connections are of use.
+const TCP_LOOK: Duration = Duration::from_millis(500);
 
 /// Requests of control clients that wait at most.
 const CALLS: usize = 64;
@@ -182,6 +186,10 @@ struct Inputs {
     plane: Option<mpsc::Receiver<PlaneEvent>>,
     /// paths that an ICMP error speaks of
     unreachable: Option<mpsc::Receiver<Path>>,
+    /// TCP connections that have ended
+    disconnected: Option<mpsc::UnboundedReceiver<Path>>,
+    /// when to say which of them are of use; nothing without TCP
+    tcp_look: Option<tokio::time::Interval>,
     addresses: watch::Receiver<Vec<LocalAddress>>,
     /// somebody may have removed what is ours
     disturbed: watch::Receiver<()>,
@@ -288,7 +296,8 @@ impl Daemon {
         let events = broadcast::Sender::<Arc<EventRecord>>::new(EVENTS);
         // first of all: it tells whether another daemon runs, whose state must not be touched
         let server = Server::open(&control, calls, events.clone())?;
-        let plane::Opened { plane, udp, ike, force_encap } = plane::open(&config.daemon)?;
+        let plane::Opened { plane, udp, ike, force_encap } =
+            plane::open(&config.daemon, tcp(&config))?;
         let description = plane.describe();
         let refuses_nat = |connection: &&Connection| !connection.ike.nat_traversal;
         if force_encap && let Some(one) = config.connections.iter().find(refuses_nat) {
@@ -317,7 +326,10 @@ impl Daemon {
         };
         let (resolved, resolved_receiver) = mpsc::channel(CALLS);
         let names: Vec<String> = config.connections.iter().map(|c| c.name().to_owned()).collect();
+        let disconnected = udp.take_disconnected();
         let inputs = Inputs {
+            tcp_look: disconnected.as_ref().map(|_| tokio::time::interval(TCP_LOOK)),
+            disconnected,
             ike,
             plane: plane_events,
             unreachable: udp.take_unreachable(),
@@ -451,6 +463,8 @@ impl Daemon {
                 Some(call) = inputs.calls.recv() => self.on_call(call).await,
                 Some(event) = next_of(&mut inputs.plane) => self.on_plane_event(&event).await,
                 Some(path) = next_of(&mut inputs.unreachable) => self.on_unreachable(path),
+                Some(path) = next_gone(&mut inputs.disconnected) => self.on_disconnected(path),
+                () = tick(&mut inputs.tcp_look) => self.keep_connections(),
                 // last, for strangers can send without end
                 Some(datagram) = inputs.ike.recv() => self.on_datagram(&datagram),
             }
@@ -571,6 +585,18 @@ impl Daemon {
         self.host.handle(self.clock.now(), Input::Unreachable(path));
     }
 
+    fn on_disconnected(&mut self, path: Path) {
+        debug!(%path, "the TCP connection is gone");
+        self.host.handle(self.clock.now(), Input::Disconnected(path));
+    }
+
+    /// RFC 9329 §6.1: connections that no IKE_SA uses any more are to be closed.
+    fn keep_connections(&self) {
+        let used: BTreeSet<Path> =
+            self.host.status().map(|sa| sa.path).filter(Path::is_tcp).collect();
+        self.udp.keep_connections(&used);
+    }
+
     async fn on_plane_event(&mut self, event: &PlaneEvent) {
         debug!(?event, "data plane");
         match event {
@@ -601,6 +627,27 @@ async fn next_of<T>(source: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
         Some(source) => source.recv().await,
         None => std::future::pending().await,
     }
+}
+
+async fn next_gone(source: &mut Option<mpsc::UnboundedReceiver<Path>>) -> Option<Path> {
+    match source {
+        Some(source) => source.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// What goes over TCP; `None` if nothing may.
+fn tcp(config: &Config) -> Option<TcpConfig> {
+    let listen = config.daemon.tcp_listen;
+    let opens = config.connections.iter().any(|one| one.policy.tcp != TcpUse::Off);
+    (opens || listen.is_some()).then(|| TcpConfig { listen, ..TcpConfig::default() })
 }
 
 async fn sleep_until(due: Option<tokio::time::Instant>) {

@@ -6,6 +6,7 @@ use bewick_xfrm::{
     DataPlane, Kind,
     auto::{self, Wanted},
     kernel::{self, KernelPlane},
+    tcp::TcpConfig,
     udp::{IkeDatagram, UdpConfig, UdpSockets},
     userspace::{DEFAULT_MTU, UserspaceConfig, UserspacePlane},
 };
@@ -27,14 +28,19 @@ pub(super) struct Opened {
     pub(super) force_encap: bool,
 }
 
-/// Opens the sockets on ports 500 and 4500, and the plane.
-pub(super) fn open(config: &DaemonConfig) -> Result<Opened, RunError> {
-    let decision = auto::choose(match config.dataplane {
+/// Opens the sockets on ports 500 and 4500, those of `tcp` if it is used, and the plane.
+pub(super) fn open(config: &DaemonConfig, tcp: Option<TcpConfig>) -> Result<Opened, RunError> {
+    let mut decision = auto::choose(match config.dataplane {
+        PlaneChoice::Auto if tcp.is_some() => Wanted::Userspace,
         PlaneChoice::Auto => Wanted::Auto,
         PlaneChoice::Kernel => Wanted::Kernel,
         PlaneChoice::Userspace => Wanted::Userspace,
     });
-    let (udp, ike) = UdpSockets::open(&UdpConfig { mark: Some(MARK), ..UdpConfig::default() })?;
+    if tcp.is_some() && config.dataplane == PlaneChoice::Auto {
+        decision.reason = "TCP is configured, and the kernel's plane has no ESP in TCP".into();
+    }
+    let sockets = UdpConfig { mark: Some(MARK), tcp, ..UdpConfig::default() };
+    let (udp, ike) = UdpSockets::open(&sockets)?;
     let (device, mut reason) = (config.device.clone(), decision.reason);
     if decision.kind == Kind::Kernel {
         match kernel_plane(device.clone(), reason, &udp) {

@@ -275,7 +275,8 @@ impl Endpoint {
             Ok(request) => request,
             Err(unanswerable) => return self.refuse(now, path, header, unanswerable),
         };
-        if self.half_open.is_crowded(path.remote) {
+        // RFC 9329 §6.3: a TCP connection has shown that already.
+        if self.half_open.is_crowded(path.remote) && !path.is_tcp() {
             // RFC 7296 §2.6: no state before the peer has shown that it receives at its address.
             let input = (request.nonce, path.remote.ip(), header.spi_i);
             if !request.cookie.is_some_and(|c| self.cookies.check(now, input, c)) {
@@ -317,7 +318,7 @@ impl Endpoint {
             Unanswerable::Notify(notify, reason) => {
                 // An honest peer comes again with the other key exchange: no news for the operator.
                 if notify.kind != NotifyType::INVALID_KE_PAYLOAD && self.tells_of_refusal(now) {
-                    self.shared.event(Event::Refused { path, reason });
+                    self.shared.event(Event::Refused { path, reason: *reason });
                 }
                 self.answer_init(path, header, notify);
             }
@@ -599,6 +600,19 @@ impl Endpoint {
             }
             live::delete(sa, cx, Vec::new());
         });
+    }
+
+    /// A TCP connection is gone (RFC 9329 §6.1): what was to be set up on it does not come to be. An
+    /// IKE_SA that stands is kept.
+    pub fn disconnected(&mut self, now: Time, path: Path, extension: &mut dyn Extension) {
+        let is_new = |sa: &&Sa| {
+            let begun = matches!(sa.state, State::InitResponse(_) | State::AuthResponse(_));
+            begun && sa.path == path
+        };
+        let ids: Vec<SaId> = self.sas.values().filter(is_new).map(|sa| sa.id).collect();
+        for id in ids {
+            self.abandon(now, id, CloseReason::Unanswered(path), extension);
+        }
     }
 
     /// Ends the IKE_SA without a word to the peer.

@@ -352,7 +352,8 @@ fn without_child(
 /// The path for the CHILD_SA: to where the peer has shown that it receives, by knowing what our
 /// IKE_SA_INIT response said; the header of IKE_AUTH anyone on the way can change (RFC 4555 §5.3).
 fn shown(init: Path, auth: Path) -> Path {
-    if init.remote.ip() == auth.remote.ip() {
+    // A TCP connection shows it too (RFC 9329 §7.1).
+    if init.remote.ip() == auth.remote.ip() || auth.is_tcp() {
         return auth;
     }
     let mut path = init;

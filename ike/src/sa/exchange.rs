@@ -168,8 +168,14 @@ impl Outgoing {
         self.outstanding.iter().map(|out| out.due.min(out.give_up)).min()
     }
 
-    /// The retransmission timer went off.
-    pub(crate) fn on_timer(&mut self, now: Time, policy: &Retransmission) -> Retransmit {
+    /// The retransmission timer went off. On a path that is `reliable` only what went elsewhere first is
+    /// sent; the rest waits, and its waiting is counted as its repetitions are (RFC 9329 §6.2).
+    pub(crate) fn on_timer(
+        &mut self,
+        now: Time,
+        policy: &Retransmission,
+        reliable: bool,
+    ) -> Retransmit {
         if self.outstanding.iter().any(|out| now >= out.give_up) {
             return Retransmit::GiveUp;
         }
@@ -184,10 +190,15 @@ impl Outgoing {
             out.tries_in_size += 1;
             out.interval = (out.interval * policy.factor_percent / 100).min(policy.longest);
             out.due = now + out.interval;
-            ids.push(out.message_id);
+            if !reliable {
+                ids.push(out.message_id);
+            }
             most = most.max(out.tries);
         }
-        if ids.is_empty() { Retransmit::Idle } else { Retransmit::Again { ids, tries: most } }
+        match ids.is_empty() && most == 0 {
+            true => Retransmit::Idle,
+            false => Retransmit::Again { ids, tries: most },
+        }
     }
 
     /// Starts the back-off anew, as after a change of address, and the time after which the peer is
@@ -366,7 +377,7 @@ mod tests {
         let mut due = start(&mut out, Time::ZERO);
         let mut waits = vec![due.since(Time::ZERO)];
         loop {
-            match out.on_timer(due, &policy) {
+            match out.on_timer(due, &policy, false) {
                 Retransmit::Again { ids, .. } => {
                     assert_eq!(ids, [0]);
                     let next = out.due().unwrap();

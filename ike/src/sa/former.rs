@@ -196,7 +196,7 @@ pub(crate) fn on_retransmit(sa: &mut Sa, cx: &mut Cx<'_>, policy: &Retransmissio
     let path = sa.path;
     let mut dead = Vec::new();
     for former in &mut sa.former {
-        match former.channel.outgoing.on_timer(cx.now, policy) {
+        match former.channel.outgoing.on_timer(cx.now, policy, path.is_tcp()) {
             Retransmit::Idle => {}
             Retransmit::Again { ids, .. } => {
                 let again = |out: &Outstanding| ids.contains(&out.message_id);

@@ -90,18 +90,19 @@ impl Fragments {
     }
 
     /// The biggest IP packet to send; `None` for no limit, for then nothing is ever cut.
-    fn size(&self, config: Option<&ConnectionConfig>) -> Option<u16> {
+    fn size(&self, config: Option<&ConnectionConfig>, path: Path) -> Option<u16> {
         let configured = match config {
             Some(config) => config.fragment_size,
             None => Some(DEFAULT_FRAGMENT_SIZE),
         };
-        let size = configured.filter(|_| self.negotiated)?;
+        // RFC 9329 §7.5: a stream needs none.
+        let size = configured.filter(|_| self.negotiated && !path.is_tcp())?;
         Some(self.ceiling.map_or(size, |ceiling| ceiling.min(size)))
     }
 
     /// The longest IKE message that goes whole on `path`; `None` for no limit.
     pub(crate) fn limit(&self, config: Option<&ConnectionConfig>, path: Path) -> Option<usize> {
-        self.size(config).map(|size| message_size(path, size))
+        self.size(config, path).map(|size| message_size(path, size))
     }
 
     /// As [`Self::limit`] for the response to the request in progress: if that came in fragments, the
@@ -111,7 +112,7 @@ impl Fragments {
         config: Option<&ConnectionConfig>,
         path: Path,
     ) -> Option<usize> {
-        let size = self.size(config)?;
+        let size = self.size(config, path)?;
         Some(message_size(path, self.answer.map_or(size, |answer| answer.min(size))))
     }
 
@@ -122,7 +123,7 @@ impl Fragments {
         path: Path,
         message: &Message<'_>,
     ) -> Option<usize> {
-        let size = self.size(config)?;
+        let size = self.size(config, path)?;
         let seen = size_of_many(path, message, message.header.length)?;
         Some(message_size(path, seen.min(size)))
     }
@@ -140,7 +141,7 @@ impl Fragments {
         path: Path,
         longest: usize,
     ) -> Option<u16> {
-        let size = self.size(config)?;
+        let size = self.size(config, path)?;
         let steps = [DEFAULT_FRAGMENT_SIZE, IPV4_FRAGMENT_SIZE];
         let steps = if path.remote.is_ipv6() { &steps[..1] } else { &steps[..] };
         steps.iter().copied().find(|step| *step < size && message_size(path, *step) < longest)

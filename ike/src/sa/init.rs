@@ -235,6 +235,10 @@ fn on_notify(
             state.hint.get_or_insert(CloseReason::Protocol(format!("the peer answered {kind}")));
         }
     }
+    // RFC 9329 §6.4: nothing better comes on a TCP connection.
+    if let Some(reason) = state.hint().filter(|_| sa.path.is_tcp()) {
+        return Err(reason);
+    }
     sa.channel.outgoing.limit(cx.now + DOUBT);
     sa.state = State::InitResponse(state);
     Ok(())
@@ -307,7 +311,8 @@ fn on_answer(
     let nat = nat.filter(|_| config_nat_t);
     sa.nat = nat.unwrap_or_default();
     // RFC 4555 §3.3, RFC 7296 §2.23: both on port 4500 from here on, if the peer can do it at all.
-    if nat.is_some() && (mobike || force || sa.nat.any()) {
+    // A TCP connection has the ports that it has (RFC 9329 §6.5).
+    if !sa.path.is_tcp() && nat.is_some() && (mobike || force || sa.nat.any()) {
         sa.path.local.set_port(4500);
         if sa.path.remote.port() == 500 {
             sa.path.remote.set_port(4500);

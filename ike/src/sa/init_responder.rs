@@ -31,7 +31,7 @@ pub(crate) struct Request<'a> {
 /// Why a request got no IKE_SA.
 pub(crate) enum Unanswerable {
     /// answer with this notify, unprotected
-    Notify(Notify, CloseReason),
+    Notify(Notify, Box<CloseReason>),
     /// say nothing
     Silence(CloseReason),
 }
@@ -72,7 +72,7 @@ impl<'a> Request<'a> {
 
 fn unanswerable(fault: Fault, data: Vec<u8>, reason: CloseReason) -> Unanswerable {
     match fault.at(Stage::Init).notify {
-        Some(kind) => Unanswerable::Notify(Notify::new(kind, data), reason),
+        Some(kind) => Unanswerable::Notify(Notify::new(kind, data), Box::new(reason)),
         None => Unanswerable::Silence(reason),
     }
 }

@@ -414,7 +414,7 @@ impl Sa {
     fn on_retransmit(&mut self, cx: &mut Cx<'_>) {
         let policy = self.policy(cx.shared);
         self.probe_smaller(cx);
-        match self.channel.outgoing.on_timer(cx.now, &policy) {
+        match self.channel.outgoing.on_timer(cx.now, &policy, self.path.is_tcp()) {
             Retransmit::Idle => {}
             Retransmit::Again { ids, tries } => {
                 let (path, again) = (self.path, |out: &Outstanding| ids.contains(&out.message_id));

@@ -20,6 +20,7 @@ pub mod payload;
 pub mod proposal;
 pub mod reader;
 mod selector;
+pub mod stream;
 mod writer;
 
 pub use cert::CertEncoding;
@@ -35,6 +36,7 @@ pub use notify::{Notify, NotifyType};
 pub use payload::{AuthMethod, Payload, PayloadKind, emit_chain, parse_chain};
 pub use proposal::{Proposal, Protocol, Transform, TransformAttribute, TransformType};
 pub use reader::Reader;
+pub use stream::{STREAM_PREFIX, StreamError, StreamFrame, StreamReader};
 
 #[cfg(test)]
 mod tests;

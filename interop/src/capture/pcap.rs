@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// LINKTYPE_LINUX_SLL2, which `-i any` gives.
 pub const LINK_TYPE: u16 = 276;
 
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ESP: u8 = 50;
 
@@ -29,6 +30,8 @@ pub enum Kind {
     },
     /// ESP, in UDP or not.
     Esp,
+    /// Octets of a TCP connection that both ends have agreed on (RFC 9329).
+    Stream,
 }
 
 /// The IKE messages and ESP packets in a capture, in the order in which they came in.
@@ -61,9 +64,18 @@ fn packet(ip: &[u8]) -> Option<Packet> {
     let kind = match protocol {
         ESP => Kind::Esp,
         UDP => in_udp(body)?,
+        TCP => in_tcp(body)?,
         _ => return None,
     };
     Some(Packet { from, to, kind })
+}
+
+fn in_tcp(tcp: &[u8]) -> Option<Kind> {
+    let port = |at: usize| tcp.get(at..)?.first_chunk().copied().map(u16::from_be_bytes);
+    let header = usize::from(*tcp.get(12)? >> 4) * 4;
+    let ours = port(0)? == 4500 || port(2)? == 4500;
+    // The length of the IP packet is that of the frame: these links are not padded.
+    (ours && tcp.len() > header).then_some(Kind::Stream)
 }
 
 fn in_udp(udp: &[u8]) -> Option<Kind> {
@@ -101,6 +113,19 @@ mod tests {
             file.extend(frame);
         }
         file
+    }
+
+    #[test]
+    fn only_tcp_with_octets_on_the_port_is_a_stream() {
+        let segment = |from: u16, octets: &[u8]| {
+            let header =
+                [&from.to_be_bytes()[..], &[0xc0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0x50]].concat();
+            [&header[..], &[0x10, 1, 0, 0, 0, 0, 0], octets].concat()
+        };
+        assert!(matches!(in_tcp(&segment(4500, b"IKETCP")), Some(Kind::Stream)));
+        assert!(in_tcp(&segment(4500, b"")).is_none(), "an acknowledgement");
+        assert!(in_tcp(&segment(80, b"GET")).is_none());
+        assert!(in_tcp(b"short").is_none());
     }
 
     #[test]

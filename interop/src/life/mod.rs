@@ -94,6 +94,10 @@ pub enum Topic {
     BothBehindNat,
     /// Two clients behind one NAT.
     TwoClients,
+    /// From UDP to TCP and back.
+    TcpFallback,
+    /// A network where nothing but TCP passes.
+    TcpOnly,
     /// Programs that try to get out beside the tunnel.
     Leaks,
 }
@@ -136,6 +140,8 @@ impl Topic {
             Topic::GatewayBehindNat => "gateway-behind-nat",
             Topic::BothBehindNat => "both-behind-nat",
             Topic::TwoClients => "two-clients",
+            Topic::TcpFallback => "tcp-fallback",
+            Topic::TcpOnly => "tcp-only",
             Topic::Leaks => "leaks",
         }
     }
@@ -202,6 +208,10 @@ impl Topic {
                 "nothing leaves in the clear before, between and after, whatever programs and routes say"
             }
             Topic::BothBehindNat => "the gateway is behind a NAT, and the client moves behind one",
+            Topic::TcpFallback => {
+                "the client moves to where nothing but TCP passes, and UDP comes back"
+            }
+            Topic::TcpOnly => "all over TCP: set-up, new keys of either kind, a move behind a NAT",
         }
     }
 
@@ -220,7 +230,9 @@ impl Topic {
             | Topic::MoveDuringRekey
             | Topic::Planned
             | Topic::MobikeOff
+            | Topic::TcpFallback
             | Topic::ManyMoves => Ground::Plain,
+            Topic::TcpOnly => Ground::OnlyTcp,
             Topic::Sites => Ground::Sites,
             Topic::TwoClients => Ground::TwoBehindNat,
             Topic::GatewayBehindNat => Ground::GatewayBehindNat,
@@ -266,6 +278,8 @@ impl Topic {
             Topic::MobikeOff => cases::moves::mobike_off(),
             Topic::ManyMoves => cases::moves::many(),
             Topic::TwoClients => cases::addresses::two_clients(client),
+            Topic::TcpFallback => cases::moves::tcp_fallback(),
+            Topic::TcpOnly => cases::moves::tcp_only(),
             Topic::Leaks => cases::leaks(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
@@ -321,6 +335,8 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::GatewayBehindNat, Plane::Userspace, [true, true]),
     (Topic::BothBehindNat, Plane::Userspace, [true, true]),
     (Topic::TwoClients, Plane::Userspace, [true, true]),
+    (Topic::TcpFallback, Plane::Userspace, [true, true]),
+    (Topic::TcpOnly, Plane::Userspace, [true, true]),
     (Topic::Leaks, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
@@ -344,10 +360,13 @@ pub fn all() -> impl Iterator<Item = Life> {
                 Life { topic, client: Strongswan, gateway: Bewick, plane, ready: as_gateway },
             ]
         })
-        // strongSwan never leaves a path that is silent, takes no request to, and has no kill switch.
-        .filter(|life| {
-            let bewicks = matches!(life.topic, Topic::SilentPath | Topic::Planned | Topic::Leaks);
-            life.client == Bewick || !bewicks
+        .filter_map(|life| match life.topic {
+            // strongSwan never leaves a path that is silent, takes no request to, and has no kill switch.
+            Topic::SilentPath | Topic::Planned | Topic::Leaks if life.client == Strongswan => None,
+            // It has no TCP at all: bewick is with itself.
+            Topic::TcpFallback | Topic::TcpOnly if life.client == Strongswan => None,
+            Topic::TcpFallback | Topic::TcpOnly => Some(Life { gateway: Bewick, ..life }),
+            _ => Some(life),
         })
 }
 

@@ -24,6 +24,16 @@ fn from(node: Node) -> String {
 }
 
 impl Seen {
+    /// What begins every TCP connection (RFC 9329 §4): IKETCP.
+    pub fn stream() -> Self {
+        let data = "((tcp[12] & 0xf0) >> 2)";
+        let prefix = format!("tcp[{data}:4] = 0x494b4554 and tcp[({data} + 4):2] = 0x4350");
+        Self {
+            what: "a TCP connection that begins with IKETCP",
+            filter: format!("{} and tcp dst port 4500 and {prefix}", from(Node::Client)),
+        }
+    }
+
     /// A message in fragments: its first payload is SKF (53, RFC 7383 §2.5).
     pub fn fragment(node: Node) -> Self {
         let what = match node {

@@ -24,6 +24,9 @@ const SETTLED: Duration = Duration::from_secs(1);
 /// How long a client that asks every second whether its peer is there needs for a first answer.
 const ASKED: Duration = Duration::from_millis(2500);
 
+/// RFC 3948 §2.1.
+const NAT_PORT: u16 = 4500;
+
 /// How many moves a transfer has to outlive.
 const MOVES: usize = 5;
 /// Between two losses that a client can hardly tell apart.
@@ -35,6 +38,8 @@ const SILENT: Duration = Duration::from_secs(4);
 const SEEN: Duration = Duration::from_secs(2);
 /// How long it may stay away when a question on the way is lost too.
 const LOST_QUESTION: Duration = Duration::from_secs(4);
+/// How long it may stay away until UDP has had its chance.
+const OVER_TCP: Duration = Duration::from_secs(5);
 /// How long it may stay away until somebody asks.
 const NAT: Duration = Duration::from_secs(6);
 
@@ -68,6 +73,8 @@ pub enum Travel {
     Transfer,
     /// The current uplink is lost and comes back, and at once the other is lost and comes back.
     ThereAndBack,
+    /// The current uplink is lost and on the other nothing but TCP passes, and then UDP passes there again.
+    FallsBackToTcp,
 }
 
 impl Travel {
@@ -184,6 +191,23 @@ impl Travel {
                 let moved = moves(running, Some(LOST_QUESTION), flip, at(first));
                 topology.restore(&second)?;
                 moved
+            }
+            Travel::FallsBackToTcp => {
+                let lost = topology.uplink_of(client.local.ip())?;
+                let other = topology.other(&lost);
+                let is_udp = |client: &SaView| client.local.port() == NAT_PORT;
+                topology.close_udp(&other)?;
+                let there = |client: &SaView, gateway: &SaView| {
+                    at(other)(client, gateway) && !is_udp(client)
+                };
+                let lose = |_: &mut Running<'_>| topology.lose(&lost, Loss::LinkDown);
+                moves(running, Some(OVER_TCP), lose, there).context("to TCP")?;
+                let there = |client: &SaView, gateway: &SaView| {
+                    at(other)(client, gateway) && is_udp(client)
+                };
+                let open = |_: &mut Running<'_>| topology.open_udp(&other);
+                moves(running, Some(SEEN), open, there).context("back to UDP")?;
+                topology.restore(&lost)
             }
             Travel::Planned => {
                 let first = topology.uplink_of(client.local.ip())?;

@@ -31,6 +31,8 @@ pub struct Tunnel {
     pub dns: &'static [&'static str],
     /// Thousands of clients that all say the same of who they are: a large pool, little in the logs.
     pub crowd: bool,
+    /// Whether IKE and ESP may go over TCP (RFC 9329), which strongSwan does not know.
+    pub tcp: bool,
 }
 
 /// One end's settings.
@@ -150,6 +152,7 @@ impl Default for Tunnel {
             asks_for: None,
             dns: &[],
             crowd: false,
+            tcp: false,
         }
     }
 }

@@ -42,12 +42,17 @@ pub enum Ground {
     GatewayBehindNat,
     /// That, and the client's second uplink is behind a NAT too.
     BothBehindNat,
+    /// Nothing but TCP passes; the client's second uplink is behind a NAT.
+    OnlyTcp,
 }
 
 impl Ground {
     /// Whether the client's second uplink is behind a NAT.
     pub fn has_nat(self) -> bool {
-        matches!(self, Ground::BehindNat | Ground::TwoBehindNat | Ground::BothBehindNat)
+        matches!(
+            self,
+            Ground::BehindNat | Ground::TwoBehindNat | Ground::BothBehindNat | Ground::OnlyTcp
+        )
     }
 }
 
@@ -90,6 +95,7 @@ impl Topology {
                 self.lose(&FIRST, Loss::LinkDown)
             }
             Ground::BehindNat => self.lose(&FIRST, Loss::LinkDown),
+            Ground::OnlyTcp => self.uplinks.iter().try_for_each(|uplink| self.close_udp(uplink)),
         }
     }
 
@@ -134,6 +140,29 @@ impl Topology {
             process::output(&mut command, Duration::from_secs(10))?;
         }
         Ok(())
+    }
+
+    /// Has the router drop UDP that comes from an uplink or goes there, without a word to anybody.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn close_udp(&self, uplink: &Uplink) -> Result<()> {
+        self.udp_rules("add", uplink)
+    }
+
+    /// Lets it pass again.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn open_udp(&self, uplink: &Uplink) -> Result<()> {
+        self.udp_rules("del", uplink)
+    }
+
+    fn udp_rules(&self, verb: &str, uplink: &Uplink) -> Result<()> {
+        ["from", "to"].iter().try_for_each(|way| {
+            let what = format!("{way} {}/32 ipproto udp blackhole", uplink.seen_as);
+            self.ip(Node::Router, &format!("rule {verb} pref 10 {what}"))
+        })
     }
 
     /// Lets the packets of an uplink pass again.

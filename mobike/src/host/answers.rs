@@ -102,6 +102,10 @@ impl Host {
     /// The peer's ESP comes from another address or port than it should: a hint (RFC 4555 §3.8, §3.12).
     pub(super) fn on_mapping(&mut self, now: Time, id: SaId, remote: SocketAddr) {
         let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
+        // A TCP connection has no mapping that could change.
+        if sa.path.is_tcp() {
+            return;
+        }
         let path = Path::new(sa.path.local, remote);
         let same_port = sa.path.remote.ip() == remote.ip() && sa.path != path;
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
@@ -122,7 +126,11 @@ impl Host {
     fn follow_nat(&mut self, now: Time, id: SaId, path: Path) {
         let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
         let (current, nat) = (sa.path, sa.nat);
-        if nat.local || !nat.remote || path.local != current.local {
+        if path.is_tcp() && current.is_tcp() {
+            self.change_connection(now, id, path);
+            return;
+        }
+        if nat.local || !nat.remote || path.local != current.local || path.is_tcp() {
             return;
         }
         self.begin(now, id, path, Cause::NatMapping);
@@ -139,7 +147,8 @@ impl Host {
         let home = mobility.capped.unwrap_or(mobility.children_at);
         // Another port of an address that was shown reachable is the same victim, if any.
         let valid = mobility.pairs.get(path).is_some_and(|record| record.is_valid(now));
-        let off = policy.return_routability == ReturnRoutability::Off;
+        // RFC 9329 §7.1: a TCP handshake has shown it already.
+        let off = policy.return_routability == ReturnRoutability::Off || path.is_tcp();
         if off || valid || home.remote.ip() == path.remote.ip() {
             self.lift(now, id);
             self.confirm(now, id);

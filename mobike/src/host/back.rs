@@ -57,10 +57,12 @@ impl Back {
 }
 
 /// What the operator and the routing table say of a pair, and the peer of its address: the less, the better.
-fn rank(mobility: &Mobility, host: &Host, path: Path) -> Option<(u32, u32, u32)> {
+fn rank(mobility: &Mobility, host: &Host, path: Path) -> Option<(u32, u32, u32, bool)> {
     let local = host.movers.locals.iter().find(|local| local.address == path.local.ip())?;
     let theirs = mobility.peer_costs.iter().find(|(address, _)| *address == path.remote.ip());
-    Some((local.cost, local.metric, theirs.map_or(0, |(_, cost)| *cost)))
+    // UDP is better than TCP on the same uplink (RFC 9329 §9).
+    let theirs = theirs.map_or(0, |(_, cost)| *cost);
+    Some((local.cost, local.metric, theirs, path.is_tcp()))
 }
 
 impl Host {
@@ -73,9 +75,14 @@ impl Host {
             local.is_none_or(|local| local.metered)
         };
         let now = rank(mobility, self, current)?;
+        // From TCP to UDP between the same addresses the operator's choice stays what it is.
+        let ends = |path: Path| (path.local.ip(), path.remote.ip());
+        let stays = |path: Path| mobility.back.pinned && ends(path) != ends(current);
         let mut candidates = initiator::candidates(mobility, &self.movers.locals, current);
         candidates.retain(|path| {
             *path != current
+                && !path.is_tcp()
+                && !stays(*path)
                 && !mobility.refused.contains(path)
                 && (!metered(*path) || metered(current) || policy.standby_metered)
                 && rank(mobility, self, *path).is_some_and(|rank| rank < now)
@@ -96,7 +103,7 @@ impl Host {
         let better = self.better(id, current);
         let is_open = self.ike.is_open(id) && !self.ike.is_asking(id);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
-        let Some(path) = better.filter(|_| !mobility.back.pinned) else {
+        let Some(path) = better else {
             mobility.back.candidate = None;
             return;
         };

@@ -1,15 +1,13 @@
 //! Bringing connections up, keeping them up and taking them down (RFC 4555 §3.1).
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
-use bewick_ike::{CloseReason, ConnectionId, Path, Role, SaId, Time, endpoint::SaStatus};
+use bewick_ike::{CloseReason, ConnectionId, Role, SaId, Time, endpoint::SaStatus};
 
 use super::{
     ANEW, BETWEEN_HINTS, BETWEEN_RIVALS, CommandError, Host, LOOK, MAKING, MOST_MISLED,
     MOST_RIVALS, Output, RETRY, TRIES_OF_UNKNOWN, Wanted,
+    tcp::{self, Way},
 };
 use crate::{address, event::Event, timers::Timer};
 
@@ -79,10 +77,11 @@ impl Host {
         }
         wanted.remotes = addresses;
         let pairs = address::pairs(&self.movers.locals, &wanted.remotes);
-        let at = wanted.attempt % pairs.len().max(1);
+        let ways = tcp::ways(&pairs, &self.movers.policy(connection));
+        let at = wanted.attempt % ways.len().max(1);
         wanted.attempt += 1;
-        let Some((local, remote)) = pairs.get(at).copied() else { return };
-        self.start_successor(now, connection, (local, remote));
+        let Some(way) = ways.get(at).copied() else { return };
+        self.start_successor(now, connection, way);
     }
 
     /// Something is to be tried beside an IKE_SA that has been silent for minutes.
@@ -107,7 +106,10 @@ impl Host {
         let mut pairs = address::pairs(&self.movers.locals, &wanted.remotes);
         // What other connections have found out about an uplink holds for this one.
         pairs.sort_by_key(|(local, _)| self.uplinks.has_failed(now, *local));
-        let Some((local, remote)) = pairs.get(wanted.attempt % pairs.len().max(1)).copied() else {
+        let policy = self.movers.policy(connection);
+        let ways = tcp::ways(&pairs, &policy);
+        let at = wanted.attempt % ways.len().max(1);
+        let Some(way) = ways.get(at).copied() else {
             // Without any address it is not the peer's fault, and an address will come.
             let wait = self.movers.locals.is_empty();
             self.event(Event::Waiting { connection });
@@ -115,15 +117,18 @@ impl Host {
             return;
         };
         wanted.attempt += 1;
-        let path = Path::new(SocketAddr::new(local, 500), SocketAddr::new(remote, 500));
+        let path = way.path(tcp::draw_port(self.ike.random()), policy.tcp_port);
         match self.ike.connect(now, connection, path, &mut self.movers) {
             Ok(sa) => {
                 match wanted.current {
                     Some(_) => wanted.rivals.push(sa),
                     None => wanted.current = Some(sa),
                 }
-                let more = wanted.attempt < pairs.len() && wanted.rivals.len() < MOST_RIVALS;
-                wanted.next_rival = more.then(|| now + BETWEEN_RIVALS);
+                let next = ways.get(at + 1).filter(|_| wanted.rivals.len() < MOST_RIVALS);
+                // RFC 9329 §5.1: UDP has its repetitions before TCP is tried.
+                let falls_back = next.is_some_and(|next| next.is_tcp() && !way.is_tcp());
+                let wait = if falls_back { tcp::BEFORE_FALLBACK } else { BETWEEN_RIVALS };
+                wanted.next_rival = next.map(|_| now + wait);
                 self.event(Event::Connecting { connection, path });
             }
             Err(reason) => self.event(Event::Refused { path, reason }),
@@ -164,16 +169,13 @@ impl Host {
         if wanted.is_none_or(|w| w.current != Some(old) || w.successor.is_some()) {
             return;
         }
-        self.start_successor(now, connection, (path.local.ip(), path.remote.ip()));
+        self.start_successor(now, connection, Way::of(path));
     }
 
-    fn start_successor(
-        &mut self,
-        now: Time,
-        connection: ConnectionId,
-        (local, remote): (IpAddr, IpAddr),
-    ) {
-        let path = Path::new(SocketAddr::new(local, 500), SocketAddr::new(remote, 500));
+    fn start_successor(&mut self, now: Time, connection: ConnectionId, way: Way) {
+        // Two IKE_SAs never share a TCP connection (RFC 9329 §6.1).
+        let port = self.movers.policy(connection).tcp_port;
+        let path = way.path(tcp::draw_port(self.ike.random()), port);
         match self.ike.connect(now, connection, path, &mut self.movers) {
             Ok(sa) => {
                 if let Some(wanted) = self.wanted.get_mut(&connection) {
@@ -278,7 +280,8 @@ impl Host {
         let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
         // RFC 4555 §3.12: on the current pair and no other.
         let path = sa.path;
-        if sa.nat.local {
+        // RFC 9329 §6.6: not on TCP.
+        if sa.nat.local && !path.is_tcp() {
             self.outputs.push_back(Output::Keepalive(path));
         }
         let interval = self.uplinks.keepalive(path.local.ip());
@@ -347,7 +350,8 @@ impl Host {
             }
             // RFC 4555 §3.1: every pair has its turn before the peer counts as unreachable.
             CloseReason::Unanswered(_) if !established => {
-                wanted.attempt < address::pairs(&self.movers.locals, &wanted.remotes).len()
+                let pairs = address::pairs(&self.movers.locals, &wanted.remotes);
+                wanted.attempt < tcp::ways(&pairs, &self.movers.policy(connection)).len()
             }
             // RFC 4555 §3.9: from IKE_SA_INIT on, several times.
             CloseReason::Misled | CloseReason::NatDetected if wanted.misled < MOST_MISLED => {

@@ -72,7 +72,7 @@ pub enum CommandError {
 /// What goes in.
 #[derive(Debug)]
 pub enum Input<'a> {
-    /// a datagram for port 500 or 4500, without the non-ESP marker
+    /// a datagram for port 500 or 4500 or a frame of a TCP connection, without the non-ESP marker
     Datagram {
         /// our address and port, and where it came from
         path: Path,
@@ -110,6 +110,8 @@ pub enum Input<'a> {
     },
     /// an ICMP error, which anyone may have forged, says that nothing gets through on this path
     Unreachable(Path),
+    /// a TCP connection has ended, or could not be opened (RFC 9329 §6.1)
+    Disconnected(Path),
     /// the machine has slept: NATs may have forgotten us, and networks may have gone
     Resumed,
     /// the data plane's answer
@@ -124,7 +126,9 @@ pub enum Input<'a> {
 /// What comes out.
 #[derive(Debug)]
 pub enum Output {
-    /// send a datagram
+    /// send a datagram; over TCP, on the connection of this path, which an initiator's driver opens from
+    /// that local port if there is none (RFC 9329 §6.1). What can't be sent is answered with
+    /// [`Input::Disconnected`] there, and is a lost packet else.
     Transmit(Transmit),
     /// send one octet 0xFF (RFC 3948 §2.3)
     Keepalive(Path),

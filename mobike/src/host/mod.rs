@@ -8,6 +8,7 @@ mod interface;
 mod moving;
 mod probing;
 mod promise;
+mod tcp;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -261,6 +262,7 @@ impl Host {
                     self.suspect(now, id, Hint::Unreachable);
                 }
             }
+            Input::Disconnected(path) => self.on_disconnected(now, path),
             Input::Resumed => {
                 for id in self.ids(|sa| sa.role == Role::Initiator && sa.state == "established") {
                     self.suspect(now, id, Hint::Resumed);
@@ -352,6 +354,7 @@ impl Host {
                     self.timers.set(id, Timer::Keepalive, now + interval);
                 }
                 self.watch(now, id);
+                self.prepare_tcp(id);
                 self.succeed(now, connection, id);
                 let place = self.ike.sa(id).and_then(|sa| sa.place);
                 let encap = place.is_some_and(|(_, encap)| encap);

@@ -197,8 +197,9 @@ impl Host {
         let (connection, cause) = (mobility.connection, hint.cause());
         mobility.hint = Some(hint);
         self.event(Event::Suspected { connection, sa: id, path: current, hint });
-        self.start_race(now, id, cause, true);
-        // What is outstanding already is the question (RFC 4555 §3.10); its repetition has just gone.
+        self.start_race(now, id, cause, hint != Hint::Disconnected);
+        // What is outstanding already is the question (RFC 4555 §3.10); its repetition has just gone. On a TCP
+        // connection that is lost the question opens another between the same ends (RFC 9329 §6.1, §6.2).
         if hint != Hint::Unanswered {
             self.ask(now, id, current);
         }
@@ -207,6 +208,10 @@ impl Host {
     /// Begins a race for the pair in use. If that can't be alive, `patient` is false.
     pub(super) fn start_race(&mut self, now: Time, id: SaId, cause: Cause, patient: bool) {
         let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        // A connection that does not answer is as good as broken: another one is tried beside it.
+        if current.is_tcp() {
+            self.draw_tcp_port(id);
+        }
         let mut candidates = self.candidates(now, id, current);
         candidates.retain(|path| *path != current);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
@@ -217,7 +222,7 @@ impl Host {
         let usual = record.rtt().map_or(STAGGER, |rtt| rtt * 3 / 2);
         let first = if patient { record.timeout() } else { usual };
         let first = first.clamp(STAGGER, 5 * STAGGER);
-        mobility.race = Some(Race::new(now, cause, (patient, strict), candidates));
+        mobility.race = Some(Race::new(now, cause, current, (patient, strict), candidates));
         self.timers.set(id, Timer::Race, now + first);
     }
 
@@ -286,6 +291,10 @@ impl Host {
             Step::Send(paths) => {
                 for path in paths {
                     if !self.is_ours(path.local.ip()) {
+                        continue;
+                    }
+                    // RFC 9329 §6.2: a stream loses nothing, so what is in it is not sent again.
+                    if path.is_tcp() && path == current && self.ike.is_asking(id) {
                         continue;
                     }
                     if let Some(mobility) = self.movers.sas.get_mut(&id) {
@@ -515,6 +524,15 @@ impl Host {
     /// round trip.
     pub(super) fn on_heard(&mut self, now: Time, id: SaId, path: Path) {
         let policy = self.movers.policy_of(id);
+        let Some(current) = self.ike.sa(id).map(|sa| sa.path) else { return };
+        if path.is_tcp() {
+            // A new connection takes the place of the old one (RFC 9329 §6.1); from UDP to TCP it is an
+            // update that leads.
+            if current.is_tcp() && current != path {
+                self.change_connection(now, id, path);
+            }
+            return;
+        }
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         let record = mobility.pairs.of(path);
         let lately = |at: Time| now.since(at) < BETWEEN_STRANGERS;
@@ -537,6 +555,7 @@ impl Hint {
     fn cause(self) -> Cause {
         match self {
             Hint::Silence => Cause::Silence,
+            Hint::Disconnected => Cause::Disconnected,
             Hint::Unanswered | Hint::Unreachable | Hint::Resumed | Hint::Asked => Cause::NoAnswer,
         }
     }

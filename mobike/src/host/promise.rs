@@ -87,6 +87,9 @@ impl Host {
             local.is_none_or(|local| local.metered) && !policy.standby_metered
         };
         let others = self.candidates(now, id, current).into_iter();
-        others.filter(|path| *path != current && !metered(path)).take(WARM).collect()
+        others
+            .filter(|path| *path != current && !path.is_tcp() && !metered(path))
+            .take(WARM)
+            .collect()
     }
 }

@@ -12,7 +12,7 @@ mod receive;
 mod socket;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
@@ -25,6 +25,7 @@ use std::{
 use bewick_ike::Path;
 use tokio::sync::mpsc;
 
+use crate::tcp::{Footing, TcpConfig, TcpStreams};
 use errors::Unreachable;
 use socket::Socket;
 
@@ -55,6 +56,8 @@ pub struct UdpConfig {
     pub buffer: usize,
     /// IKE messages that wait for the daemon at most; further ones are dropped and counted
     pub queue: usize,
+    /// whether paths may be TCP connections too (RFC 9329)
+    pub tcp: Option<TcpConfig>,
 }
 
 impl Default for UdpConfig {
@@ -67,6 +70,7 @@ impl Default for UdpConfig {
             mark: None,
             buffer: 4 << 20,
             queue: 1024,
+            tcp: None,
         }
     }
 }
@@ -85,9 +89,20 @@ pub enum UdpError {
         /// `IPv4` or `IPv6`
         family: &'static str,
     },
+    /// another program has the TCP port
+    #[error(
+        "TCP port {port} is in use by another program ({family}); `ss -ltnp 'sport = :{port}'` \
+         shows which: stop it and start again, or have another port in tcp_listen"
+    )]
+    TcpInUse {
+        /// the port
+        port: u16,
+        /// `IPv4` or `IPv6`
+        family: &'static str,
+    },
     /// not allowed to bind a port below 1024
     #[error(
-        "no permission to use UDP port {port}: run as root, or with CAP_NET_BIND_SERVICE and \
+        "no permission to use port {port}: run as root, or with CAP_NET_BIND_SERVICE and \
          CAP_NET_ADMIN"
     )]
     Denied {
@@ -175,6 +190,8 @@ pub struct UdpSockets {
     shared: Arc<Shared>,
     unreachable: Mutex<Option<mpsc::Receiver<Path>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    tcp: Option<TcpStreams>,
+    gone: Mutex<Option<mpsc::UnboundedReceiver<Path>>>,
 }
 
 impl UdpSockets {
@@ -198,6 +215,15 @@ impl UdpSockets {
             unreachable,
         });
         let (ike, receiver) = mpsc::channel(config.queue.max(1));
+        let (tcp, gone) = match &config.tcp {
+            Some(tcp) => {
+                let footing = Footing { v4: config.bind_v4, v6: config.bind_v6, mark: config.mark };
+                let (tcp, gone) = TcpStreams::open(tcp, footing, ike.clone(), &mut notes)?;
+                notes.dedup();
+                (Some(tcp), Some(gone))
+            }
+            None => (None, None),
+        };
         let mut udp = UdpSockets {
             sockets,
             ike_port,
@@ -207,6 +233,8 @@ impl UdpSockets {
             shared,
             unreachable: Mutex::new(Some(hints)),
             threads: Mutex::default(),
+            tcp,
+            gone: Mutex::new(gone),
         };
         for socket in &udp.sockets {
             let thread = receive::spawn(socket.clone(), udp.shared.clone(), ike.clone())
@@ -224,6 +252,11 @@ impl UdpSockets {
     /// The port of the sockets for IKE and ESP.
     pub fn nat_port(&self) -> u16 {
         self.nat_port
+    }
+
+    /// The port on which TCP connections are accepted, if they are.
+    pub fn tcp_port(&self) -> Option<u16> {
+        self.tcp.as_ref().and_then(TcpStreams::port)
     }
 
     /// What had to be done without, one sentence each, for the operator.
@@ -244,7 +277,23 @@ impl UdpSockets {
 
     /// Sets who takes ESP packets from the NAT port; without a sink they are dropped and counted.
     pub fn set_esp_sink(&self, sink: Option<Arc<dyn EspSink>>) {
+        if let Some(tcp) = &self.tcp {
+            tcp.set_esp_sink(sink.clone());
+        }
         *self.shared.sink.write().unwrap_or_else(PoisonError::into_inner) = sink;
+    }
+
+    /// These TCP connections are used by IKE_SAs; all others are closed in a few seconds (RFC 9329 §6.1).
+    pub fn keep_connections(&self, used: &BTreeSet<Path>) {
+        if let Some(tcp) = &self.tcp {
+            tcp.keep(used);
+        }
+    }
+
+    /// The paths of TCP connections that have ended or could not be opened; `None` the second time, or
+    /// without TCP.
+    pub fn take_disconnected(&self) -> Option<mpsc::UnboundedReceiver<Path>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Has the kernel take ESP from the NAT port into its own data plane (UDP_ENCAP), or stop it.
@@ -260,19 +309,34 @@ impl UdpSockets {
 
     /// Sends the IKE message `bytes` along `path`, with the non-ESP marker if it leaves from the NAT
     /// port. Never waits; errors are the system's (address gone: EINVAL, no route: ENETUNREACH …).
+    ///
+    /// Over TCP it goes on the connection of the path. One that is ours to open is opened if there is none,
+    /// and [`UdpSockets::take_disconnected`] says later if that fails.
     pub fn send_ike(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        if path.is_tcp() {
+            let ifindex = self.interface(path.local.ip());
+            return self.over_tcp(|tcp| tcp.send_ike(path, ifindex, bytes));
+        }
         let marker: &[u8] = if self.is_nat(path) { &NON_ESP_MARKER } else { &[] };
         self.send(path, 0, [marker, bytes])
     }
 
     /// Sends an ESP packet in UDP along `path` (RFC 3948 §2.1), without allocating or waiting;
     /// `class` is the traffic class of its IP header, DSCP and ECN.
+    /// Over TCP it goes on the connection of the path, without a class of its own (RFC 9329 §6.8).
     pub fn send_esp(&self, path: &Path, class: u8, packet: &[u8]) -> io::Result<()> {
+        if path.is_tcp() {
+            return self.over_tcp(|tcp| tcp.send_esp(path, packet));
+        }
         self.send(path, class, [packet, &[]])
     }
 
     /// Sends a NAT keepalive along `path` (RFC 3948 §2.3).
+    /// None goes over TCP (RFC 9329 §6.6).
     pub fn send_keepalive(&self, path: &Path) -> io::Result<()> {
+        if path.is_tcp() {
+            return Ok(());
+        }
         self.send(path, 0, [&KEEPALIVE, &[]])
     }
 
@@ -306,6 +370,9 @@ impl UdpSockets {
     pub fn shutdown(&self) {
         self.shared.stop.store(true, Relaxed);
         self.set_esp_sink(None);
+        if let Some(tcp) = &self.tcp {
+            tcp.shutdown();
+        }
         for socket in &self.sockets {
             socket.wake_receiver();
         }
@@ -316,6 +383,15 @@ impl UdpSockets {
                 let _ = thread.join();
             }
         }
+    }
+
+    fn over_tcp(&self, send: impl FnOnce(&TcpStreams) -> io::Result<()>) -> io::Result<()> {
+        let none = || io::Error::new(io::ErrorKind::Unsupported, "TCP is not configured");
+        let result = self.tcp.as_ref().ok_or_else(none).and_then(send);
+        if result.is_err() {
+            self.shared.counters.send_errors.fetch_add(1, Relaxed);
+        }
+        result
     }
 
     fn is_nat(&self, path: &Path) -> bool {
@@ -376,7 +452,7 @@ fn open_pair(
 }
 
 /// Whether `error` means that there is no IPv6 at all: compiled out, or disabled by sysctl.
-fn no_ipv6(error: &io::Error) -> bool {
+pub(crate) fn no_ipv6(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL | libc::EPROTONOSUPPORT)

@@ -95,6 +95,9 @@ impl UserspacePlane {
     }
 
     fn check(&self, path: &Path, encap: bool) -> Result<(), PlaneError> {
+        if path.is_tcp() {
+            return Ok(());
+        }
         let nat_port = self.udp.nat_port();
         if !encap {
             return Err(PlaneError::Unsupported(

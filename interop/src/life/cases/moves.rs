@@ -3,6 +3,7 @@
 use super::{travels, two_children};
 use crate::life::act::Act;
 use crate::life::case::Case;
+use crate::life::seen::Seen;
 use crate::life::travel::Travel;
 use crate::peer::tunnel::Tunnel;
 
@@ -31,4 +32,30 @@ pub fn gateway_behind_nat() -> Vec<Case> {
     let mut case = travels("gateway-behind-nat", Travel::LosesUplink);
     case.tunnel.gateway_behind_nat = true;
     vec![case]
+}
+
+/// UDP, TCP, and UDP again.
+pub fn tcp_fallback() -> Vec<Case> {
+    let mut case = travels("udp-tcp-udp", Travel::FallsBackToTcp);
+    case.tunnel.tcp = true;
+    case.tunnel.children = two_children();
+    case.seen = vec![Seen::stream()];
+    vec![case]
+}
+
+/// Nothing but TCP from the start.
+pub fn tcp_only() -> Vec<Case> {
+    let tunnel = Tunnel { tcp: true, children: two_children(), ..Tunnel::default() };
+    let act = |name: &str, act| Case {
+        act,
+        seen: vec![Seen::stream()],
+        ..Case::new(name, tunnel.clone())
+    };
+    vec![
+        act("set-up", Act::Nothing),
+        act("rekey-child", Act::RekeyChildren),
+        act("rekey-ike", Act::RekeyIke),
+        act("client-dies", Act::ClientDies),
+        act("move", Act::Travel(Travel::LosesUplink)),
+    ]
 }

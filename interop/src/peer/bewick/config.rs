@@ -40,13 +40,19 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if own.cookies {
         text.push_str("cookie_threshold = 0\n");
     }
+    if tunnel.tcp && !is_client {
+        text.push_str("tcp_listen = 4500\n");
+    }
     text.push_str("\n[[connection]]\nname = \"tunnel\"\n");
     text.push_str(&match is_client {
         true => format!(
-            "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"manual\"\n\
-             back_after = 0\n",
+            "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"manual\"\n{}\n",
             tunnel.gateway_address(),
-            tunnel.site.is_empty()
+            tunnel.site.is_empty(),
+            match tunnel.tcp {
+                true => "tcp = \"fallback\"\nback_after = 1",
+                false => "back_after = 0",
+            },
         ),
         false if tunnel.site.is_empty() => {
             format!("role = \"responder\"\npool = {:?}\ndns = {:?}\n", tunnel.pools(), tunnel.dns)
