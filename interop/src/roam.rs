@@ -156,7 +156,10 @@ impl Ends<'_> {
     }
 
     /// Waits until the client's state has `local` and the gateway's has `seen_as`.
-    fn both_show(&mut self, local: IpAddr, seen_as: IpAddr) -> Result<SaView> {
+    ///
+    /// # Errors
+    /// They do not in time; the reason says what they show instead.
+    pub fn both_show(&mut self, local: IpAddr, seen_as: IpAddr) -> Result<SaView> {
         process::eventually(BACK, || {
             let client = only(self.client.sas()?).context("client")?;
             if client.local.ip() != local || client.children.is_empty() {

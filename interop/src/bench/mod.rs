@@ -3,6 +3,7 @@
 mod busy;
 mod handover;
 mod herd;
+mod planned;
 mod setup;
 mod silent;
 mod storm;
@@ -65,6 +66,12 @@ pub enum Bench {
         /// How many clients
         #[arg(long, value_delimiter = ',', default_values_t = [100, 1000, 5000])]
         clients: Vec<usize>,
+    },
+    /// The client is asked to move to its other uplink, again and again: packets lost of 5000 a second
+    /// each way (bewick only)
+    Planned {
+        #[command(flatten)]
+        settings: Settings,
     },
     /// One TCP flow and small UDP packets, beside the same network without a tunnel
     Throughput {
@@ -182,6 +189,10 @@ pub fn run(bench: &Bench) -> Result<ExitCode> {
             let options = settings.options(ROUNDS)?;
             clients.iter().try_for_each(|clients| checked(*clients).map(drop))?;
             settings.print(&storm::run(&options, clients)?)
+        }
+        Bench::Planned { settings } => {
+            let options = settings.options(EVENTS)?;
+            settings.print(&planned::run(&options)?)
         }
         Bench::Throughput { settings } => {
             let options = settings.options(ROUNDS)?;
