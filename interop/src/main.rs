@@ -66,7 +66,7 @@ enum Action {
         /// Where the evidence goes, a folder per scenario [default: interop/out]
         #[arg(long)]
         out: Option<PathBuf>,
-        /// Where RESULTS.md and results.json go [default: interop, if all scenarios run]
+        /// Where RESULTS.md and results.json are kept, row by row [default: interop, if all scenarios run]
         #[arg(long, value_name = "FOLDER")]
         results: Option<PathBuf>,
     },
@@ -163,15 +163,20 @@ fn run_scenarios(
     let out = evidence(out)?;
     let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
     let mut verdicts = Vec::new();
+    let kept = results.map(|folder| {
+        let order: Vec<String> = scenario::all().iter().map(Scenario::name).collect();
+        (folder, results::Place::here(), order)
+    });
     for scenario in scenarios {
         let verdict = run::run(scenario, &out);
         say(&verdict.lines());
+        // One by one: a run that is interrupted keeps what it has.
+        if let Some((folder, place, order)) = &kept {
+            results::keep(folder, place, order, verdict.clone())?;
+        }
         verdicts.push(verdict);
     }
     let summary = Summary::of(verdicts);
-    if let Some(folder) = results {
-        results::write(&folder, &results::Place::here(), &summary)?;
-    }
     if json {
         println!("{}", serde_json::to_string(&summary).context("summary")?);
     }

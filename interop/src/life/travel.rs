@@ -27,10 +27,20 @@ const ASKED: Duration = Duration::from_millis(2500);
 /// RFC 3948 §2.1.
 const NAT_PORT: u16 = 4500;
 
+/// How much goes through a tunnel that moves five times, in octets.
+const MUCH: u64 = 64 << 20;
+/// How much where TCP itself is slow.
+const SOME: u64 = 1 << 20;
+/// How long a NAT is left alone that forgets after 20 s.
+const IDLE: Duration = Duration::from_secs(45);
+
 /// How many moves a transfer has to outlive.
 const MOVES: usize = 5;
 /// Between two losses that a client can hardly tell apart.
 const AT_ONCE: Duration = Duration::from_millis(30);
+
+/// How long the first of the gateway's packets may be on its way.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
 /// How long traffic may stay away from a silent path.
 const SILENT: Duration = Duration::from_secs(4);
@@ -73,6 +83,10 @@ pub enum Travel {
     Transfer,
     /// The current uplink is lost and comes back, and at once the other is lost and comes back.
     ThereAndBack,
+    /// The current uplink is lost on a network that delays, loses and reorders, while TCP is in the tunnel.
+    Rough,
+    /// Nobody says anything for longer than the NAT remembers, then the gateway has something to send.
+    Idle,
     /// The current uplink is lost and on the other nothing but TCP passes, and then UDP passes there again.
     FallsBackToTcp,
 }
@@ -166,7 +180,7 @@ impl Travel {
                 let [network, ..] = running.case.tunnel.children[0].networks else {
                     return Err(fail!("a CHILD_SA without networks"));
                 };
-                let transfer = Transfer::start(topology, network.host)?;
+                let transfer = Transfer::start(topology, network.host, MUCH)?;
                 let moved = (0..MOVES).try_for_each(|_| {
                     let client = only(running.ends.client.sas()?).context("client")?;
                     let lost = topology.uplink_of(client.local.ip())?;
@@ -191,6 +205,43 @@ impl Travel {
                 let moved = moves(running, Some(LOST_QUESTION), flip, at(first));
                 topology.restore(&second)?;
                 moved
+            }
+            Travel::Rough => {
+                let [network, ..] = running.case.tunnel.children[0].networks else {
+                    return Err(fail!("a CHILD_SA without networks"));
+                };
+                let lost = topology.uplink_of(client.local.ip())?;
+                let there = at(topology.other(&lost));
+                topology.rough(true)?;
+                let transfer = Transfer::start(topology, network.host, SOME)?;
+                std::thread::sleep(SETTLED);
+                topology.lose(&lost, Loss::LinkDown)?;
+                let moved = process::eventually(MOVED, || {
+                    let client = only(running.ends.client.sas()?).context("client")?;
+                    let gateway = only(running.ends.gateway.sas()?).context("gateway")?;
+                    match there(&client, &gateway) {
+                        true => Ok(()),
+                        false => Err(fail!("the client shows {client}, the gateway {gateway}")),
+                    }
+                });
+                let transferred = transfer.finish();
+                topology.rough(false)?;
+                topology.restore(&lost)?;
+                moved.and(transferred)?;
+                running.works().context("on a good network again").map(drop)
+            }
+            Travel::Idle => {
+                std::thread::sleep(IDLE);
+                let [network, ..] = running.case.tunnel.children[0].networks else {
+                    return Err(fail!("a CHILD_SA without networks"));
+                };
+                let to = running.ends.virtual_ip(network.host)?;
+                topology.ping(Node::Gateway, network.host, to, FIRST_ANSWER)?;
+                let [_, now] = running.ends.agree(running.case.tunnel.children.len())?;
+                match now.remote == gateway.remote {
+                    true => Ok(()),
+                    false => Err(fail!("the NAT has forgotten {}", gateway.remote)),
+                }
             }
             Travel::FallsBackToTcp => {
                 let lost = topology.uplink_of(client.local.ip())?;

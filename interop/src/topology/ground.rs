@@ -44,6 +44,8 @@ pub enum Ground {
     BothBehindNat,
     /// Nothing but TCP passes; the client's second uplink is behind a NAT.
     OnlyTcp,
+    /// The client is behind a NAT alone, which forgets after 20 s.
+    BehindForgetfulNat,
 }
 
 impl Ground {
@@ -51,7 +53,11 @@ impl Ground {
     pub fn has_nat(self) -> bool {
         matches!(
             self,
-            Ground::BehindNat | Ground::TwoBehindNat | Ground::BothBehindNat | Ground::OnlyTcp
+            Ground::BehindNat
+                | Ground::BehindForgetfulNat
+                | Ground::TwoBehindNat
+                | Ground::BothBehindNat
+                | Ground::OnlyTcp
         )
     }
 }
@@ -95,6 +101,10 @@ impl Topology {
                 self.lose(&FIRST, Loss::LinkDown)
             }
             Ground::BehindNat => self.lose(&FIRST, Loss::LinkDown),
+            Ground::BehindForgetfulNat => {
+                self.forget_soon()?;
+                self.lose(&FIRST, Loss::LinkDown)
+            }
             Ground::OnlyTcp => self.uplinks.iter().try_for_each(|uplink| self.close_udp(uplink)),
         }
     }
@@ -163,6 +173,35 @@ impl Topology {
             let what = format!("{way} {}/32 ipproto udp blackhole", uplink.seen_as);
             self.ip(Node::Router, &format!("rule {verb} pref 10 {what}"))
         })
+    }
+
+    /// Has all ways to the gateway and back take 50 ms each, lose one packet in twenty and let some overtake
+    /// others, or be as they were. The guest's kernel can.
+    ///
+    /// # Errors
+    /// What `tc` said.
+    pub fn rough(&self, on: bool) -> Result<()> {
+        let ports = self.uplinks.iter().map(|uplink| uplink.port).chain(["g1"]);
+        for port in ports {
+            let verb = if on { "replace" } else { "del" };
+            let mut command = self.command(Node::Router, "tc");
+            command.args(["qdisc", verb, "dev", port, "root"]);
+            if on {
+                let rough = "netem limit 10000 delay 50ms 5ms loss 5% reorder 75% 50%";
+                command.args(rough.split_whitespace());
+            }
+            process::output(&mut command, Duration::from_secs(10))?;
+        }
+        Ok(())
+    }
+
+    /// Has the NAT forget a mapping of UDP after 20 s.
+    ///
+    /// # Errors
+    /// Its kernel does not let it.
+    pub fn forget_soon(&self) -> Result<()> {
+        let timeouts = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout";
+        self.shell(Node::Nat, &format!("echo 20 >{timeouts} && echo 20 >{timeouts}_stream"))
     }
 
     /// Lets the packets of an uplink pass again.
