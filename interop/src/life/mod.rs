@@ -104,6 +104,8 @@ pub enum Topic {
     Rough,
     /// A NAT that forgets after 20 s.
     NatForgetsSoon,
+    /// A gateway that gets and loses addresses.
+    Announced,
     /// Programs that try to get out beside the tunnel.
     Leaks,
 }
@@ -151,6 +153,7 @@ impl Topic {
             Topic::ForcedEncap => "forced-encap",
             Topic::Rough => "rough",
             Topic::NatForgetsSoon => "nat-forgets-soon",
+            Topic::Announced => "announced",
             Topic::Leaks => "leaks",
         }
     }
@@ -220,6 +223,9 @@ impl Topic {
             Topic::TcpFallback => {
                 "the client moves to where nothing but TCP passes, and UDP comes back"
             }
+            Topic::Announced => {
+                "the gateway gets another address and loses its first, and the reverse"
+            }
             Topic::ForcedEncap => "ESP in UDP where no NAT asks for it, new keys and a move",
             Topic::Rough => {
                 "the uplink is lost under TCP on a network with 100 ms, 5 % of loss each way and reordering"
@@ -255,6 +261,7 @@ impl Topic {
             | Topic::ManyMoves => Ground::Plain,
             Topic::TcpOnly => Ground::OnlyTcp,
             Topic::NatForgetsSoon => Ground::BehindForgetfulNat,
+            Topic::Announced => Ground::LaterGatewayAddress,
             Topic::Sites => Ground::Sites,
             Topic::TwoClients => Ground::TwoBehindNat,
             Topic::GatewayBehindNat => Ground::GatewayBehindNat,
@@ -305,6 +312,7 @@ impl Topic {
             Topic::ForcedEncap => cases::moves::forced_encap(),
             Topic::Rough => cases::moves::rough(),
             Topic::NatForgetsSoon => cases::moves::nat_forgets_soon(),
+            Topic::Announced => cases::moves::announced(),
             Topic::Leaks => cases::leaks(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
@@ -363,6 +371,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::TcpFallback, Plane::Userspace, [true, true]),
     (Topic::TcpOnly, Plane::Userspace, [true, true]),
     (Topic::NatForgetsSoon, Plane::Userspace, [true, true]),
+    (Topic::Announced, Plane::Userspace, [true, true]),
     (Topic::Leaks, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
@@ -373,6 +382,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Suites, Plane::Kernel, [true, true]),
     (Topic::ForcedEncap, Plane::Kernel, [true, true]),
     (Topic::Rough, Plane::Kernel, [true, true]),
+    (Topic::Announced, Plane::Kernel, [true, true]),
     (Topic::RekeyChild, Plane::Kernel, [true, true]),
     (Topic::Secrecy, Plane::Kernel, [true, true]),
     (Topic::RekeyIke, Plane::Kernel, [true, true]),

@@ -1,5 +1,6 @@
 //! A tunnel that has to move, under traffic.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::case::Running;
@@ -11,7 +12,7 @@ use crate::flow::{Flow, Record};
 use crate::peer::SaView;
 use crate::peer::tunnel::Network;
 use crate::process;
-use crate::topology::{CLIENT_6, GATEWAY_OTHER, Loss, Node, Uplink};
+use crate::topology::{CLIENT_6, GATEWAY, GATEWAY_OTHER, Loss, Node, Uplink};
 
 /// Between two numbered packets.
 const SPACING: Duration = Duration::from_millis(5);
@@ -21,6 +22,8 @@ const AROUND: Duration = Duration::from_millis(300);
 const MOVED: Duration = Duration::from_secs(20);
 /// How long the daemons get to take note of an uplink that came back.
 const SETTLED: Duration = Duration::from_secs(1);
+/// How long the gateway gets to tell of an address.
+const ANNOUNCED: Duration = Duration::from_secs(2);
 /// How long a client that asks every second whether its peer is there needs for a first answer.
 const ASKED: Duration = Duration::from_millis(2500);
 
@@ -85,6 +88,8 @@ pub enum Travel {
     ThereAndBack,
     /// The current uplink is lost on a network that delays, loses and reorders, while TCP is in the tunnel.
     Rough,
+    /// The gateway gets another address and loses the first, and then the reverse.
+    Announced,
     /// Nobody says anything for longer than the NAT remembers, then the gateway has something to send.
     Idle,
     /// The current uplink is lost and on the other nothing but TCP passes, and then UDP passes there again.
@@ -229,6 +234,23 @@ impl Travel {
                 topology.restore(&lost)?;
                 moved.and(transferred)?;
                 running.works().context("on a good network again").map(drop)
+            }
+            Travel::Announced => {
+                let at_gateway = |address: IpAddr| {
+                    move |client: &SaView, gateway: &SaView| {
+                        client.remote.ip() == address && gateway.local.ip() == address
+                    }
+                };
+                topology.gateway_gains_other()?;
+                std::thread::sleep(ANNOUNCED);
+                let lose = |_: &mut Running<'_>| topology.gateway_loses_address();
+                let other = at_gateway(GATEWAY_OTHER.into());
+                moves(running, Some(SEEN), lose, other).context("to the new address")?;
+                topology.gateway_regains_address()?;
+                std::thread::sleep(ANNOUNCED);
+                let lose = |_: &mut Running<'_>| topology.gateway_loses_other();
+                let first = at_gateway(GATEWAY.into());
+                moves(running, Some(SEEN), lose, first).context("to the address of before")
             }
             Travel::Idle => {
                 std::thread::sleep(IDLE);

@@ -42,6 +42,8 @@ pub enum Ground {
     GatewayBehindNat,
     /// That, and the client's second uplink is behind a NAT too.
     BothBehindNat,
+    /// The gateway has a second link, and no address on it yet.
+    LaterGatewayAddress,
     /// Nothing but TCP passes; the client's second uplink is behind a NAT.
     OnlyTcp,
     /// The client is behind a NAT alone, which forgets after 20 s.
@@ -90,11 +92,10 @@ impl Topology {
                 self.restore_ipv6()
             }
             Ground::SecondGatewayAddress => {
-                self.cable(Node::Gateway, "w1", Node::Router, "g2")?;
-                self.address(Node::Router, "g2", Ipv4Addr::new(198, 18, 0, 254))?;
-                self.address(Node::Gateway, "w1", GATEWAY_OTHER)?;
-                self.ip(Node::Gateway, "route add default via 198.18.0.254 dev w1 metric 200")
+                self.cable_other()?;
+                self.gateway_gains_other()
             }
+            Ground::LaterGatewayAddress => self.cable_other(),
             Ground::GatewayBehindNat | Ground::BothBehindNat => self.forward_to_gateway(),
             Ground::TwoBehindNat => {
                 self.add_second_client()?;
@@ -228,6 +229,28 @@ impl Topology {
     pub fn gateway_regains_address(&self) -> Result<()> {
         self.address(Node::Gateway, "w0", GATEWAY)?;
         self.ip(Node::Gateway, &format!("route add {WAY}"))
+    }
+
+    fn cable_other(&self) -> Result<()> {
+        self.cable(Node::Gateway, "w1", Node::Router, "g2")?;
+        self.address(Node::Router, "g2", Ipv4Addr::new(198, 18, 0, 254))
+    }
+
+    /// Gives the gateway another address, on a link of its own.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn gateway_gains_other(&self) -> Result<()> {
+        self.address(Node::Gateway, "w1", GATEWAY_OTHER)?;
+        self.ip(Node::Gateway, "route add default via 198.18.0.254 dev w1 metric 200")
+    }
+
+    /// Takes that away again.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn gateway_loses_other(&self) -> Result<()> {
+        self.ip(Node::Gateway, &format!("addr del {GATEWAY_OTHER}/24 dev w1"))
     }
 
     /// Has the NAT forget its mappings and give other ports to what comes.

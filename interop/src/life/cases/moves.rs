@@ -83,3 +83,8 @@ pub fn rough() -> Vec<Case> {
 pub fn nat_forgets_soon() -> Vec<Case> {
     vec![travels("idle", Travel::Idle)]
 }
+
+/// A gateway whose addresses come and go.
+pub fn announced() -> Vec<Case> {
+    vec![travels("comes-and-goes", Travel::Announced)]
+}
