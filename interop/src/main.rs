@@ -23,6 +23,7 @@ mod run;
 mod scenario;
 mod topology;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -120,6 +121,7 @@ fn evidence(out: Option<PathBuf>) -> Result<PathBuf> {
 
 fn list(json: bool) -> Result<ExitCode> {
     let all = scenario::all();
+    let mut text = String::new();
     if json {
         let rows: Vec<_> = all
             .iter()
@@ -132,17 +134,22 @@ fn list(json: bool) -> Result<ExitCode> {
                     "dataplane": scenario.plane(),
                     "purpose": scenario.purpose(),
                     "ready": scenario.is_ready(),
+                    "quick": scenario.is_quick(),
                 })
             })
             .collect();
-        println!("{}", serde_json::Value::from(rows));
+        text = format!("{}\n", serde_json::Value::from(rows));
     } else {
         for scenario in all {
             let ready = if scenario.is_ready() { "" } else { " (bewick cannot yet)" };
-            println!("{:<44} {}{ready}", scenario.name(), scenario.purpose());
+            text += &format!("{:<44} {}{ready}\n", scenario.name(), scenario.purpose());
         }
     }
-    Ok(ExitCode::SUCCESS)
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        written => written.context("the list").map(|()| ExitCode::SUCCESS),
+    }
 }
 
 fn chosen(names: &[String], all: bool, quick: bool) -> Result<Vec<Scenario>> {
