@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod dns;
 pub mod logging;
 pub mod net;
 pub mod runtime;

@@ -28,6 +28,7 @@ use self::{
     reader::{TableReader, type_name},
     report::{Problem, Problems, Report, Source},
 };
+use crate::dns::Means;
 pub use connection::{Connection, KillSwitch, Start};
 pub use uplink::UplinkTable;
 
@@ -57,6 +58,10 @@ pub struct DaemonConfig {
     pub control: Option<PathBuf>,
     /// where what must outlive the daemon is kept
     pub state_dir: PathBuf,
+    /// how questions come to the name servers that gateways tell of
+    pub resolver: Means,
+    /// the file that names this machine's name servers
+    pub resolv_conf: PathBuf,
     /// where the keys of every tunnel are written down for Wireshark, if anywhere
     pub key_log: Option<PathBuf>,
     /// whether peers get a token by which they know that this gateway has lost their IKE_SAs (RFC 6290)
@@ -76,6 +81,8 @@ impl Default for DaemonConfig {
             log_addresses: false,
             control: None,
             state_dir: "/var/lib/bewick".into(),
+            resolver: Means::Auto,
+            resolv_conf: "/etc/resolv.conf".into(),
             key_log: None,
             crash_tokens: true,
             tcp_listen: None,
@@ -133,6 +140,20 @@ pub fn parse(source: Source<'_>, folder: &Path, private: bool) -> Result<Config,
 const NO_TCP: &str = "ESP in TCP needs the userspace data plane, and dataplane is \"kernel\"; let that be \
                       \"auto\" or \"userspace\", or remove this";
 
+/// A path that does not depend on where the daemon was started.
+fn path(
+    reader: &mut TableReader<'_, '_, '_>,
+    key: &'static str,
+    expected: &str,
+) -> Option<PathBuf> {
+    let path = reader.string(key, expected)?;
+    if !path.value.starts_with('/') {
+        let text = format!("{key} is {:?}; expected a path from / on", path.value);
+        reader.report.add(&path.span, text);
+    }
+    Some(path.value.into())
+}
+
 fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {
     let mut out = DaemonConfig::default();
     let Some(value) = root.value("daemon") else { return Some(out) };
@@ -173,27 +194,24 @@ fn daemon_table(root: &mut TableReader<'_, '_, '_>) -> Option<DaemonConfig> {
         out.log = log.value.into();
     }
     out.log_addresses = reader.bool("log_addresses").is_some_and(|field| field.value);
-    if let Some(control) = reader.string("control", "the path of the control socket") {
-        if !control.value.starts_with('/') {
-            let text = format!("control is {:?}; expected a path from / on", control.value);
-            reader.report.add(&control.span, text);
-        }
-        out.control = Some(control.value.into());
+    out.control = path(&mut reader, "control", "the path of the control socket");
+    if let Some(folder) = path(&mut reader, "state_dir", "the path of a folder") {
+        out.state_dir = folder;
     }
-    if let Some(folder) = reader.string("state_dir", "the path of a folder") {
-        if !folder.value.starts_with('/') {
-            let text = format!("state_dir is {:?}; expected a path from / on", folder.value);
-            reader.report.add(&folder.span, text);
-        }
-        out.state_dir = folder.value.into();
+    let means = [
+        ("auto", Means::Auto),
+        ("resolved", Means::Resolved),
+        ("resolvconf", Means::Resolvconf),
+        ("file", Means::File),
+        ("off", Means::Off),
+    ];
+    if let Some(resolver) = reader.word("resolver", &means) {
+        out.resolver = resolver;
     }
-    if let Some(folder) = reader.string("key_log", "the path of a folder") {
-        if !folder.value.starts_with('/') {
-            let text = format!("key_log is {:?}; expected a path from / on", folder.value);
-            reader.report.add(&folder.span, text);
-        }
-        out.key_log = Some(folder.value.into());
+    if let Some(file) = path(&mut reader, "resolv_conf", "the path of a file") {
+        out.resolv_conf = file;
     }
+    out.key_log = path(&mut reader, "key_log", "the path of a folder");
     out.crash_tokens = reader.bool("crash_tokens").is_none_or(|field| field.value);
     if let Some(port) = reader.number("tcp_listen", 1..=65_535, "a TCP port, usually 4500,") {
         out.tcp_listen = u16::try_from(port.value).ok();

@@ -84,7 +84,7 @@ fn a_client_in_nine_lines() {
 fn every_other_key() {
     let text = format!(
         "[daemon]\ndataplane = \"userspace\"\ndevice = \"vpn0\"\nlog = \"info,bewick_ike=debug\"\nlog_addresses = true\n\
-         control = \"/tmp/c.sock\"\n{CLIENT}mobike = false\nliveness = 5\nfragment_size = 576\nforce_encap = true\n\
+         control = \"/tmp/c.sock\"\nresolver = \"file\"\nresolv_conf = \"/run/resolv.conf\"\n{CLIENT}mobike = false\nliveness = 5\nfragment_size = 576\nforce_encap = true\n\
          start = \"manual\"\nike_proposals = [\"aes128-sha256-ecp256\"]\nesp_proposals = [\"aes128-sha256\"]\n\
          {GATEWAY}dns = [\"10.1.0.53\"]\nreturn_routability = \"off\"\nfragment_size = 0\n"
     );
@@ -94,6 +94,8 @@ fn every_other_key() {
     assert_eq!(config.daemon.device, "vpn0");
     assert!(config.daemon.log_addresses);
     assert_eq!(config.daemon.control, Some("/tmp/c.sock".into()));
+    assert_eq!(config.daemon.resolver, Means::File);
+    assert_eq!(config.daemon.resolv_conf, std::path::Path::new("/run/resolv.conf"));
     let [client, gateway] = &config.connections[..] else { panic!("two connections") };
     assert_eq!(client.gateways, ["vpn.example.com", "2001:db8::1"]);
     assert!(!client.ike.mobike && client.ike.force_encap);
@@ -160,7 +162,7 @@ fn an_unknown_key_with_its_likely_meaning() {
         problems(&format!("[daemon]\ncolour = 1\n{CLIENT}")),
         ["b.toml:2:1: unknown key colour in [daemon]; known here: control, cookie_threshold, \
              crash_tokens, dataplane, device, half_open_limit, half_open_limit_per_address, key_log, log, \
-             log_addresses, state_dir, tcp_listen"]
+             log_addresses, resolv_conf, resolver, state_dir, tcp_listen"]
     );
 }
 
@@ -505,5 +507,14 @@ fn the_daemon_table() {
     assert_eq!(
         with("control = \"c.sock\""),
         ["b.toml:2:11: control is \"c.sock\"; expected a path from / on"]
+    );
+    assert_eq!(
+        with("resolv_conf = \"resolv.conf\""),
+        ["b.toml:2:15: resolv_conf is \"resolv.conf\"; expected a path from / on"]
+    );
+    let resolver = &with("resolver = \"resolve\"")[0];
+    assert!(
+        resolver.starts_with("b.toml:2:12: resolver is \"resolve\"; expected \"auto\""),
+        "{resolver}"
     );
 }

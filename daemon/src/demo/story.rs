@@ -526,6 +526,7 @@ fn fill(configuration: &str, psk_file: &Path) -> String {
 const GATEWAY_TOML: &str = r#"# The gateway of `bewick demo`.
 [daemon]
 crash_tokens = false
+resolver = "off"
 
 [[connection]]
 name = "road-warriors"
@@ -538,6 +539,9 @@ pool = ["10.9.0.0/24"]
 "#;
 
 const CLIENT_TOML: &str = r#"# The client of `bewick demo`.
+[daemon]
+resolver = "off"
+
 [[connection]]
 name = "@CONNECTION@"
 role = "initiator"

@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use super::{Daemon, keylog::KeyLog};
 use crate::{
     config::{Connection, KillSwitch},
+    dns::Asked,
     net::Closed,
 };
 
@@ -188,10 +189,9 @@ impl Daemon {
             Event::Established { established, .. } => {
                 self.established.insert(established.sa, established.clone());
                 self.block(established.connection).await;
+                self.ask_servers();
             }
-            Event::Closed { sa, .. } => {
-                self.established.remove(sa);
-            }
+            Event::Closed { sa, .. } if self.established.remove(sa).is_some() => self.ask_servers(),
             _ => {}
         }
         // The gap that a move makes counts from where it begins.
@@ -205,6 +205,20 @@ impl Daemon {
         self.recorder.event(event);
         self.waiters.note(event);
         self.waiters.forward(event, &self.recorder.last());
+    }
+
+    /// Has the resolver ask the name servers of all tunnels that we have as a client.
+    fn ask_servers(&self) {
+        let mut asked = Asked::default();
+        for told in self.established.values().filter(|told| told.role == Role::Initiator) {
+            let Some(connection) = self.connections.get(told.connection.0) else { continue };
+            let nets = remote_nets(connection);
+            let carried = |server: IpAddr| nets.iter().any(|net| net.contains(&server));
+            for left_out in asked.add(&told.dns, &told.domains, carried) {
+                warn!(connection = connection.name(), "the gateway tells of {left_out}: not used");
+            }
+        }
+        self.resolver.ask(asked);
     }
 
     /// From the first time that a client's connection is up, what belongs in its tunnel goes nowhere

@@ -38,6 +38,7 @@ use tracing::{debug, info, warn};
 use crate::{
     config::{Config, Connection, Start, UplinkTable, uplink},
     control::{Call, EventRecord, Server, ServerError},
+    dns::{self, Resolver},
     net::{LocalAddress, Monitor, NetError, Routes, sysctl},
 };
 
@@ -167,6 +168,7 @@ struct Daemon {
     interfaces: BTreeMap<IpAddr, u32>,
     /// what is known of each IKE_SA that is up, addresses that were assigned included
     established: BTreeMap<SaId, Established>,
+    resolver: Resolver,
     /// the last answer for a gateway's name
     gateways: BTreeMap<String, Vec<IpAddr>>,
     resolved: mpsc::Sender<Resolved>,
@@ -379,6 +381,12 @@ impl Daemon {
         if let Some(kept) = &crash {
             host.set_crash_secrets(kept.secrets.clone());
         }
+        let place = dns::Place::of_this_machine(
+            &config.daemon.device,
+            &config.daemon.resolv_conf,
+            &config.daemon.state_dir,
+        );
+        let resolver = Resolver::start(config.daemon.resolver, place);
         let daemon = Daemon {
             host,
             connections: config.connections,
@@ -392,6 +400,7 @@ impl Daemon {
             addresses: Vec::new(),
             interfaces: BTreeMap::new(),
             established: BTreeMap::new(),
+            resolver,
             gateways: BTreeMap::new(),
             resolved,
             history: History::new(clock.0, names.clone()),
@@ -510,6 +519,7 @@ impl Daemon {
 
     /// Removes all that was made. What can't be removed is told and does not stop the rest.
     async fn end(mut self) {
+        self.resolver.close().await;
         match self.routes.shutdown().await {
             Ok(false) => {}
             Ok(true) => info!(

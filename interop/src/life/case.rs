@@ -216,21 +216,42 @@ impl Case {
             return Ok(());
         }
         running.ends.client.down().context("tunnel down")?;
-        running.ends.both_have_none().context("after the client's DELETE")
+        running.ends.both_have_none().context("after the client's DELETE")?;
+        self.dns_is_forgotten(running)
     }
 
-    /// Looks whether the client has learned of all DNS servers: bewick says so, strongSwan writes them
-    /// down.
+    /// Looks whether the client asks all DNS servers: they are in the file that names them. bewick also
+    /// says so.
     fn dns_is_known(&self, running: &Running<'_>, client: &SaView) -> Result<()> {
         let path = running.out.join("client-resolv.conf");
-        let written = fs::read_to_string(&path).unwrap_or_default();
-        for server in self.tunnel.dns {
-            let said = client.dns.iter().any(|known| known.to_string() == *server);
-            if !said && !written.contains(&format!("nameserver {server} ")) {
-                return Err(fail!("the client does not know the DNS server {server}"));
+        let bewick = running.stage.life.client == Program::Bewick;
+        process::eventually(FIRST, || {
+            let written = fs::read_to_string(&path).unwrap_or_default();
+            let named = |server: &str| {
+                let mut lines = written.lines().filter_map(|line| line.strip_prefix("nameserver "));
+                lines.any(|rest| rest.split_whitespace().next() == Some(server))
+            };
+            for server in self.tunnel.dns {
+                let said = client.dns.iter().any(|known| known.to_string() == *server);
+                if !named(server) || bewick && !said {
+                    return Err(fail!("the client does not ask the DNS server {server}"));
+                }
             }
+            Ok(())
+        })
+    }
+
+    /// Looks whether the client asks no DNS server of the tunnel's any more: bewick puts back what there
+    /// was, which is no file.
+    fn dns_is_forgotten(&self, running: &Running<'_>) -> Result<()> {
+        let path = running.out.join("client-resolv.conf");
+        if running.stage.life.client != Program::Bewick {
+            return Ok(());
         }
-        Ok(())
+        process::eventually(FIRST, || match path.exists() {
+            true => Err(fail!("{} is still there", path.display())),
+            false => Ok(()),
+        })
     }
 
     /// Looks at what must follow the ESP algorithms; `renewed` once the CHILD_SAs have new keys.

@@ -28,6 +28,15 @@ pub fn write(place: &Place<'_>) -> Result<String> {
         true => "log = \"warn\"\n".to_owned(),
         false => format!("log = \"debug\"\nkey_log = {:?}\n", keys.display().to_string()),
     };
+    // Never this machine's own file: namespaces of the network share it.
+    text += &match is_client {
+        true => {
+            let file = std::path::absolute(place.evidence("resolv.conf"));
+            let file = file.context("where the client's resolv.conf goes")?;
+            format!("resolver = \"file\"\nresolv_conf = {:?}\n", file.display().to_string())
+        }
+        false => "resolver = \"off\"\n".to_owned(),
+    };
     if own.cookies {
         text.push_str("cookie_threshold = 0\n");
     }
