@@ -179,7 +179,8 @@ fn refused(message: String) -> NetError {
 fn none(reasons: &[ToolError]) -> NetError {
     let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     refused(format!(
-        "{} (it needs the package nftables, nf_tables in the kernel, and CAP_NET_ADMIN)",
+        "{}: install the package nftables (or iptables, for a kernel that has no nf_tables), and run as root \
+         or with CAP_NET_ADMIN",
         reasons.join("; ")
     ))
 }

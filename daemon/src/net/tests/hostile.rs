@@ -9,7 +9,7 @@ use netlink_packet_route::address::AddressHeaderFlags;
 use socket2::{Domain, Socket, Type};
 
 use super::{
-    super::guard::Means,
+    super::guard::{Guard, Means},
     stays::{Sender, device, know},
     tap::Tap,
     *,
@@ -261,6 +261,38 @@ fn in_hostile_network(means: &'static [Means]) {
         assert!(taken.iter().all(|taken| *taken > 0), "each way leads out: {taken:?}");
         let clear = tap.sent().iter().filter(|seen| seen.ifindex == eth0).count();
         assert!(clear > 0, "the tap sees what leaves in clear");
+    });
+}
+
+#[test]
+fn the_rules_that_let_the_kernels_esp_pass_are_taken_by_either_means() {
+    in_namespace(|_| async move {
+        let nets = std::collections::BTreeSet::from(["0.0.0.0/0".parse().unwrap()]);
+        for means in [&[Means::Nft], &[Means::Xtables]] {
+            let mut guard = Guard::new("bewick0", true, means);
+            guard.probe(&nets).await.unwrap();
+            guard.set(nets.clone()).await.unwrap();
+            let filters = filters();
+            let ipsec = ["rt ipsec exists accept", "--pol ipsec -j RETURN"];
+            assert!(ipsec.iter().any(|rule| filters.contains(rule)), "{filters}");
+            guard.set(Default::default()).await.unwrap();
+            assert!(!self::filters().contains("bewick0"));
+        }
+    });
+}
+
+#[test]
+fn without_a_packet_filter_always_does_not_start_and_the_routes_stay_closed() {
+    in_namespace(|handle| async move {
+        let while_up = everything(true, false);
+        let mut routes = Routes::open_by(&[], "bewick0", false, while_up).await.unwrap();
+        let closed = count(&handle).await;
+        assert_ne!(closed, (0, 0, 0));
+        routes.shutdown().await.unwrap();
+        let always = everything(true, true);
+        let error = Routes::open_by(&[], "bewick0", false, always).await.err().unwrap();
+        assert!(error.to_string().contains("install the package nftables"), "{error}");
+        assert_eq!(count(&handle).await, closed);
     });
 }
 
