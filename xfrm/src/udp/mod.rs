@@ -26,7 +26,7 @@ use std::{
 use bewick_ike::Path;
 use tokio::sync::mpsc;
 
-use crate::tcp::{Footing, TcpConfig, TcpStreams};
+use crate::tcp::{Arrivals, Footing, TcpConfig, TcpStreams};
 use errors::Unreachable;
 use socket::Socket;
 
@@ -213,7 +213,7 @@ pub struct UdpSockets {
     unreachable: Mutex<Option<mpsc::Receiver<Path>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     tcp: Option<TcpStreams>,
-    gone: Mutex<Option<mpsc::UnboundedReceiver<Path>>>,
+    arrivals: Mutex<(Option<mpsc::Receiver<IkeDatagram>>, Option<mpsc::UnboundedReceiver<Path>>)>,
 }
 
 impl UdpSockets {
@@ -237,14 +237,14 @@ impl UdpSockets {
             unreachable,
         });
         let (ike, receiver) = mpsc::channel(config.queue.max(1));
-        let (tcp, gone) = match &config.tcp {
+        let (tcp, arrivals) = match &config.tcp {
             Some(tcp) => {
                 let footing = Footing { v4: config.bind_v4, v6: config.bind_v6, mark: config.mark };
-                let (tcp, gone) = TcpStreams::open(tcp, footing, ike.clone(), &mut notes)?;
+                let (tcp, Arrivals { ike, gone }) = TcpStreams::open(tcp, footing, &mut notes)?;
                 notes.dedup();
-                (Some(tcp), Some(gone))
+                (Some(tcp), (Some(ike), Some(gone)))
             }
-            None => (None, None),
+            None => (None, (None, None)),
         };
         let mut udp = UdpSockets {
             sockets,
@@ -256,7 +256,7 @@ impl UdpSockets {
             unreachable: Mutex::new(Some(hints)),
             threads: Mutex::default(),
             tcp,
-            gone: Mutex::new(gone),
+            arrivals: Mutex::new(arrivals),
         };
         for socket in &udp.sockets {
             let thread = receive::spawn(socket.clone(), udp.shared.clone(), ike.clone())
@@ -315,10 +315,15 @@ impl UdpSockets {
         }
     }
 
+    /// IKE messages that come over TCP; `None` the second time, or without TCP.
+    pub fn take_streamed(&self) -> Option<mpsc::Receiver<IkeDatagram>> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+
     /// The paths of TCP connections that have ended or could not be opened; `None` the second time, or
     /// without TCP.
     pub fn take_disconnected(&self) -> Option<mpsc::UnboundedReceiver<Path>> {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).1.take()
     }
 
     /// Has the kernel take ESP from the NAT port into its own data plane (UDP_ENCAP), or stop it.
