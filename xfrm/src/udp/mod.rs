@@ -202,6 +202,9 @@ struct Shared {
     unreachable: Unreachable,
 }
 
+/// Until somebody takes them: IKE messages from TCP, and the paths of connections that are gone.
+type TcpReceivers = (Option<mpsc::Receiver<IkeDatagram>>, Option<mpsc::UnboundedReceiver<Path>>);
+
 /// The open sockets and their receiving threads; dropping it ends both.
 pub struct UdpSockets {
     sockets: Vec<Arc<Socket>>,
@@ -213,7 +216,7 @@ pub struct UdpSockets {
     unreachable: Mutex<Option<mpsc::Receiver<Path>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     tcp: Option<TcpStreams>,
-    arrivals: Mutex<(Option<mpsc::Receiver<IkeDatagram>>, Option<mpsc::UnboundedReceiver<Path>>)>,
+    arrivals: Mutex<TcpReceivers>,
 }
 
 impl UdpSockets {
