@@ -90,6 +90,17 @@ impl Captured {
         Ok(())
     }
 
+    /// Fails if a packet matches the filter.
+    ///
+    /// # Errors
+    /// One does: `what` was seen.
+    pub fn lacks(&self, what: &str, filter: &str) -> Result<()> {
+        match self.read(filter)?.trim() {
+            "" => Ok(()),
+            seen => Err(fail!("{what}: {}", process::one_line(seen))),
+        }
+    }
+
     /// The most requests of one end in one IKE_SA that were under way at the same time, of those that
     /// followed IKE_SA_INIT over IPv4 on port 4500.
     ///

@@ -23,6 +23,7 @@ mod run;
 mod scenario;
 mod topology;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -66,7 +67,7 @@ enum Action {
         /// Where the evidence goes, a folder per scenario [default: interop/out]
         #[arg(long)]
         out: Option<PathBuf>,
-        /// Where RESULTS.md and results.json go [default: interop, if all scenarios run]
+        /// Where RESULTS.md and results.json are kept, row by row [default: interop, if all scenarios run]
         #[arg(long, value_name = "FOLDER")]
         results: Option<PathBuf>,
     },
@@ -120,6 +121,7 @@ fn evidence(out: Option<PathBuf>) -> Result<PathBuf> {
 
 fn list(json: bool) -> Result<ExitCode> {
     let all = scenario::all();
+    let mut text = String::new();
     if json {
         let rows: Vec<_> = all
             .iter()
@@ -132,17 +134,22 @@ fn list(json: bool) -> Result<ExitCode> {
                     "dataplane": scenario.plane(),
                     "purpose": scenario.purpose(),
                     "ready": scenario.is_ready(),
+                    "quick": scenario.is_quick(),
                 })
             })
             .collect();
-        println!("{}", serde_json::Value::from(rows));
+        text = format!("{}\n", serde_json::Value::from(rows));
     } else {
         for scenario in all {
             let ready = if scenario.is_ready() { "" } else { " (bewick cannot yet)" };
-            println!("{:<44} {}{ready}", scenario.name(), scenario.purpose());
+            text += &format!("{:<44} {}{ready}\n", scenario.name(), scenario.purpose());
         }
     }
-    Ok(ExitCode::SUCCESS)
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        written => written.context("the list").map(|()| ExitCode::SUCCESS),
+    }
 }
 
 fn chosen(names: &[String], all: bool, quick: bool) -> Result<Vec<Scenario>> {
@@ -163,15 +170,20 @@ fn run_scenarios(
     let out = evidence(out)?;
     let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
     let mut verdicts = Vec::new();
+    let kept = results.map(|folder| {
+        let order: Vec<String> = scenario::all().iter().map(Scenario::name).collect();
+        (folder, results::Place::here(), order)
+    });
     for scenario in scenarios {
         let verdict = run::run(scenario, &out);
         say(&verdict.lines());
+        // One by one: a run that is interrupted keeps what it has.
+        if let Some((folder, place, order)) = &kept {
+            results::keep(folder, place, order, verdict.clone())?;
+        }
         verdicts.push(verdict);
     }
     let summary = Summary::of(verdicts);
-    if let Some(folder) = results {
-        results::write(&folder, &results::Place::here(), &summary)?;
-    }
     if json {
         println!("{}", serde_json::to_string(&summary).context("summary")?);
     }

@@ -101,6 +101,15 @@ pub struct Verdict {
     /// ESP packets, of which no number came twice.
     #[serde(default)]
     pub esp: usize,
+    /// The day of this run, as `2026-01-31`.
+    #[serde(default)]
+    pub date: String,
+    /// The commit of the sources, `+` behind it if they were changed since.
+    #[serde(default)]
+    pub commit: String,
+    /// How many runs that were kept have passed one after the other, this one included.
+    #[serde(default)]
+    pub in_a_row: u32,
 }
 
 impl Verdict {
@@ -182,7 +191,7 @@ impl Verdict {
 }
 
 /// What a whole run gave.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// Every scenario's verdict.
     pub scenarios: Vec<Verdict>,

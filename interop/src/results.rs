@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::{Context, Result};
 use crate::process;
@@ -18,7 +19,7 @@ pub const PAGE: &str = "RESULTS.md";
 pub const FILE: &str = "results.json";
 
 /// Where and when a run was.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Place {
     /// The day, as `2026-01-31`.
     pub date: String,
@@ -60,21 +61,39 @@ impl Place {
     }
 }
 
-#[derive(Serialize)]
-struct Whole<'a> {
-    place: &'a Place,
+#[derive(Serialize, Deserialize)]
+struct Whole {
+    place: Place,
     #[serde(flatten)]
-    summary: &'a Summary,
+    summary: Summary,
 }
 
-/// Writes both into this folder.
+/// Puts a verdict into the results in this folder, in the place of the one before of the same scenario; they
+/// are in the order of `order`, and what is not there any more goes.
 ///
 /// # Errors
-/// The file system's own.
-pub fn write(folder: &Path, place: &Place, summary: &Summary) -> Result<()> {
-    let json = serde_json::to_string_pretty(&Whole { place, summary }).context("results")?;
+/// The file system's own, or what is there can't be read.
+pub fn keep(folder: &Path, place: &Place, order: &[String], mut verdict: Verdict) -> Result<()> {
+    let path = folder.join(FILE);
+    let mut kept = match fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str::<Whole>(&text).context(path.display())?.summary.scenarios,
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).context(path.display()),
+    };
+    let before = kept.iter().find(|one| one.name == verdict.name).map_or(0, |one| one.in_a_row);
+    verdict.in_a_row = if verdict.passed { before + 1 } else { 0 };
+    (verdict.date, verdict.commit) = (place.date.clone(), place.commit.clone());
+    // Where it lies is of no use elsewhere.
+    verdict.evidence.clear();
+    kept.retain(|one| one.name != verdict.name);
+    kept.push(verdict);
+    let at = |one: &Verdict| order.iter().position(|name| *name == one.name);
+    kept.retain(|one| at(one).is_some());
+    kept.sort_by_key(at);
+    let whole = Whole { place: place.clone(), summary: Summary::of(kept) };
+    let json = serde_json::to_string_pretty(&whole).context("results")?;
     fs::create_dir_all(folder).context(folder.display())?;
-    for (name, text) in [(PAGE, page(place, summary)), (FILE, json + "\n")] {
+    for (name, text) in [(PAGE, page(place, &whole.summary)), (FILE, json + "\n")] {
         let path = folder.join(name);
         fs::write(&path, text).context(path.display())?;
     }
@@ -83,16 +102,16 @@ pub fn write(folder: &Path, place: &Place, summary: &Summary) -> Result<()> {
 
 /// A Markdown page for people: a row for each scenario and for each tunnel that it tried.
 pub fn page(place: &Place, summary: &Summary) -> String {
-    let Place { date, kernel, guest, commit } = place;
+    let Place { kernel, guest, .. } = place;
     let mut text = format!(
         "# Interop results\n\n\
-         Written by `bewick-interop run --all` on {date}, commit {commit}. Userspace: ESP in both daemons, in \
-         namespaces on {kernel}. Kernel: XFRM in a guest, Debian's {guest}. IKE and ESP are what was in the \
-         captures: IKE messages that tshark opened with bewick's keys and ESP packets, all of them held against \
-         the rules of the wire.\n\n\
+         Written by `bewick-interop run --all`, and row by row by `run NAME --results interop`. Userspace: ESP in \
+         both daemons, in namespaces on {kernel}. Kernel: XFRM in a guest, Debian's {guest}. IKE and ESP are \
+         what was in the captures: IKE messages that tshark opened with bewick's keys and ESP packets, all of \
+         them held against the rules of the wire. Passes are those in a row, the last one at that commit.\n\n\
          {} passed, {} failed\n\n\
-         | scenario | client | gateway | data plane | verdict | figures | IKE | ESP | seconds |\n\
-         | --- | --- | --- | --- | --- | --- | --: | --: | --: |\n",
+         | scenario | client | gateway | data plane | verdict | figures | IKE | ESP | seconds | passes | when |\n\
+         | --- | --- | --- | --- | --- | --- | --: | --: | --: | --: | --- |\n",
         summary.passed, summary.failed
     );
     for one in &summary.scenarios {
@@ -114,18 +133,20 @@ fn word(passed: bool) -> &'static str {
 }
 
 fn row(one: &Verdict) -> String {
-    let Verdict { name, client, gateway, plane, opened, esp, seconds, .. } = one;
+    let Verdict { name, client, gateway, plane, opened, esp, seconds, in_a_row, .. } = one;
     let version = |program: &String| {
         let full = one.versions.iter().find(|version| version.to_lowercase().starts_with(program));
         full.unwrap_or(program).clone()
     };
     let figures: Vec<String> = one.moves.iter().map(moved).chain(why(&one.reason)).collect();
     format!(
-        "| {name} | {} | {} | {plane} | {} | {} | {opened} | {esp} | {seconds:.1} |\n",
+        "| {name} | {} | {} | {plane} | {} | {} | {opened} | {esp} | {seconds:.1} | {in_a_row} | {}, {} |\n",
         version(client),
         version(gateway),
         word(one.passed),
         figures.join("; "),
+        one.date,
+        one.commit,
     )
 }
 
@@ -138,7 +159,7 @@ fn case_row(case: &CaseVerdict) -> String {
     figures.extend(why(&case.reason));
     let (name, seconds) = (&case.name, case.seconds);
     let (verdict, figures) = (word(case.reason.is_none()), figures.join(", "));
-    format!("| … {name} | | | | {verdict} | {figures} | | | {seconds:.1} |\n")
+    format!("| … {name} | | | | {verdict} | {figures} | | | {seconds:.1} | | |\n")
 }
 
 fn moved(one: &Move) -> String {
@@ -187,6 +208,43 @@ mod tests {
         assert!(page.contains("| … back | | | | FAIL |") && page.contains("a / b c"));
         assert!(page.contains("0 passed, 1 failed"));
         let rows: Vec<&str> = page.lines().filter(|line| line.starts_with('|')).collect();
-        assert!(rows.iter().all(|row| row.matches('|').count() == 10), "{rows:?}");
+        assert!(rows.iter().all(|row| row.matches('|').count() == 12), "{rows:?}");
+    }
+
+    #[test]
+    fn a_run_takes_the_place_of_the_one_before_and_counts() {
+        let folder = std::env::temp_dir().join(format!("bewick-results-{}", std::process::id()));
+        let place = Place {
+            date: "2026-01-31".to_owned(),
+            kernel: "Linux 6".to_owned(),
+            guest: "user-mode-linux 6.1".to_owned(),
+            commit: "abcdef0".to_owned(),
+        };
+        let order = ["one".to_owned(), "two".to_owned()];
+        for (name, passed) in [
+            ("two", true),
+            ("gone", true),
+            ("two", true),
+            ("one", true),
+            ("one", false),
+            ("two", true),
+        ] {
+            let verdict = Verdict { name: name.to_owned(), passed, ..Verdict::default() };
+            keep(&folder, &place, &order, verdict).expect("kept");
+        }
+        let text = fs::read_to_string(folder.join(FILE)).expect("results");
+        let whole: Whole = serde_json::from_str(&text).expect("whole");
+        let rows: Vec<(&str, u32)> =
+            whole.summary.scenarios.iter().map(|one| (one.name.as_str(), one.in_a_row)).collect();
+        assert_eq!(rows, [("one", 0), ("two", 3)]);
+        assert_eq!((whole.summary.passed, whole.summary.failed), (1, 1));
+        assert!(
+            fs::read_to_string(folder.join(PAGE))
+                .expect("page")
+                .contains("| 3 | 2026-01-31, abcdef0 |")
+        );
+        fs::write(folder.join(FILE), "broken").expect("written");
+        assert!(keep(&folder, &place, &order, Verdict::default()).is_err(), "nothing is lost");
+        fs::remove_dir_all(&folder).expect("removed");
     }
 }

@@ -186,3 +186,17 @@ fn rfc_9329_the_originator_opens_another_connection_and_both_go_on_there() {
         assert_carries(&mut lab);
     }
 }
+
+/// RFC 9329 §7.1: a NAT is no trouble to TCP, whatever NO_NATS_ALLOWED says.
+#[test]
+fn x_21_no_nats_allowed_is_ignored_on_tcp() {
+    for tcp in [TcpUse::Off, TcpUse::Always] {
+        let mut plan = plan(tcp);
+        plan.nat_wlan = true;
+        plan.client.nat_traversal = false;
+        let mut lab = Lab::new(plan);
+        lab.up();
+        lab.rest();
+        assert_eq!(lab.is_up(), tcp == TcpUse::Always, "{}", lab.story());
+    }
+}

@@ -182,7 +182,7 @@ struct Daemon {
 
 /// Where the inputs come from.
 struct Inputs {
-    ike: mpsc::Receiver<IkeDatagram>,
+    ike: Messages,
     plane: Option<mpsc::Receiver<PlaneEvent>>,
     /// paths that an ICMP error speaks of
     unreachable: Option<mpsc::Receiver<Path>>,
@@ -198,6 +198,23 @@ struct Inputs {
     calls: mpsc::Receiver<Call>,
     resolved: mpsc::Receiver<Resolved>,
     signals: Signals,
+}
+
+/// IKE messages, from UDP and TCP.
+struct Messages {
+    datagrams: mpsc::Receiver<IkeDatagram>,
+    streamed: Option<mpsc::Receiver<IkeDatagram>>,
+}
+
+impl Messages {
+    /// The next one; whoever pushes more leaves the others their turn.
+    async fn recv(&mut self) -> Option<IkeDatagram> {
+        tokio::select! {
+            Some(message) = self.datagrams.recv() => Some(message),
+            Some(message) = next_of(&mut self.streamed) => Some(message),
+            else => None,
+        }
+    }
 }
 
 /// The machines' clock.
@@ -332,7 +349,7 @@ impl Daemon {
         let inputs = Inputs {
             tcp_look: disconnected.as_ref().map(|_| tokio::time::interval(TCP_LOOK)),
             disconnected,
-            ike,
+            ike: Messages { datagrams: ike, streamed: udp.take_streamed() },
             plane: plane_events,
             unreachable: udp.take_unreachable(),
             addresses: monitor.addresses(),
@@ -487,7 +504,7 @@ impl Daemon {
     }
 
     /// Deletes every IKE_SA and waits a moment for the peers to confirm.
-    async fn farewell(&mut self, ike: &mut mpsc::Receiver<IkeDatagram>) {
+    async fn farewell(&mut self, ike: &mut Messages) {
         if let Err(e) = self.host.command(self.clock.now(), Command::Shutdown) {
             warn!("{e}");
         }

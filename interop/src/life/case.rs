@@ -44,6 +44,8 @@ pub struct Case {
     pub lost_in_a_row: usize,
     /// What must have passed the router.
     pub seen: Vec<Seen>,
+    /// What must not have.
+    pub unseen: Vec<Seen>,
     /// What a program's log must hold, in this order.
     pub said: Vec<(Program, &'static [&'static str])>,
     /// The virtual address that the client must have.
@@ -103,6 +105,7 @@ impl Case {
             outcome: Outcome::Up,
             lost_in_a_row: 0,
             seen: Vec::new(),
+            unseen: Vec::new(),
             said: Vec::new(),
             given: None,
             at_once: None,
@@ -149,6 +152,7 @@ impl Case {
             captured.esp_only_where_heard(stage.life.gateway == Program::Bewick)?;
         }
         self.seen.iter().try_for_each(|seen| captured.shows(seen.what, &seen.filter))?;
+        self.unseen.iter().try_for_each(|seen| captured.lacks(seen.what, &seen.filter))?;
         for (program, words) in &self.said {
             let node = if stage.life.client == *program { Node::Client } else { Node::Gateway };
             let log = out.join(format!("{}-{}.log", node.name(), program.name()));

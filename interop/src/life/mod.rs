@@ -98,6 +98,14 @@ pub enum Topic {
     TcpFallback,
     /// A network where nothing but TCP passes.
     TcpOnly,
+    /// UDP around ESP for its own sake.
+    ForcedEncap,
+    /// A bad network.
+    Rough,
+    /// A NAT that forgets after 20 s.
+    NatForgetsSoon,
+    /// A gateway that gets and loses addresses.
+    Announced,
     /// Programs that try to get out beside the tunnel.
     Leaks,
 }
@@ -142,6 +150,10 @@ impl Topic {
             Topic::TwoClients => "two-clients",
             Topic::TcpFallback => "tcp-fallback",
             Topic::TcpOnly => "tcp-only",
+            Topic::ForcedEncap => "forced-encap",
+            Topic::Rough => "rough",
+            Topic::NatForgetsSoon => "nat-forgets-soon",
+            Topic::Announced => "announced",
             Topic::Leaks => "leaks",
         }
     }
@@ -211,6 +223,16 @@ impl Topic {
             Topic::TcpFallback => {
                 "the client moves to where nothing but TCP passes, and UDP comes back"
             }
+            Topic::Announced => {
+                "the gateway gets another address and loses its first, and the reverse"
+            }
+            Topic::ForcedEncap => "ESP in UDP where no NAT asks for it, new keys and a move",
+            Topic::Rough => {
+                "the uplink is lost under TCP on a network with 100 ms, 5 % of loss each way and reordering"
+            }
+            Topic::NatForgetsSoon => {
+                "45 s of silence behind a NAT that forgets after 20 s, then the gateway sends"
+            }
             Topic::TcpOnly => "all over TCP: set-up, new keys of either kind, a move behind a NAT",
         }
     }
@@ -218,7 +240,10 @@ impl Topic {
     /// Whether it is done in seconds; in the guest, whether the kernel's own part in it is large.
     pub fn is_quick(self, in_guest: bool) -> bool {
         // Of two clients, a ping's answer came too late once on a busy machine, and it is not known why.
-        let slow = matches!(self, Topic::Lifetimes | Topic::ManyMoves | Topic::TwoClients);
+        let slow = matches!(
+            self,
+            Topic::Lifetimes | Topic::ManyMoves | Topic::TwoClients | Topic::NatForgetsSoon
+        );
         (!in_guest && !slow)
             || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned | Topic::Leaks)
     }
@@ -231,8 +256,12 @@ impl Topic {
             | Topic::Planned
             | Topic::MobikeOff
             | Topic::TcpFallback
+            | Topic::ForcedEncap
+            | Topic::Rough
             | Topic::ManyMoves => Ground::Plain,
             Topic::TcpOnly => Ground::OnlyTcp,
+            Topic::NatForgetsSoon => Ground::BehindForgetfulNat,
+            Topic::Announced => Ground::LaterGatewayAddress,
             Topic::Sites => Ground::Sites,
             Topic::TwoClients => Ground::TwoBehindNat,
             Topic::GatewayBehindNat => Ground::GatewayBehindNat,
@@ -280,6 +309,10 @@ impl Topic {
             Topic::TwoClients => cases::addresses::two_clients(client),
             Topic::TcpFallback => cases::moves::tcp_fallback(),
             Topic::TcpOnly => cases::moves::tcp_only(),
+            Topic::ForcedEncap => cases::moves::forced_encap(),
+            Topic::Rough => cases::moves::rough(),
+            Topic::NatForgetsSoon => cases::moves::nat_forgets_soon(),
+            Topic::Announced => cases::moves::announced(),
             Topic::Leaks => cases::leaks(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
@@ -337,6 +370,8 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::TwoClients, Plane::Userspace, [true, true]),
     (Topic::TcpFallback, Plane::Userspace, [true, true]),
     (Topic::TcpOnly, Plane::Userspace, [true, true]),
+    (Topic::NatForgetsSoon, Plane::Userspace, [true, true]),
+    (Topic::Announced, Plane::Userspace, [true, true]),
     (Topic::Leaks, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
@@ -345,6 +380,23 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Planned, Plane::Kernel, [false, false]),
     (Topic::Leaks, Plane::Kernel, [true, false]),
     (Topic::Suites, Plane::Kernel, [true, true]),
+    (Topic::ForcedEncap, Plane::Kernel, [true, true]),
+    (Topic::Rough, Plane::Kernel, [true, true]),
+    (Topic::Announced, Plane::Kernel, [true, true]),
+    (Topic::RekeyChild, Plane::Kernel, [true, true]),
+    (Topic::Secrecy, Plane::Kernel, [true, true]),
+    (Topic::RekeyIke, Plane::Kernel, [true, true]),
+    (Topic::Reauthentication, Plane::Kernel, [true, true]),
+    (Topic::Certificates, Plane::Kernel, [true, true]),
+    (Topic::Ends, Plane::Kernel, [true, true]),
+    (Topic::Sites, Plane::Kernel, [true, true]),
+    (Topic::VirtualAddresses, Plane::Kernel, [true, true]),
+    (Topic::FamiliesMove, Plane::Kernel, [true, true]),
+    (Topic::MoveDuringRekey, Plane::Kernel, [true, true]),
+    (Topic::NatMappings, Plane::Kernel, [true, true]),
+    (Topic::BothBehindNat, Plane::Kernel, [true, true]),
+    (Topic::ManyMoves, Plane::Kernel, [true, true]),
+    (Topic::MobikeOff, Plane::Kernel, [true, true]),
     // strongSwan has no ESN in userspace.
     (Topic::Esn, Plane::Kernel, [true, true]),
 ];

@@ -24,6 +24,17 @@ fn from(node: Node) -> String {
 }
 
 impl Seen {
+    /// ESP in UDP, which has no zeros where IKE has its marker (RFC 3948 §2.1).
+    pub fn esp_in_udp(node: Node) -> Self {
+        let filter = format!("{} and udp port 4500 and greater 60 and udp[8:4] != 0", from(node));
+        Self { what: "ESP in UDP", filter }
+    }
+
+    /// ESP without UDP.
+    pub fn bare_esp() -> Self {
+        Self { what: "ESP without UDP", filter: "ip proto 50 or ip6 proto 50".to_owned() }
+    }
+
     /// What begins every TCP connection (RFC 9329 §4): IKETCP.
     pub fn stream() -> Self {
         let data = "((tcp[12] & 0xf0) >> 2)";

@@ -12,8 +12,6 @@ use crate::failure::{Context, Result};
 use crate::topology::{Node, Topology};
 
 const PORT: u16 = 7200;
-/// How much goes through at least, in octets.
-const LEAST: u64 = 64 << 20;
 /// How much goes at a time, and the time from one to the next: 8 MB/s, which leaves processors to the
 /// daemons and lasts longer than the moves.
 const CHUNK: usize = 64 << 10;
@@ -29,11 +27,11 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Starts it.
+    /// Starts it; no fewer octets than `least` go through.
     ///
     /// # Errors
     /// There is no connection.
-    pub fn start(topology: &Topology, host: IpAddr) -> Result<Self> {
+    pub fn start(topology: &Topology, host: IpAddr, least: u64) -> Result<Self> {
         let listener = topology.within(Node::Gateway, move || {
             TcpListener::bind((host, PORT)).context("a listener behind the gateway")
         })??;
@@ -47,7 +45,7 @@ impl Transfer {
         let told = Arc::clone(&enough);
         Ok(Self {
             enough,
-            sender: std::thread::spawn(move || send(stream, &told)),
+            sender: std::thread::spawn(move || send(stream, least, &told)),
             receiver: std::thread::spawn(move || receive(accepted)),
         })
     }
@@ -67,11 +65,11 @@ impl Transfer {
     }
 }
 
-fn send(mut stream: TcpStream, enough: &AtomicBool) -> Result<u64> {
+fn send(mut stream: TcpStream, least: u64, enough: &AtomicBool) -> Result<u64> {
     let mut sent = 0;
     let mut next = Instant::now();
     let mut chunk = vec![0; CHUNK];
-    while sent < LEAST || !enough.load(Ordering::Relaxed) {
+    while sent < least || !enough.load(Ordering::Relaxed) {
         fill(&mut chunk, sent);
         stream.write_all(&chunk).context(format!("after {sent} octets"))?;
         sent += CHUNK as u64;

@@ -1,5 +1,6 @@
 //! A tunnel that has to move, under traffic.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::case::Running;
@@ -11,7 +12,7 @@ use crate::flow::{Flow, Record};
 use crate::peer::SaView;
 use crate::peer::tunnel::Network;
 use crate::process;
-use crate::topology::{CLIENT_6, GATEWAY_OTHER, Loss, Node, Uplink};
+use crate::topology::{CLIENT_6, GATEWAY, GATEWAY_OTHER, Loss, Node, Uplink};
 
 /// Between two numbered packets.
 const SPACING: Duration = Duration::from_millis(5);
@@ -21,16 +22,28 @@ const AROUND: Duration = Duration::from_millis(300);
 const MOVED: Duration = Duration::from_secs(20);
 /// How long the daemons get to take note of an uplink that came back.
 const SETTLED: Duration = Duration::from_secs(1);
+/// How long the gateway gets to tell of an address.
+const ANNOUNCED: Duration = Duration::from_secs(2);
 /// How long a client that asks every second whether its peer is there needs for a first answer.
 const ASKED: Duration = Duration::from_millis(2500);
 
 /// RFC 3948 §2.1.
 const NAT_PORT: u16 = 4500;
 
+/// How much goes through a tunnel that moves five times, in octets.
+const MUCH: u64 = 64 << 20;
+/// How much where TCP itself is slow.
+const SOME: u64 = 1 << 20;
+/// How long a NAT is left alone that forgets after 20 s.
+const IDLE: Duration = Duration::from_secs(45);
+
 /// How many moves a transfer has to outlive.
 const MOVES: usize = 5;
 /// Between two losses that a client can hardly tell apart.
 const AT_ONCE: Duration = Duration::from_millis(30);
+
+/// How long the first of the gateway's packets may be on its way.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
 /// How long traffic may stay away from a silent path.
 const SILENT: Duration = Duration::from_secs(4);
@@ -73,6 +86,12 @@ pub enum Travel {
     Transfer,
     /// The current uplink is lost and comes back, and at once the other is lost and comes back.
     ThereAndBack,
+    /// The current uplink is lost on a network that delays, loses and reorders, while TCP is in the tunnel.
+    Rough,
+    /// The gateway gets another address and loses the first, and then the reverse.
+    Announced,
+    /// Nobody says anything for longer than the NAT remembers, then the gateway has something to send.
+    Idle,
     /// The current uplink is lost and on the other nothing but TCP passes, and then UDP passes there again.
     FallsBackToTcp,
 }
@@ -166,7 +185,7 @@ impl Travel {
                 let [network, ..] = running.case.tunnel.children[0].networks else {
                     return Err(fail!("a CHILD_SA without networks"));
                 };
-                let transfer = Transfer::start(topology, network.host)?;
+                let transfer = Transfer::start(topology, network.host, MUCH)?;
                 let moved = (0..MOVES).try_for_each(|_| {
                     let client = only(running.ends.client.sas()?).context("client")?;
                     let lost = topology.uplink_of(client.local.ip())?;
@@ -191,6 +210,60 @@ impl Travel {
                 let moved = moves(running, Some(LOST_QUESTION), flip, at(first));
                 topology.restore(&second)?;
                 moved
+            }
+            Travel::Rough => {
+                let [network, ..] = running.case.tunnel.children[0].networks else {
+                    return Err(fail!("a CHILD_SA without networks"));
+                };
+                let lost = topology.uplink_of(client.local.ip())?;
+                let there = at(topology.other(&lost));
+                topology.rough(true)?;
+                let transfer = Transfer::start(topology, network.host, SOME)?;
+                std::thread::sleep(SETTLED);
+                topology.lose(&lost, Loss::LinkDown)?;
+                let moved = process::eventually(MOVED, || {
+                    let client = only(running.ends.client.sas()?).context("client")?;
+                    let gateway = only(running.ends.gateway.sas()?).context("gateway")?;
+                    match there(&client, &gateway) {
+                        true => Ok(()),
+                        false => Err(fail!("the client shows {client}, the gateway {gateway}")),
+                    }
+                });
+                let transferred = transfer.finish();
+                topology.rough(false)?;
+                topology.restore(&lost)?;
+                moved.and(transferred)?;
+                running.works().context("on a good network again").map(drop)
+            }
+            Travel::Announced => {
+                let at_gateway = |address: IpAddr| {
+                    move |client: &SaView, gateway: &SaView| {
+                        client.remote.ip() == address && gateway.local.ip() == address
+                    }
+                };
+                topology.gateway_gains_other()?;
+                std::thread::sleep(ANNOUNCED);
+                let lose = |_: &mut Running<'_>| topology.gateway_loses_address();
+                let other = at_gateway(GATEWAY_OTHER.into());
+                moves(running, Some(SEEN), lose, other).context("to the new address")?;
+                topology.gateway_regains_address()?;
+                std::thread::sleep(ANNOUNCED);
+                let lose = |_: &mut Running<'_>| topology.gateway_loses_other();
+                let first = at_gateway(GATEWAY.into());
+                moves(running, Some(SEEN), lose, first).context("to the address of before")
+            }
+            Travel::Idle => {
+                std::thread::sleep(IDLE);
+                let [network, ..] = running.case.tunnel.children[0].networks else {
+                    return Err(fail!("a CHILD_SA without networks"));
+                };
+                let to = running.ends.virtual_ip(network.host)?;
+                topology.ping(Node::Gateway, network.host, to, FIRST_ANSWER)?;
+                let [_, now] = running.ends.agree(running.case.tunnel.children.len())?;
+                match now.remote == gateway.remote {
+                    true => Ok(()),
+                    false => Err(fail!("the NAT has forgotten {}", gateway.remote)),
+                }
             }
             Travel::FallsBackToTcp => {
                 let lost = topology.uplink_of(client.local.ip())?;

@@ -42,8 +42,12 @@ pub enum Ground {
     GatewayBehindNat,
     /// That, and the client's second uplink is behind a NAT too.
     BothBehindNat,
+    /// The gateway has a second link, and no address on it yet.
+    LaterGatewayAddress,
     /// Nothing but TCP passes; the client's second uplink is behind a NAT.
     OnlyTcp,
+    /// The client is behind a NAT alone, which forgets after 20 s.
+    BehindForgetfulNat,
 }
 
 impl Ground {
@@ -51,7 +55,11 @@ impl Ground {
     pub fn has_nat(self) -> bool {
         matches!(
             self,
-            Ground::BehindNat | Ground::TwoBehindNat | Ground::BothBehindNat | Ground::OnlyTcp
+            Ground::BehindNat
+                | Ground::BehindForgetfulNat
+                | Ground::TwoBehindNat
+                | Ground::BothBehindNat
+                | Ground::OnlyTcp
         )
     }
 }
@@ -84,17 +92,20 @@ impl Topology {
                 self.restore_ipv6()
             }
             Ground::SecondGatewayAddress => {
-                self.cable(Node::Gateway, "w1", Node::Router, "g2")?;
-                self.address(Node::Router, "g2", Ipv4Addr::new(198, 18, 0, 254))?;
-                self.address(Node::Gateway, "w1", GATEWAY_OTHER)?;
-                self.ip(Node::Gateway, "route add default via 198.18.0.254 dev w1 metric 200")
+                self.cable_other()?;
+                self.gateway_gains_other()
             }
+            Ground::LaterGatewayAddress => self.cable_other(),
             Ground::GatewayBehindNat | Ground::BothBehindNat => self.forward_to_gateway(),
             Ground::TwoBehindNat => {
                 self.add_second_client()?;
                 self.lose(&FIRST, Loss::LinkDown)
             }
             Ground::BehindNat => self.lose(&FIRST, Loss::LinkDown),
+            Ground::BehindForgetfulNat => {
+                self.forget_soon()?;
+                self.lose(&FIRST, Loss::LinkDown)
+            }
             Ground::OnlyTcp => self.uplinks.iter().try_for_each(|uplink| self.close_udp(uplink)),
         }
     }
@@ -165,6 +176,35 @@ impl Topology {
         })
     }
 
+    /// Has all ways to the gateway and back take 50 ms each, lose one packet in twenty and let some overtake
+    /// others, or be as they were. The guest's kernel can.
+    ///
+    /// # Errors
+    /// What `tc` said.
+    pub fn rough(&self, on: bool) -> Result<()> {
+        let ports = self.uplinks.iter().map(|uplink| uplink.port).chain(["g1"]);
+        for port in ports {
+            let verb = if on { "replace" } else { "del" };
+            let mut command = self.command(Node::Router, "tc");
+            command.args(["qdisc", verb, "dev", port, "root"]);
+            if on {
+                let rough = "netem limit 10000 delay 50ms 5ms loss 5% reorder 75% 50%";
+                command.args(rough.split_whitespace());
+            }
+            process::output(&mut command, Duration::from_secs(10))?;
+        }
+        Ok(())
+    }
+
+    /// Has the NAT forget a mapping of UDP after 20 s.
+    ///
+    /// # Errors
+    /// Its kernel does not let it.
+    pub fn forget_soon(&self) -> Result<()> {
+        let timeouts = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout";
+        self.shell(Node::Nat, &format!("echo 20 >{timeouts} && echo 20 >{timeouts}_stream"))
+    }
+
     /// Lets the packets of an uplink pass again.
     ///
     /// # Errors
@@ -189,6 +229,28 @@ impl Topology {
     pub fn gateway_regains_address(&self) -> Result<()> {
         self.address(Node::Gateway, "w0", GATEWAY)?;
         self.ip(Node::Gateway, &format!("route add {WAY}"))
+    }
+
+    fn cable_other(&self) -> Result<()> {
+        self.cable(Node::Gateway, "w1", Node::Router, "g2")?;
+        self.address(Node::Router, "g2", Ipv4Addr::new(198, 18, 0, 254))
+    }
+
+    /// Gives the gateway another address, on a link of its own.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn gateway_gains_other(&self) -> Result<()> {
+        self.address(Node::Gateway, "w1", GATEWAY_OTHER)?;
+        self.ip(Node::Gateway, "route add default via 198.18.0.254 dev w1 metric 200")
+    }
+
+    /// Takes that away again.
+    ///
+    /// # Errors
+    /// What `ip` said.
+    pub fn gateway_loses_other(&self) -> Result<()> {
+        self.ip(Node::Gateway, &format!("addr del {GATEWAY_OTHER}/24 dev w1"))
     }
 
     /// Has the NAT forget its mappings and give other ports to what comes.

@@ -54,6 +54,9 @@ impl Default for TcpConfig {
     }
 }
 
+/// IKE messages of connections that wait for the daemon.
+const QUEUE: usize = 64;
+
 /// How sockets are bound and marked; the same as for UDP.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Footing {
@@ -68,6 +71,7 @@ struct Shared {
     footing: Footing,
     connections: Mutex<BTreeMap<Path, Arc<Connection>>>,
     sink: RwLock<Option<Arc<dyn EspSink>>>,
+    /// few: what waits here waits in its connection too
     ike: mpsc::Sender<IkeDatagram>,
     /// no more than one for each connection that was known
     gone: mpsc::UnboundedSender<Path>,
@@ -79,6 +83,14 @@ enum Order {
     Stop,
 }
 
+/// What comes from connections.
+pub(crate) struct Arrivals {
+    /// IKE messages: a queue of their own, so that connections that push leave UDP its place
+    pub(crate) ike: mpsc::Receiver<IkeDatagram>,
+    /// the path of each connection that has ended
+    pub(crate) gone: mpsc::UnboundedReceiver<Path>,
+}
+
 /// The connections, and the thread that serves them; dropping it closes all.
 pub(crate) struct TcpStreams {
     shared: Arc<Shared>,
@@ -88,14 +100,12 @@ pub(crate) struct TcpStreams {
 }
 
 impl TcpStreams {
-    /// Listens, if that is asked for, and starts the thread. IKE messages go to `ike`; the receiver that is
-    /// returned has the path of each connection that has ended.
+    /// Listens, if that is asked for, and starts the thread.
     pub(crate) fn open(
         config: &TcpConfig,
         footing: Footing,
-        ike: mpsc::Sender<IkeDatagram>,
         notes: &mut Vec<String>,
-    ) -> Result<(TcpStreams, mpsc::UnboundedReceiver<Path>), UdpError> {
+    ) -> Result<(TcpStreams, Arrivals), UdpError> {
         let (port, listeners) = match config.listen {
             Some(port) => {
                 let (port, listeners) = socket::listen(port, footing, notes)?;
@@ -103,7 +113,8 @@ impl TcpStreams {
             }
             None => (None, Vec::new()),
         };
-        let (gone, receiver) = mpsc::unbounded_channel();
+        let (gone, gone_receiver) = mpsc::unbounded_channel();
+        let (ike, ike_receiver) = mpsc::channel(QUEUE);
         let (orders, order_receiver) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             config: config.clone(),
@@ -122,7 +133,8 @@ impl TcpStreams {
             .name("tcp".into())
             .spawn(move || runtime.block_on(serve::serve(served, listeners, order_receiver)))
             .map_err(failed)?;
-        Ok((TcpStreams { shared, orders, port, thread: Mutex::new(Some(thread)) }, receiver))
+        let arrivals = Arrivals { ike: ike_receiver, gone: gone_receiver };
+        Ok((TcpStreams { shared, orders, port, thread: Mutex::new(Some(thread)) }, arrivals))
     }
 
     /// The port that connections are accepted on.

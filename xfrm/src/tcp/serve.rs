@@ -29,6 +29,11 @@ const LOOK: Duration = Duration::from_millis(250);
 /// What is no packet at all, in a row, before a stream counts as corrupt (RFC 9329 §6.1).
 const MOST_MALFORMED: u32 = 16;
 
+/// IKE messages that a connection has free before an IKE_SA uses it: more than a set-up takes.
+const FREE: u32 = 8;
+/// How far apart the others are taken.
+const PACE: Duration = Duration::from_millis(250);
+
 /// An IKE header (RFC 7296 §3.1).
 const MIN_IKE: usize = 28;
 /// SPI, sequence number and an integrity check value of 96 bits.
@@ -131,7 +136,7 @@ async fn open(shared: Arc<Shared>, path: Path, ifindex: u32, connection: Arc<Con
 async fn run(shared: Arc<Shared>, path: Path, connection: Arc<Connection>, reader: StreamReader) {
     let Some(stream) = connection.stream() else { return };
     tokio::select! {
-        result = read(&shared, path, stream, reader) => match result {
+        result = read(&shared, path, (&connection, stream), reader) => match result {
             Ok(()) => tracing::debug!(%path, "the peer has closed the connection"),
             Err(error) => tracing::debug!(%path, %error, "the connection is lost"),
         },
@@ -144,10 +149,10 @@ async fn run(shared: Arc<Shared>, path: Path, connection: Arc<Connection>, reade
 async fn read(
     shared: &Shared,
     path: Path,
-    stream: &TcpStream,
+    (connection, stream): (&Connection, &TcpStream),
     mut reader: StreamReader,
 ) -> io::Result<()> {
-    let mut malformed = 0;
+    let (mut malformed, mut strange) = (0, 0);
     loop {
         stream.readable().await?;
         match stream.try_read(reader.room()) {
@@ -186,6 +191,11 @@ async fn read(
             // Nobody sends again what a stream has delivered (RFC 9329 §6.2), so that it waits for room.
             if shared.ike.send(IkeDatagram { path, bytes: message, ifindex: 0 }).await.is_err() {
                 return Ok(());
+            }
+            // A stranger who pushes is no faster than this.
+            strange = if connection.is_used() { 0 } else { strange + 1 };
+            if strange > FREE {
+                sleep(PACE).await;
             }
         }
     }

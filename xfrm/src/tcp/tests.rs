@@ -24,7 +24,7 @@ impl EspSink for Collect {
 }
 
 fn end(tcp: TcpConfig) -> End {
-    let (udp, ike) = UdpSockets::open(&UdpConfig {
+    let (udp, _) = UdpSockets::open(&UdpConfig {
         ike_port: 0,
         nat_port: 0,
         bind_v4: Ipv4Addr::LOCALHOST,
@@ -34,6 +34,7 @@ fn end(tcp: TcpConfig) -> End {
     })
     .unwrap();
     let gone = udp.take_disconnected().unwrap();
+    let ike = udp.take_streamed().unwrap();
     let esp = Arc::new(Collect::default());
     udp.set_esp_sink(Some(esp.clone()));
     End { udp, ike, gone, esp }
@@ -243,4 +244,35 @@ fn what_a_connection_does_not_take_is_lost_and_not_kept() {
     let mut last = [0; 46];
     peer.read_exact(&mut last).unwrap();
     assert_eq!(last[6..], message(2));
+}
+
+/// A stranger who pushes is slowed down, and one whom an IKE_SA knows is not.
+#[tokio::test]
+async fn a_connection_without_an_ike_sa_is_not_read_as_fast_as_it_sends() {
+    let mut gateway = gateway(TcpConfig::default());
+    let client = end(TcpConfig::default());
+    let paths = [path_to(&gateway), path_to(&gateway)];
+    client.udp.send_ike(&paths[0], &message(0)).unwrap();
+    gateway.ike.recv().await.unwrap();
+    gateway.udp.keep_connections(&[back(paths[0])].into());
+    for _ in 0..40 {
+        client.udp.send_ike(&paths[1], &message(1)).unwrap();
+    }
+    // What the stranger has sent is older, and yet these come before the last of it.
+    let mut pushed = 0;
+    while pushed < 8 {
+        assert_eq!(gateway.ike.recv().await.unwrap().path, back(paths[1]));
+        pushed += 1;
+    }
+    for _ in 0..40 {
+        client.udp.send_ike(&paths[0], &message(2)).unwrap();
+    }
+    let mut known = 0;
+    while known < 40 {
+        match gateway.ike.recv().await.unwrap().path {
+            path if path == back(paths[0]) => known += 1,
+            _ => pushed += 1,
+        }
+    }
+    assert!(pushed < 40, "{pushed}");
 }

@@ -7,7 +7,11 @@ use std::{
     ptr,
 };
 
-/// Room for either packet info and a traffic class, aligned as `cmsghdr` wants it.
+/// `include/uapi/linux/udp.h`: the octets of each datagram that one send or receive has several of.
+pub(super) const UDP_SEGMENT: libc::c_int = 103;
+pub(super) const UDP_GRO: libc::c_int = 104;
+
+/// Room for either packet info, a traffic class and a segment's size, aligned as `cmsghdr` wants it.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub(super) struct Control([u8; Control::CAPACITY]);
@@ -64,6 +68,15 @@ pub(super) unsafe fn set_class(header: &mut libc::msghdr, ipv4: bool, class: u8)
     unsafe { put(header, level, kind, libc::c_int::from(class)) };
 }
 
+/// Has the kernel cut what `header` sends into datagrams of `size` octets, the last one shorter.
+///
+/// # Safety
+/// As for [`set_source`].
+pub(super) unsafe fn set_segment(header: &mut libc::msghdr, size: u16) {
+    // SAFETY: the caller's promise.
+    unsafe { put(header, libc::SOL_UDP, UDP_SEGMENT, size) };
+}
+
 /// # Safety
 /// As for [`set_source`].
 unsafe fn put<T: Copy>(header: &mut libc::msghdr, level: i32, kind: i32, value: T) {
@@ -72,7 +85,7 @@ unsafe fn put<T: Copy>(header: &mut libc::msghdr, level: i32, kind: i32, value: 
     // SAFETY: sizes are counted, nothing is read.
     let (space, len) = unsafe { (libc::CMSG_SPACE(size), libc::CMSG_LEN(size)) };
     let end = used.saturating_add(space as usize);
-    assert!(end <= Control::CAPACITY, "a packet info and a traffic class fit");
+    assert!(end <= Control::CAPACITY, "packet info, traffic class and size fit");
     // SAFETY: header and value end within `Control`, as was just checked. Each message begins where
     // CMSG_SPACE of the one before ends, aligned for a header; CMSG_DATA looks at nothing.
     unsafe {
@@ -94,6 +107,8 @@ pub(super) struct Arrival {
     pub(super) ifindex: u32,
     /// the traffic class, 0 if it was not asked for
     pub(super) class: u8,
+    /// octets of each datagram but the last, where the kernel has put several together
+    pub(super) segment: Option<usize>,
 }
 
 /// How a received datagram arrived; `None` without its destination address.
@@ -101,7 +116,7 @@ pub(super) struct Arrival {
 /// # Safety
 /// `header` was filled by a successful receive and its control buffer still lives.
 pub(super) unsafe fn arrival(header: &libc::msghdr) -> Option<Arrival> {
-    let (mut destination, mut class) = (None, 0);
+    let (mut destination, mut class, mut segment) = (None, 0, None);
     // SAFETY: the kernel wrote whole control messages within msg_controllen, and the CMSG
     // functions stay within it; a value is only read if its message is long enough.
     unsafe {
@@ -124,12 +139,16 @@ pub(super) unsafe fn arrival(header: &libc::msghdr) -> Option<Arrival> {
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                     class = value::<libc::c_int>(message)? as u8;
                 }
+                (libc::SOL_UDP, UDP_GRO) => {
+                    let size = value::<libc::c_int>(message)?;
+                    segment = usize::try_from(size).ok().filter(|size| *size > 0);
+                }
                 _ => {}
             }
             message = libc::CMSG_NXTHDR(header, message);
         }
     }
-    destination.map(|(local, ifindex)| Arrival { local, ifindex, class })
+    destination.map(|(local, ifindex)| Arrival { local, ifindex, class, segment })
 }
 
 /// The error in the control messages of an entry of an error queue.

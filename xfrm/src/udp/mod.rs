@@ -15,6 +15,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -25,7 +26,7 @@ use std::{
 use bewick_ike::Path;
 use tokio::sync::mpsc;
 
-use crate::tcp::{Footing, TcpConfig, TcpStreams};
+use crate::tcp::{Arrivals, Footing, TcpConfig, TcpStreams};
 use errors::Unreachable;
 use socket::Socket;
 
@@ -135,7 +136,28 @@ pub trait EspSink: Send + Sync {
     /// One packet, from its SPI on, that came with the traffic class `class` (DSCP and ECN) in its
     /// IP header. Called in a receiving thread: must not wait for long.
     fn esp(&self, path: Path, class: u8, packet: &mut [u8]);
+
+    /// Packets that came together, in their order; as [`EspSink::esp`] for each.
+    fn esp_batch<'a>(&self, packets: &mut dyn Iterator<Item = EspPacket<'a>>) {
+        for packet in packets {
+            self.esp(packet.path, packet.class, packet.octets);
+        }
+    }
 }
+
+/// One ESP packet that came in, as [`EspSink::esp`] gets it.
+pub struct EspPacket<'a> {
+    /// local: where it was sent to; remote: where it came from
+    pub path: Path,
+    /// the traffic class of its IP header
+    pub class: u8,
+    /// from the SPI on
+    pub octets: &'a mut [u8],
+}
+
+/// Packets in one call of [`UdpSockets::send_esp_batch`] at most: what every kernel that has
+/// UDP_SEGMENT cuts.
+pub(crate) const MAX_SEGMENTS: usize = 64;
 
 /// What the sockets did since they were opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -191,7 +213,7 @@ pub struct UdpSockets {
     unreachable: Mutex<Option<mpsc::Receiver<Path>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     tcp: Option<TcpStreams>,
-    gone: Mutex<Option<mpsc::UnboundedReceiver<Path>>>,
+    arrivals: Mutex<(Option<mpsc::Receiver<IkeDatagram>>, Option<mpsc::UnboundedReceiver<Path>>)>,
 }
 
 impl UdpSockets {
@@ -215,14 +237,14 @@ impl UdpSockets {
             unreachable,
         });
         let (ike, receiver) = mpsc::channel(config.queue.max(1));
-        let (tcp, gone) = match &config.tcp {
+        let (tcp, arrivals) = match &config.tcp {
             Some(tcp) => {
                 let footing = Footing { v4: config.bind_v4, v6: config.bind_v6, mark: config.mark };
-                let (tcp, gone) = TcpStreams::open(tcp, footing, ike.clone(), &mut notes)?;
+                let (tcp, Arrivals { ike, gone }) = TcpStreams::open(tcp, footing, &mut notes)?;
                 notes.dedup();
-                (Some(tcp), Some(gone))
+                (Some(tcp), (Some(ike), Some(gone)))
             }
-            None => (None, None),
+            None => (None, (None, None)),
         };
         let mut udp = UdpSockets {
             sockets,
@@ -234,7 +256,7 @@ impl UdpSockets {
             unreachable: Mutex::new(Some(hints)),
             threads: Mutex::default(),
             tcp,
-            gone: Mutex::new(gone),
+            arrivals: Mutex::new(arrivals),
         };
         for socket in &udp.sockets {
             let thread = receive::spawn(socket.clone(), udp.shared.clone(), ike.clone())
@@ -277,6 +299,9 @@ impl UdpSockets {
 
     /// Sets who takes ESP packets from the NAT port; without a sink they are dropped and counted.
     pub fn set_esp_sink(&self, sink: Option<Arc<dyn EspSink>>) {
+        // Only for us: the kernel's own ESP in UDP takes datagrams as they come.
+        let gro = sink.is_some();
+        self.sockets.iter().filter(|socket| socket.nat).for_each(|socket| socket.set_gro(gro));
         if let Some(tcp) = &self.tcp {
             tcp.set_esp_sink(sink.clone());
         }
@@ -290,10 +315,15 @@ impl UdpSockets {
         }
     }
 
+    /// IKE messages that come over TCP; `None` the second time, or without TCP.
+    pub fn take_streamed(&self) -> Option<mpsc::Receiver<IkeDatagram>> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+
     /// The paths of TCP connections that have ended or could not be opened; `None` the second time, or
     /// without TCP.
     pub fn take_disconnected(&self) -> Option<mpsc::UnboundedReceiver<Path>> {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).1.take()
     }
 
     /// Has the kernel take ESP from the NAT port into its own data plane (UDP_ENCAP), or stop it.
@@ -318,7 +348,7 @@ impl UdpSockets {
             return self.over_tcp(|tcp| tcp.send_ike(path, ifindex, bytes));
         }
         let marker: &[u8] = if self.is_nat(path) { &NON_ESP_MARKER } else { &[] };
-        self.send(path, 0, [marker, bytes])
+        self.send(path, 0, &[io::IoSlice::new(marker), io::IoSlice::new(bytes)], 0)
     }
 
     /// Sends an ESP packet in UDP along `path` (RFC 3948 §2.1), without allocating or waiting;
@@ -328,7 +358,49 @@ impl UdpSockets {
         if path.is_tcp() {
             return self.over_tcp(|tcp| tcp.send_esp(path, packet));
         }
-        self.send(path, class, [packet, &[]])
+        self.send(path, class, &[io::IoSlice::new(packet)], 0)
+    }
+
+    /// Sends the ESP packets at `places` in `arena` along `path`: each has `len` octets, the last one may
+    /// be shorter. With one call where the kernel can cut what it gets (UDP_SEGMENT), one by one where it
+    /// or the path can't; otherwise as [`UdpSockets::send_esp`]. `tell` gets to know which have left or have not.
+    pub(crate) fn send_esp_batch(
+        &self,
+        path: &Path,
+        class: u8,
+        arena: &[u8],
+        places: &[Range<usize>],
+        len: usize,
+        mut tell: impl FnMut(Range<usize>, io::Result<()>),
+    ) {
+        let packets = places.iter().filter_map(|place| arena.get(place.clone()));
+        let segment = u16::try_from(len).unwrap_or(0);
+        let many = (2..=MAX_SEGMENTS).contains(&places.len()) && segment != 0 && !path.is_tcp();
+        let socket = self.socket(path).filter(|socket| many && socket.may_cut());
+        let mut refused = None;
+        if let Some(socket) = socket {
+            let mut parts = [io::IoSlice::new(&[]); MAX_SEGMENTS];
+            for (to, packet) in parts.iter_mut().zip(packets.clone()) {
+                *to = io::IoSlice::new(packet);
+            }
+            let parts = parts.get(..places.len()).unwrap_or_default();
+            match self.send(path, class, parts, segment) {
+                // The packets are longer than the link takes, or its device can't make checksums.
+                Err(error) if needs_one_by_one(&error) => refused = Some(socket),
+                result => return tell(0..places.len(), result),
+            }
+        }
+        let mut all = true;
+        for (index, packet) in packets.enumerate() {
+            let result = self.send_esp(path, class, packet);
+            all &= result.is_ok();
+            tell(index..index + 1, result);
+        }
+        if let Some(socket) = refused
+            && all
+        {
+            socket.cannot_cut();
+        }
     }
 
     /// Sends a NAT keepalive along `path` (RFC 3948 §2.3).
@@ -337,7 +409,7 @@ impl UdpSockets {
         if path.is_tcp() {
             return Ok(());
         }
-        self.send(path, 0, [&KEEPALIVE, &[]])
+        self.send(path, 0, &[io::IoSlice::new(&KEEPALIVE)], 0)
     }
 
     /// The paths along which something was sent that an ICMP error says could not be delivered (net,
@@ -398,20 +470,32 @@ impl UdpSockets {
         path.local.port() == self.nat_port
     }
 
-    fn send(&self, path: &Path, class: u8, parts: [&[u8]; 2]) -> io::Result<()> {
+    /// Which one sends along `path`.
+    fn socket(&self, path: &Path) -> Option<&Socket> {
+        let (nat, ipv4) = (self.is_nat(path), path.local.is_ipv4());
+        self.sockets.iter().find(|s| s.nat == nat && s.ipv4 == ipv4).map(|socket| &**socket)
+    }
+
+    fn send(
+        &self,
+        path: &Path,
+        class: u8,
+        parts: &[io::IoSlice<'_>],
+        segment: u16,
+    ) -> io::Result<()> {
         let nat = self.is_nat(path);
         let ipv4 = path.local.is_ipv4();
         let result = if !nat && path.local.port() != self.ike_port {
             Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no socket has this local port"))
         } else if path.remote.is_ipv4() != ipv4 {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "the path's ends differ in family"))
-        } else if let Some(socket) = self.sockets.iter().find(|s| s.nat == nat && s.ipv4 == ipv4) {
+        } else if let Some(socket) = self.socket(path) {
             let ifindex = self.interface(path.local.ip());
-            socket.send(path, ifindex, class, parts, &self.shared.unreachable)
+            socket.send(path, ifindex, class, parts, segment, &self.shared.unreachable)
         } else {
             Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "this machine has no IPv6"))
         };
-        if result.is_err() {
+        if result.as_ref().is_err_and(|error| segment == 0 || !needs_one_by_one(error)) {
             self.shared.counters.send_errors.fetch_add(1, Relaxed);
         }
         result
@@ -449,6 +533,14 @@ fn open_pair(
         }
     }
     Ok((port, sockets))
+}
+
+/// Whether `error` may come of sending several datagrams with one call.
+fn needs_one_by_one(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EMSGSIZE | libc::EIO | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+    )
 }
 
 /// Whether `error` means that there is no IPv6 at all: compiled out, or disabled by sysctl.

@@ -13,7 +13,7 @@ use socket2::{SockAddr, SockAddrStorage};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::{
-    EspSink, IkeDatagram, KEEPALIVE, NON_ESP_MARKER, Shared,
+    EspPacket, IkeDatagram, KEEPALIVE, NON_ESP_MARKER, Shared,
     control::{self, Arrival},
     errors,
     socket::Socket,
@@ -73,39 +73,47 @@ impl Receiver<'_> {
         };
         // One reference per batch, so that no packet waits for who changes the sink.
         let sink = self.shared.sink.read().unwrap_or_else(PoisonError::into_inner).clone();
-        for index in 0..count {
-            match batch.datagram(index, self.socket.port) {
-                Some((path, arrival, octets)) => {
-                    self.datagram(path, arrival, octets, sink.as_deref());
+        let has_sink = sink.is_some();
+        let mut esp = batch
+            .datagrams(count, self.socket.port)
+            .filter_map(|datagram| {
+                if datagram.is_none() {
+                    self.malformed();
                 }
-                None => self.malformed(),
-            }
+                datagram
+            })
+            .flat_map(|(path, arrival, octets)| pieces(path, arrival, octets))
+            .filter_map(|(path, arrival, octets)| self.sort(path, arrival, octets, has_sink));
+        match sink {
+            Some(sink) => sink.esp_batch(&mut esp),
+            None => esp.for_each(drop),
         }
     }
 
-    fn datagram(
+    /// Gives ESP back, and sees to everything else.
+    fn sort<'a>(
         &self,
         path: Path,
         arrival: Arrival,
-        octets: &mut [u8],
-        sink: Option<&dyn EspSink>,
-    ) {
+        octets: &'a mut [u8],
+        has_sink: bool,
+    ) -> Option<EspPacket<'a>> {
         if !self.socket.nat {
-            return self.ike(path, arrival.ifindex, octets);
-        }
-        if *octets == KEEPALIVE {
+            self.ike(path, arrival.ifindex, octets);
+        } else if *octets == KEEPALIVE {
             // RFC 3948 §4: a keepalive proves nothing about the peer; it ends here.
             self.shared.counters.keepalives_in.fetch_add(1, Relaxed);
         } else if let Some(message) = octets.strip_prefix(&NON_ESP_MARKER) {
             self.ike(path, arrival.ifindex, message);
         } else if octets.len() < MIN_ESP {
             self.malformed();
-        } else if let Some(sink) = sink {
+        } else if has_sink {
             self.shared.counters.esp_in.fetch_add(1, Relaxed);
-            sink.esp(path, arrival.class, octets);
+            return Some(EspPacket { path, class: arrival.class, octets });
         } else {
             self.shared.counters.esp_dropped.fetch_add(1, Relaxed);
         }
+        None
     }
 
     fn ike(&self, path: Path, ifindex: u32, message: &[u8]) {
@@ -184,23 +192,45 @@ impl Batch {
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Datagram `index` of the last receive; `None` if it is cut or lacks an address.
-    fn datagram(&mut self, index: usize, port: u16) -> Option<(Path, Arrival, &mut [u8])> {
-        let header = self.headers.get(index)?;
-        let len = usize::try_from(header.msg_len).ok()?;
-        if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
-            return None;
-        }
-        // SAFETY: the header was filled by `receive` and its control buffer is ours.
-        let arrival = unsafe { control::arrival(&header.msg_hdr)? };
-        let name = self.names.get(index)?;
-        // SAFETY: recvmmsg wrote an address of msg_namelen octets into the storage.
-        let remote =
-            unsafe { SockAddr::new(copy(name), header.msg_hdr.msg_namelen) }.as_socket()?;
-        let start = index.checked_mul(ROOM)?;
-        let octets = self.octets.get_mut(start..start.checked_add(len)?)?;
-        Some((Path::new(SocketAddr::new(arrival.local, port), remote), arrival, octets))
+    /// The first `count` datagrams of the last receive; `None` for one that is cut or lacks an address.
+    fn datagrams(
+        &mut self,
+        count: usize,
+        port: u16,
+    ) -> impl Iterator<Item = Option<(Path, Arrival, &mut [u8])>> {
+        let rooms = self.octets.chunks_exact_mut(ROOM);
+        self.headers.iter().zip(&self.names).zip(rooms).take(count).map(
+            move |((header, name), room)| {
+                let len = usize::try_from(header.msg_len).ok()?;
+                if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
+                    return None;
+                }
+                // SAFETY: the header was filled by `receive` and its control buffer is ours.
+                let arrival = unsafe { control::arrival(&header.msg_hdr)? };
+                // SAFETY: recvmmsg wrote an address of msg_namelen octets into the storage.
+                let remote =
+                    unsafe { SockAddr::new(copy(name), header.msg_hdr.msg_namelen) }.as_socket()?;
+                let path = Path::new(SocketAddr::new(arrival.local, port), remote);
+                Some((path, arrival, room.get_mut(..len)?))
+            },
+        )
     }
+}
+
+/// The datagrams that the kernel has put together to one (UDP_GRO).
+fn pieces(
+    path: Path,
+    arrival: Arrival,
+    octets: &mut [u8],
+) -> impl Iterator<Item = (Path, Arrival, &mut [u8])> {
+    // An empty datagram is one too.
+    let (whole, several) = match arrival.segment {
+        Some(_) if !octets.is_empty() => (None, octets),
+        _ => (Some(octets), Default::default()),
+    };
+    let size = arrival.segment.unwrap_or(1);
+    let several = several.chunks_mut(size);
+    whole.into_iter().chain(several).map(move |octets| (path, arrival, octets))
 }
 
 fn copy(name: &SockAddrStorage) -> SockAddrStorage {

@@ -4,6 +4,7 @@ use std::{
     io, mem,
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd, RawFd},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
 use bewick_ike::Path;
@@ -21,6 +22,12 @@ const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 /// How often a datagram is sent again at most that ICMP errors about earlier ones keep from leaving.
 const RETRIES: u32 = 4;
 
+/// Batches that go out datagram by datagram after the kernel has refused to cut one. Routes change, and a
+/// refusal is only about one of them.
+const PAUSE: u32 = 256;
+/// The pause of a kernel that knows nothing of cutting.
+const FOREVER: u32 = u32::MAX;
+
 /// A bound socket of one family.
 pub(super) struct Socket {
     inner: socket2::Socket,
@@ -28,6 +35,8 @@ pub(super) struct Socket {
     /// ESP and keepalives may come in, IKE carries the non-ESP marker
     pub(super) nat: bool,
     pub(super) port: u16,
+    /// batches until the kernel is asked again to cut one; [`FOREVER`] if it can't
+    pause: AtomicU32,
 }
 
 impl Socket {
@@ -91,7 +100,22 @@ impl Socket {
         })?;
         let bound = inner.local_addr().map_err(failed("address"))?;
         let port = bound.as_socket().map_or(addr.port(), |bound| bound.port());
-        Ok(Socket { inner, ipv4: addr.is_ipv4(), nat, port })
+        // Kernels before 4.18 would send the whole batch as one datagram, and say nothing.
+        let pause = if can_cut(fd) { 0 } else { FOREVER }.into();
+        Ok(Socket { inner, ipv4: addr.is_ipv4(), nat, port, pause })
+    }
+
+    /// Whether to have the kernel cut the next batch.
+    pub(super) fn may_cut(&self) -> bool {
+        let down = |pause| (pause != 0 && pause != FOREVER).then(|| pause - 1);
+        // Most have no pause, and for them nothing is written.
+        self.pause.load(Relaxed) == 0 || self.pause.fetch_update(Relaxed, Relaxed, down) == Ok(1)
+    }
+
+    /// The kernel has refused to cut a batch that it sends in single datagrams.
+    pub(super) fn cannot_cut(&self) {
+        let start = |pause| (pause != FOREVER).then_some(PAUSE);
+        let _ = self.pause.fetch_update(Relaxed, Relaxed, start);
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -102,6 +126,25 @@ impl Socket {
     pub(super) fn set_encap(&self, on: bool) -> io::Result<()> {
         let kind = if on { UDP_ENCAP_ESPINUDP } else { 0 };
         set(self.fd(), libc::IPPROTO_UDP, UDP_ENCAP, kind)
+    }
+
+    /// Has the kernel put datagrams that follow each other together, where it can.
+    pub(super) fn set_gro(&self, on: bool) {
+        // Kernels before 5.0 can't, and hand over one by one.
+        let _ = set(self.fd(), libc::SOL_UDP, control::UDP_GRO, on.into());
+    }
+
+    /// As on a kernel that knows nothing of cutting.
+    #[cfg(test)]
+    pub(super) fn never_cut(&self) {
+        self.pause.store(FOREVER, Relaxed);
+    }
+
+    /// Whether what is sent has UDP checksums; the kernel cuts nothing without.
+    #[cfg(test)]
+    pub(super) fn set_checksums(&self, on: bool) {
+        let off = libc::c_int::from(!on);
+        set(self.fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, off).unwrap();
     }
 
     /// Lets what this socket carries pass the policies of the kernel's data plane.
@@ -116,7 +159,8 @@ impl Socket {
     }
 
     /// Sends `parts` as one datagram from `path.local`'s address, out of `ifindex` if it isn't 0,
-    /// with the traffic class `class`.
+    /// with the traffic class `class`; as datagrams of `segment` octets each, the last one shorter, if
+    /// that isn't 0.
     ///
     /// Never waits: an uplink that has stopped taking packets must not stop its users, who may be
     /// about to leave it. ICMP errors about earlier datagrams that come to light go to `unreachable`.
@@ -125,21 +169,19 @@ impl Socket {
         path: &Path,
         ifindex: u32,
         class: u8,
-        parts: [&[u8]; 2],
+        parts: &[io::IoSlice<'_>],
+        segment: u16,
         unreachable: &Unreachable,
     ) -> io::Result<()> {
         let remote = SockAddr::from(path.remote);
-        let mut iov = parts.map(|part| libc::iovec {
-            iov_base: part.as_ptr().cast_mut().cast(),
-            iov_len: part.len(),
-        });
         let mut buffer = control::Control::new();
         // SAFETY: msghdr is plain data for which all zero octets are valid.
         let mut header: libc::msghdr = unsafe { mem::zeroed() };
         header.msg_name = remote.as_ptr().cast_mut().cast();
         header.msg_namelen = remote.len();
-        header.msg_iov = iov.as_mut_ptr();
-        header.msg_iovlen = if parts[1].is_empty() { 1 } else { 2 };
+        // `IoSlice` has the layout of `iovec`, as its documentation promises.
+        header.msg_iov = parts.as_ptr().cast_mut().cast();
+        header.msg_iovlen = parts.len() as _;
         header.msg_control = buffer.as_mut_ptr();
         if !path.local.ip().is_unspecified() {
             // SAFETY: msg_control is `buffer`, which nothing else uses.
@@ -149,6 +191,10 @@ impl Socket {
         if class != 0 {
             // SAFETY: as above.
             unsafe { control::set_class(&mut header, self.ipv4, class) };
+        }
+        if segment != 0 {
+            // SAFETY: as above.
+            unsafe { control::set_segment(&mut header, segment) };
         }
         let mut retries = 0;
         loop {
@@ -175,6 +221,23 @@ impl Socket {
             }
         }
     }
+}
+
+/// Whether the kernel knows UDP_SEGMENT.
+fn can_cut(fd: RawFd) -> bool {
+    let mut value: libc::c_int = 0;
+    let mut len = mem::size_of_val(&value) as libc::socklen_t;
+    // SAFETY: value and length outlive the call, and the length is the value's.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_UDP,
+            control::UDP_SEGMENT,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    result == 0
 }
 
 /// Sets an integer option.

@@ -242,3 +242,149 @@ fn icmp_errors_keep_nothing_from_being_sent_or_received() {
     assert!(counters.icmp_errors >= 100, "{counters:?}");
     assert_eq!((counters.send_errors, counters.receive_errors), (0, 0), "{counters:?}");
 }
+
+/// Packets one behind the other, as [`UdpSockets::send_esp_batch`] takes them.
+fn batch(packets: &[Vec<u8>]) -> (Vec<u8>, Vec<Range<usize>>) {
+    let arena = packets.concat();
+    let mut end = 0;
+    let place = |packet: &Vec<u8>| {
+        end += packet.len();
+        end - packet.len()..end
+    };
+    let places = packets.iter().map(place).collect();
+    (arena, places)
+}
+
+/// Sends all packets; whether each has left.
+fn send_batch(
+    udp: &UdpSockets,
+    path: &Path,
+    class: u8,
+    arena: &[u8],
+    places: &[Range<usize>],
+) -> bool {
+    let (mut told, mut all) = (0, true);
+    udp.send_esp_batch(path, class, arena, places, 60, |which, result| {
+        assert_eq!(which.start, told, "each is told of once, in order");
+        told = which.end;
+        all &= result.is_ok();
+    });
+    assert_eq!(told, places.len());
+    all
+}
+
+/// Packets of 60 octets, the last one of 40.
+fn packets(count: u8) -> Vec<Vec<u8>> {
+    (1..=count).map(|n| vec![n; if n == count { 40 } else { 60 }]).collect()
+}
+
+impl Collect {
+    fn packets(&self) -> Vec<Vec<u8>> {
+        self.0.lock().unwrap().iter().map(|(_, _, packet)| packet.clone()).collect()
+    }
+}
+
+#[test]
+fn a_batch_arrives_as_it_was_whatever_the_kernel_can_do() {
+    for (cuts, joins) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (a, _) = UdpSockets::open(&local_config()).unwrap();
+        let (b, _) = UdpSockets::open(&local_config()).unwrap();
+        let sink = Arc::new(Collect(Mutex::default()));
+        b.set_esp_sink(Some(sink.clone()));
+        b.sockets.iter().for_each(|socket| socket.set_gro(joins));
+        if !cuts {
+            a.sockets.iter().for_each(|socket| socket.never_cut());
+        }
+        let path = Path::new(on(a.nat_port()), on(b.nat_port()));
+        // More than one call may cut is sent all the same.
+        for count in [1, 2, 63, 64, 65, 200] {
+            let packets = packets(count);
+            let (arena, places) = batch(&packets);
+            assert!(send_batch(&a, &path, 0xb9, &arena, &places));
+            let done = || sink.0.lock().unwrap().len() == packets.len();
+            wait_for(|| done().then_some(()));
+            assert_eq!(sink.packets(), packets, "cuts {cuts}, joins {joins}");
+            let mut got = sink.0.lock().unwrap();
+            let back = Path::new(path.remote, path.local);
+            assert!(got.iter().all(|(path, class, _)| (*path, *class) == (back, 0xb9)));
+            got.clear();
+        }
+        assert_eq!(a.counters().send_errors, 0);
+        assert_eq!(b.counters().malformed, 0);
+    }
+}
+
+/// Without UDP checksums the kernel refuses to cut: EINVAL, as for packets longer than the link takes.
+#[test]
+fn what_the_kernel_refuses_to_cut_goes_one_by_one_and_it_is_asked_again_later() {
+    let (a, _) = UdpSockets::open(&local_config()).unwrap();
+    let (b, _) = UdpSockets::open(&local_config()).unwrap();
+    let sink = Arc::new(Collect(Mutex::default()));
+    b.set_esp_sink(Some(sink.clone()));
+    let path = Path::new(on(a.nat_port()), on(b.nat_port()));
+    let packets = packets(10);
+    let (arena, places) = batch(&packets);
+    let send = || {
+        assert!(send_batch(&a, &path, 0, &arena, &places));
+        wait_for(|| (sink.0.lock().unwrap().len() == packets.len()).then_some(()));
+        assert_eq!(sink.packets(), packets);
+        sink.0.lock().unwrap().clear();
+    };
+    let socket = a.socket(&path).unwrap();
+    socket.set_checksums(false);
+    send();
+    assert!(!socket.may_cut(), "it was refused just now");
+    socket.set_checksums(true);
+    let mut waited = 0;
+    while !socket.may_cut() {
+        send();
+        waited += 1;
+        assert!(waited < 1000);
+    }
+    send();
+    assert!(socket.may_cut() && socket.may_cut(), "it works again");
+    assert_eq!(a.counters().send_errors, 0);
+}
+
+#[test]
+fn errors_that_come_of_several_datagrams_in_one_call_are_known() {
+    let is = |errno| needs_one_by_one(&io::Error::from_raw_os_error(errno));
+    assert!([libc::EINVAL, libc::EIO, libc::EMSGSIZE, libc::EOPNOTSUPP].into_iter().all(is));
+    assert!(![libc::EAGAIN, libc::ENETUNREACH, libc::EPERM, libc::ENOBUFS].into_iter().any(is));
+}
+
+#[test]
+fn a_batch_that_cannot_leave_at_all_is_an_error() {
+    let (a, _) = UdpSockets::open(&local_config()).unwrap();
+    let (arena, places) = batch(&packets(10));
+    // Not an address of ours: EINVAL for one and for many.
+    let gone = Path::new(SocketAddr::new([192, 0, 2, 77].into(), a.nat_port()), on(a.nat_port()));
+    assert!(!send_batch(&a, &gone, 0, &arena, &places));
+    let socket = a.socket(&Path::new(on(a.nat_port()), on(1))).unwrap();
+    assert!(socket.may_cut(), "it says nothing about cutting");
+}
+
+/// RFC 3948 §2: what the kernel has put together may hold IKE between ESP, and a keepalive.
+#[test]
+fn u_2_what_is_received_in_one_piece_is_told_apart_datagram_by_datagram() {
+    let (a, _) = UdpSockets::open(&local_config()).unwrap();
+    let (b, mut ike) = UdpSockets::open(&local_config()).unwrap();
+    let sink = Arc::new(Collect(Mutex::default()));
+    b.set_esp_sink(Some(sink.clone()));
+    let path = Path::new(on(a.nat_port()), on(b.nat_port()));
+    let message: Vec<u8> = (1..=56).collect();
+    let marked = [&NON_ESP_MARKER, &message[..]].concat();
+    let datagrams = [vec![1; 60], marked, vec![2; 60], vec![0; 60], vec![0xff]];
+    let (arena, places) = batch(&datagrams);
+    for round in 1..=20 {
+        assert!(send_batch(&a, &path, 0, &arena, &places));
+        let got = wait_for(|| ike.try_recv().ok());
+        assert_eq!((got.bytes, got.path), (message.clone(), Path::new(path.remote, path.local)));
+        assert_eq!(wait_for(|| ike.try_recv().ok()).bytes, [0; 56]);
+        wait_for(|| (b.counters().keepalives_in == round).then_some(()));
+        wait_for(|| (sink.0.lock().unwrap().len() == 2).then_some(()));
+        assert_eq!(sink.packets(), [vec![1; 60], vec![2; 60]]);
+        sink.0.lock().unwrap().clear();
+    }
+    assert_eq!(b.counters().malformed, 0);
+}

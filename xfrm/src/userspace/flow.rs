@@ -1,11 +1,11 @@
 //! What happens to a packet: the outbound and the inbound way through the plane.
 
 use std::{
+    io::{self, IoSlice},
     sync::{
         Arc, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -14,19 +14,19 @@ use tokio::sync::mpsc;
 
 use super::{
     ecn::{self, Fate},
-    esp::{self, HEADROOM, NEXT_IPV4, NEXT_IPV6, NEXT_NONE, TAILROOM},
+    esp::{self, NEXT_IPV4, NEXT_IPV6, NEXT_NONE},
+    merge::Frame,
+    offload::{Cut, Vnet},
     selector::Inner,
-    table::{Sa, Sequence, Shared},
+    table::{Sa, Shared, Table},
     tun::Device,
 };
 use crate::{
     PlaneEvent,
     events::Events,
-    udp::{EspSink, UdpSockets},
+    udp::{EspPacket, EspSink},
 };
 
-/// The largest inner packet.
-const MAX_INNER: usize = 1 << 16;
 /// Mapping events of one SA are at least this far apart, in milliseconds.
 const MAPPING_INTERVAL: u64 = 1000;
 
@@ -54,16 +54,16 @@ pub struct Drops {
 }
 
 #[derive(Default)]
-struct AtomicDrops {
-    not_ip: AtomicU64,
-    no_sa: AtomicU64,
-    exhausted: AtomicU64,
-    send_failed: AtomicU64,
-    capped: AtomicU64,
-    unknown_spi: AtomicU64,
-    dummies: AtomicU64,
-    ecn: AtomicU64,
-    device_failed: AtomicU64,
+pub(super) struct AtomicDrops {
+    pub(super) not_ip: AtomicU64,
+    pub(super) no_sa: AtomicU64,
+    pub(super) exhausted: AtomicU64,
+    pub(super) send_failed: AtomicU64,
+    pub(super) capped: AtomicU64,
+    pub(super) unknown_spi: AtomicU64,
+    pub(super) dummies: AtomicU64,
+    pub(super) ecn: AtomicU64,
+    pub(super) device_failed: AtomicU64,
 }
 
 /// What both ways share. Without the sockets: these hold it, as their ESP sink.
@@ -71,7 +71,7 @@ pub(super) struct Flow {
     pub(super) table: Shared,
     pub(super) device: Arc<dyn Device>,
     pub(super) events: Events,
-    drops: AtomicDrops,
+    pub(super) drops: AtomicDrops,
     started: Instant,
 }
 
@@ -101,126 +101,120 @@ impl Flow {
         }
     }
 
-    /// Carries packets from the device to `udp` until the device is stopped.
-    pub(super) fn run_outbound(&self, udp: &UdpSockets) {
-        let mut buffer = vec![0; HEADROOM + MAX_INNER + TAILROOM];
-        let mut failing = false;
-        loop {
-            let Some(room) = buffer.get_mut(HEADROOM..HEADROOM + MAX_INNER) else { return };
-            match self.device.read(room) {
-                Ok(Some(len)) => {
-                    failing = false;
-                    self.outbound(udp, &mut buffer, len);
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    // Somebody removed the device: said once, and then there is nothing to carry.
-                    if !failing {
-                        tracing::error!(%error, "reading from the tunnel device");
-                    }
-                    failing = true;
-                    thread::sleep(Duration::from_millis(100));
-                }
-            }
+    /// Takes ESP packets apart and delivers what is in them, what makes one frame in one piece.
+    fn inbound<'a>(&self, packets: impl Iterator<Item = EspPacket<'a>>) {
+        self.events.settle();
+        let table = self.table.load();
+        let now = self.started.elapsed();
+        let merges = self.device.merges();
+        let mut frame: Option<Frame<'_>> = None;
+        for EspPacket { path, class, octets } in packets {
+            let Some((sa, inner)) = self.open(&table, now, path, class, octets) else { continue };
+            let inner = match &mut frame {
+                Some(frame) => match frame.take(sa, inner) {
+                    Ok(()) => continue,
+                    Err(inner) => inner,
+                },
+                None => inner,
+            };
+            // One after the other, so that nothing overtakes.
+            self.deliver(frame.replace(Frame::new(sa, inner, merges)));
         }
+        self.deliver(frame);
     }
 
-    /// Sends the inner packet of `len` octets that stands after the head room of `buffer`.
-    fn outbound(&self, udp: &UdpSockets, buffer: &mut [u8], len: usize) {
-        self.events.settle();
-        let place = HEADROOM..HEADROOM + len;
-        let Some(inner) = buffer.get(place.clone()).and_then(Inner::parse) else {
-            return count(&self.drops.not_ip);
-        };
-        let table = self.table.load();
-        let Some(slot) = table.outbound(&inner) else {
-            return count(&self.drops.no_sa);
-        };
-        // RFC 6040 §4.1: read now, as sealing hides it.
-        let class = buffer.get(place.clone()).map_or(0, ecn::traffic_class);
-        let sa = &slot.sa;
-        let sequence = match sa.next_sequence() {
-            Sequence::Next(sequence) => sequence,
-            Sequence::Soon(sequence) => {
-                self.events.expire(sa.id, false);
-                sequence
-            }
-            Sequence::Exhausted(say) => {
-                if say {
-                    self.events.expire(sa.id, true);
-                }
-                return count(&self.drops.exhausted);
-            }
-        };
-        let sealed = sa.outbound.seal(sequence, buffer, place, inner.next_header());
-        let Some(packet) = sealed.ok().and_then(|range| buffer.get(range)) else {
-            return count(&self.drops.send_failed);
-        };
-        if !sa.spend(packet.len()) {
-            return count(&self.drops.capped);
-        }
-        match udp.send_esp(&slot.path, class, packet) {
+    fn deliver(&self, frame: Option<Frame<'_>>) {
+        let Some(frame) = frame else { return };
+        let (sa, packets, octets) = (frame.sa, frame.packets as u64, frame.octets);
+        match frame.hand_over(|pieces| self.write(pieces)) {
             Ok(()) => {
-                if sa.note(true, len) {
+                if sa.note(false, packets, octets) {
                     self.events.expire(sa.id, false);
                 }
             }
             Err(error) => {
-                tracing::trace!(%error, id = ?sa.id, "ESP not sent");
-                count(&self.drops.send_failed);
+                tracing::trace!(%error, id = ?sa.id, packets, "inner packets not delivered");
+                self.drops.device_failed.fetch_add(packets, Relaxed);
             }
         }
     }
 
-    /// Takes the ESP `packet` apart and delivers what is in it.
-    fn inbound(&self, path: Path, class: u8, packet: &mut [u8]) {
-        self.events.settle();
+    /// Writes a frame to the device; packet by packet where the kernel takes it in no other way.
+    fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        let refused = match self.device.write(pieces) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && pieces.len() > 2 => error,
+            result => return result,
+        };
+        let vnet = pieces.first().and_then(|vnet| vnet.first_chunk()).copied().map(Vnet::parse);
+        let frame = pieces.get(1..).unwrap_or_default();
+        let frame: Vec<u8> = frame.iter().flat_map(|piece| piece.iter().copied()).collect();
+        let Some(cut) = vnet.and_then(|vnet| Cut::of(&frame, &vnet)) else { return Err(refused) };
+        let header = Vnet::default().octets();
+        let mut packet = vec![0; cut.longest()];
+        let mut result = Ok(());
+        for index in 0.. {
+            let len = cut.packet(&frame, index, &mut packet);
+            let Some(packet) = len.and_then(|len| packet.get(..len)) else { break };
+            let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
+            result = result.and(self.device.write(&pieces));
+        }
+        result
+    }
+
+    /// Takes one ESP packet apart: its SA, and the inner packet if that may be delivered.
+    fn open<'t, 'p>(
+        &self,
+        table: &'t Table,
+        now: Duration,
+        path: Path,
+        class: u8,
+        packet: &'p mut [u8],
+    ) -> Option<(&'t Sa, &'p mut [u8])> {
         let octets = packet.len();
         let Some((spi, low)) = esp::peek(packet) else {
-            return count(&self.drops.unknown_spi);
+            return skip(&self.drops.unknown_spi);
         };
-        let table = self.table.load();
         let Some(slot) = table.inbound(spi) else {
-            return count(&self.drops.unknown_spi);
+            return skip(&self.drops.unknown_spi);
         };
-        let sa = &slot.sa;
+        let sa: &Sa = &slot.sa;
         let sequence = {
             let replay = sa.replay.lock().unwrap_or_else(PoisonError::into_inner);
             let sequence = replay.whole(low);
             // RFC 4303 §3.4.3: a copy is dropped before it costs a decryption.
             if !replay.is_fresh(sequence) {
-                return count(&sa.traffic.rejected);
+                return skip(&sa.traffic.rejected);
             }
             sequence
         };
         let Ok(opened) = sa.inbound.open(sequence, packet) else {
-            return count(&sa.traffic.rejected);
+            return skip(&sa.traffic.rejected);
         };
         if !sa.replay.lock().unwrap_or_else(PoisonError::into_inner).accept(sequence) {
-            return count(&sa.traffic.rejected);
+            return skip(&sa.traffic.rejected);
         }
-        sa.arrived(self.started.elapsed());
+        sa.arrived(now);
         if path == slot.path {
             sa.earn(octets);
         } else {
             self.wrong_path(sa, path, slot.path);
         }
         if opened.next_header == NEXT_NONE {
-            return count(&self.drops.dummies);
+            return skip(&self.drops.dummies);
         }
         let payload = packet.get_mut(opened.payload);
         let Some((inner, payload)) = payload.and_then(|p| Some((Inner::parse(p)?, p))) else {
-            return count(&sa.traffic.rejected);
+            return skip(&sa.traffic.rejected);
         };
         // RFC 4301 §5.2: tunnel mode only, and only what this SA's selectors allow.
         if !matches!(opened.next_header, NEXT_IPV4 | NEXT_IPV6)
             || opened.next_header != inner.next_header()
             || !inner.is_inbound(&sa.ts_local, &sa.ts_remote)
         {
-            return count(&sa.traffic.rejected);
+            return skip(&sa.traffic.rejected);
         }
         let Some(payload) = payload.get_mut(..inner.len) else {
-            return count(&sa.traffic.rejected);
+            return skip(&sa.traffic.rejected);
         };
         match ecn::leave(payload, class) {
             Fate::Deliver => {}
@@ -228,20 +222,10 @@ impl Flow {
             Fate::Odd => tracing::trace!(class, id = ?sa.id, "an ECN mark that no tunnel makes"),
             Fate::Drop => {
                 tracing::trace!(class, id = ?sa.id, "congestion marked for one without ECN");
-                return count(&self.drops.ecn);
+                return skip(&self.drops.ecn);
             }
         }
-        match self.device.write(payload) {
-            Ok(()) => {
-                if sa.note(false, inner.len) {
-                    self.events.expire(sa.id, false);
-                }
-            }
-            Err(error) => {
-                tracing::trace!(%error, id = ?sa.id, "inner packet not delivered");
-                count(&self.drops.device_failed);
-            }
-        }
+        Some((sa, payload))
     }
 
     /// RFC 4555 §3.12: a packet from another path is as good as any, but moves nothing by itself.
@@ -260,11 +244,21 @@ impl Flow {
 }
 
 impl EspSink for Flow {
-    fn esp(&self, path: Path, class: u8, packet: &mut [u8]) {
-        self.inbound(path, class, packet);
+    fn esp(&self, path: Path, class: u8, octets: &mut [u8]) {
+        self.inbound(std::iter::once(EspPacket { path, class, octets }));
+    }
+
+    fn esp_batch<'a>(&self, packets: &mut dyn Iterator<Item = EspPacket<'a>>) {
+        self.inbound(packets);
     }
 }
 
-fn count(counter: &AtomicU64) {
+/// Counts a packet that goes no further.
+fn skip<T>(counter: &AtomicU64) -> Option<T> {
+    count(counter);
+    None
+}
+
+pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }

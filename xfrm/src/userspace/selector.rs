@@ -7,8 +7,8 @@ use bewick_ike::TrafficSelector;
 use super::esp::{NEXT_IPV4, NEXT_IPV6};
 
 const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
 const DCCP: u8 = 33;
 const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;

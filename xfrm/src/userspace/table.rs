@@ -129,14 +129,15 @@ impl Sa {
         Sequence::Next(next)
     }
 
-    /// A packet of `octets` has gone out or come in; whether it is the first beyond the limits.
-    pub(super) fn note(&self, out: bool, octets: usize) -> bool {
+    /// So many packets with `octets` together have gone out or come in; whether they are the first
+    /// beyond the limits.
+    pub(super) fn note(&self, out: bool, packets: u64, octets: usize) -> bool {
         let t = &self.traffic;
-        let (packets, total) = match out {
+        let (count, total) = match out {
             true => (&t.packets_out, &t.octets_out),
             false => (&t.packets_in, &t.octets_in),
         };
-        let packets = packets.fetch_add(1, Relaxed) + 1;
+        let packets = count.fetch_add(packets, Relaxed) + packets;
         let octets = octets as u64;
         let total = total.fetch_add(octets, Relaxed) + octets;
         self.limits.are_reached(total, packets) && !self.told.swap(true, Relaxed)
@@ -386,19 +387,32 @@ impl Table {
 
 /// The table as all threads share it.
 #[derive(Default)]
-pub(super) struct Shared(RwLock<Arc<Table>>);
+pub(super) struct Shared {
+    now: RwLock<Arc<Table>>,
+    /// goes up after each change
+    version: AtomicU64,
+}
 
 impl Shared {
     /// The table of now. The lock is held for no longer than it takes to count a reference.
     pub(super) fn load(&self) -> Arc<Table> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another number after each [`Shared::store`]: a table that was loaded after it was read is that of
+    /// now for as long as it stays the same.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(SeqCst)
     }
 
     /// Puts `table` in the place of the one before.
     pub(super) fn store(&self, table: Table) {
         let table = Arc::new(table);
-        let old =
-            std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), table);
+        let old = std::mem::replace(
+            &mut *self.now.write().unwrap_or_else(PoisonError::into_inner),
+            table,
+        );
+        self.version.fetch_add(1, SeqCst);
         // The old table may be large: it is taken apart outside the lock.
         drop(old);
     }
@@ -554,7 +568,7 @@ mod tests {
         };
         // Which of ten packets of 100 octets says so, where only one direction counts.
         let said =
-            |sa: &Sa, out| -> Vec<usize> { (1..=10).filter(|_| sa.note(out, 100)).collect() };
+            |sa: &Sa, out| -> Vec<usize> { (1..=10).filter(|_| sa.note(out, 1, 100)).collect() };
         for out in [false, true] {
             assert_eq!(said(&with(None, None), out), []);
             assert_eq!(said(&with(None, Some(3)), out), [3]);
@@ -566,9 +580,9 @@ mod tests {
             assert_eq!(said(&with(Some(1001), Some(11)), out), []);
         }
         let sa = with(None, Some(3));
-        assert!(![true, true, false, false].into_iter().any(|out| sa.note(out, 100)));
-        assert!(sa.note(false, 100), "each direction has its own count");
-        assert!(!sa.note(true, 100), "one successor is enough");
+        assert!(![true, true, false, false].into_iter().any(|out| sa.note(out, 1, 100)));
+        assert!(sa.note(false, 1, 100), "each direction has its own count");
+        assert!(!sa.note(true, 1, 100), "one successor is enough");
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! The whole plane over real UDP sockets on the loopback, with queues in the place of TUN devices.
 
+mod batches;
+
 use std::{
     future::Future,
-    io,
+    io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::pin,
-    sync::{Arc, Condvar, Mutex, mpsc},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -18,9 +24,10 @@ use bewick_ike::{
 use super::{
     ecn::{self, tests::marked},
     esp::{HEADROOM, NEXT_IPV4, NEXT_NONE, TAILROOM, Transform},
+    offload::{Cut, Vnet},
     plane::{UserspaceConfig, UserspacePlane},
     selector::tests::udp as udp_packet,
-    tun::Device,
+    tun::{Device, Merges, Read},
 };
 use crate::{
     Counters, DataPlane, PlaneError, PlaneEvent, Since,
@@ -78,7 +85,7 @@ fn wait_for<T>(mut ready: impl FnMut() -> Option<T>) -> T {
 
 #[derive(Default)]
 struct QueueState {
-    outbound: std::collections::VecDeque<Vec<u8>>,
+    outbound: std::collections::VecDeque<(Vnet, Vec<u8>)>,
     stopped: bool,
 }
 
@@ -87,39 +94,77 @@ struct Queue {
     state: Mutex<QueueState>,
     filled: Condvar,
     delivered: mpsc::Sender<Vec<u8>>,
+    merges: Merges,
+    /// frames that were written in one piece
+    merged: AtomicU64,
+    /// no frame is taken in one piece, whatever `merges` says
+    refuses: AtomicBool,
 }
 
 impl Queue {
     fn push(&self, packet: Vec<u8>) {
-        self.state.lock().unwrap().outbound.push_back(packet);
+        self.push_frame(Vnet::default(), packet);
+    }
+
+    fn push_frame(&self, vnet: Vnet, packet: Vec<u8>) {
+        self.state.lock().unwrap().outbound.push_back((vnet, packet));
         self.filled.notify_one();
     }
 }
 
 impl Device for Queue {
-    fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<Read> {
         let mut state = self.state.lock().unwrap();
         loop {
             if state.stopped {
-                return Ok(None);
+                return Ok(Read::Stopped);
             }
-            if let Some(packet) = state.outbound.pop_front() {
+            if let Some((vnet, packet)) = state.outbound.pop_front() {
                 buffer[..packet.len()].copy_from_slice(&packet);
-                return Ok(Some(packet.len()));
+                return Ok(Read::Frame(vnet, packet.len()));
+            }
+            if !wait {
+                return Ok(Read::Nothing);
             }
             state = self.filled.wait(state).unwrap();
         }
     }
 
-    fn write(&self, packet: &[u8]) -> io::Result<()> {
-        let _ = self.delivered.send(packet.to_vec());
+    fn write(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        let (vnet, pieces) = frame.split_first().unwrap();
+        let vnet = Vnet::parse(vnet[..].try_into().unwrap());
+        let packet: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+        if !vnet.is_big() {
+            let _ = self.delivered.send(packet);
+            return Ok(());
+        }
+        if self.refuses.load(Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        // Cut again, as the kernel does, so that a test sees the packets that a host sees.
+        self.merged.fetch_add(1, Relaxed);
+        for packet in cut_all(&packet, &vnet) {
+            let _ = self.delivered.send(packet);
+        }
         Ok(())
+    }
+
+    fn merges(&self) -> Merges {
+        self.merges
     }
 
     fn stop(&self) {
         self.state.lock().unwrap().stopped = true;
         self.filled.notify_all();
     }
+}
+
+/// All packets that a frame is made of.
+fn cut_all(frame: &[u8], vnet: &Vnet) -> Vec<Vec<u8>> {
+    let cut = Cut::of(frame, vnet).unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    let packet = |index| cut.packet(frame, index, &mut buffer).map(|len| buffer[..len].to_vec());
+    (0..).map_while(packet).collect()
 }
 
 struct End {
@@ -135,11 +180,21 @@ impl End {
     }
 
     fn with_ipv6(bind_v6: Option<Ipv6Addr>) -> End {
+        End::with(bind_v6, Merges::Nothing)
+    }
+
+    fn with(bind_v6: Option<Ipv6Addr>, merges: Merges) -> End {
         let config = UdpConfig { ike_port: 0, nat_port: 0, bind_v6, ..UdpConfig::default() };
         let (udp, _) = UdpSockets::open(&config).unwrap();
         let (sender, delivered) = mpsc::channel();
-        let device =
-            Arc::new(Queue { state: Mutex::default(), filled: Condvar::new(), delivered: sender });
+        let device = Arc::new(Queue {
+            state: Mutex::default(),
+            filled: Condvar::new(),
+            delivered: sender,
+            merges,
+            merged: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
+        });
         let config = UserspaceConfig { device: "test0".into(), mtu: 1400, reason: "test".into() };
         let plane = UserspacePlane::with_device(config, udp.clone(), device.clone()).ok().unwrap();
         End { plane, udp, device, delivered }

@@ -2,36 +2,68 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     mem,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
+use super::offload::{VNET, Vnet};
 use crate::PlaneError;
+
+/// What [`Device::read`] found.
+pub(super) enum Read {
+    /// so many octets of one inner packet, or of several in one piece, as the header says
+    Frame(Vnet, usize),
+    /// nothing for now
+    Nothing,
+    /// [`Device::stop`] was called
+    Stopped,
+}
+
+/// Which packets of one flow a device takes in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Merges {
+    Nothing,
+    Tcp,
+    TcpAndUdp,
+}
 
 /// Where inner packets come from and go to: a TUN device, or a queue in tests.
 pub(super) trait Device: Send + Sync {
-    /// Waits for one inner packet and reads it into `buffer`; `None` once [`Device::stop`] is called.
-    fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
-    /// Delivers one inner packet; never waits.
-    fn write(&self, packet: &[u8]) -> io::Result<()>;
+    /// Reads one frame into `buffer`, and waits for it if `wait`.
+    fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<Read>;
+    /// Delivers one frame: the octets of a [`Vnet`], and the packet in one piece or, where the header
+    /// says that it is to be cut, in several. Never waits.
+    fn write(&self, frame: &[IoSlice<'_>]) -> io::Result<()>;
+    /// What may be delivered in one piece.
+    fn merges(&self) -> Merges;
     /// Ends a waiting [`Device::read`] and all later ones.
     fn stop(&self);
 }
 
+/// `include/uapi/linux/if_tun.h`: what user space takes in one piece.
+const TUN_F_CSUM: libc::c_ulong = 0x01;
+/// with TUN_F_TSO_ECN
+const TUN_F_TSO: libc::c_ulong = 0x02 | 0x04 | 0x08;
+const TUN_F_USO: libc::c_ulong = 0x20 | 0x40;
+
 /// A TUN device without packet information; it disappears when the last handle is dropped.
 ///
-/// Frames are bare IP packets. Segmentation offload would put a `virtio_net_hdr` before each: then
-/// `read` and `write` are the places that know.
+/// With segmentation offload a [`Vnet`] stands before each frame; kernels without it hand over and
+/// take bare IP packets, one by one.
 pub(super) struct Tun {
     file: File,
+    /// whether a header stands before each frame
+    vnet: bool,
+    merges: Merges,
     stop: OwnedFd,
 }
 
 impl Tun {
-    /// Creates the device `name` with `mtu` octets and sets it up.
+    /// Creates the device `name` with `mtu` octets and sets it up, with what segmentation offloads the
+    /// kernel has.
     pub(super) fn create(name: &str, mtu: u32) -> Result<Tun, PlaneError> {
         let failed = |what: String| move |source| PlaneError::Io { operation: what, source };
         let request_name = interface_name(name).ok_or_else(|| {
@@ -46,9 +78,13 @@ impl Tun {
             .map_err(failed(open_remedy()))?;
         set_nonblocking(file.as_raw_fd()).map_err(failed("O_NONBLOCK on the TUN device".into()))?;
 
-        let mut request = Request::new(request_name);
-        request.set_flags((libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short);
-        request.run(file.as_raw_fd(), libc::TUNSETIFF as _).map_err(|source| PlaneError::Io {
+        let attach = |flags: libc::c_int| {
+            let mut request = Request::new(request_name);
+            request.set_flags(flags as libc::c_short);
+            request.run(file.as_raw_fd(), libc::TUNSETIFF as _)
+        };
+        let offload = |flags| set_offload(&file, flags);
+        let (vnet, merges) = negotiate(attach, offload).map_err(|source| PlaneError::Io {
             operation: match source.raw_os_error() {
                 Some(libc::EBUSY | libc::EINVAL) => format!(
                     "creating TUN device {name} (another program may have it: `ip link show \
@@ -67,7 +103,7 @@ impl Tun {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(io::Error::from)
             .map_err(failed("creating an eventfd".into()))?;
-        Ok(Tun { file, stop })
+        Ok(Tun { file, vnet, merges, stop })
     }
 
     /// Waits for a packet; false if it is time to stop.
@@ -84,24 +120,39 @@ impl Tun {
 }
 
 impl Device for Tun {
-    fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<Read> {
         loop {
-            match (&self.file).read(buffer) {
-                Ok(len) => return Ok(Some(len)),
+            let mut header = [0; VNET];
+            let read = match self.vnet {
+                true => (&self.file)
+                    .read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])
+                    .map(|len| len.saturating_sub(VNET)),
+                false => (&self.file).read(buffer),
+            };
+            match read {
+                Ok(len) => return Ok(Read::Frame(Vnet::parse(header), len)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !wait {
+                        return Ok(Read::Nothing);
+                    }
                     if !self.wait()? {
-                        return Ok(None);
+                        return Ok(Read::Stopped);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The device is gone, and waiting for it returns at once: stopping still counts.
-                Err(error) => return if self.wait()? { Err(error) } else { Ok(None) },
+                Err(error) => return if self.wait()? { Err(error) } else { Ok(Read::Stopped) },
             }
         }
     }
 
-    fn write(&self, packet: &[u8]) -> io::Result<()> {
-        (&self.file).write(packet).map(|_| ())
+    fn write(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        let frame = if self.vnet { frame } else { frame.get(1..).unwrap_or_default() };
+        (&self.file).write_vectored(frame).map(|_| ())
+    }
+
+    fn merges(&self) -> Merges {
+        self.merges
     }
 
     fn stop(&self) {
@@ -178,6 +229,30 @@ impl Request {
     }
 }
 
+/// Attaches to the device and asks for segmentation offloads: whether a header stands before each frame,
+/// and what the device takes in one piece. The error is that of attaching without any.
+fn negotiate(
+    mut attach: impl FnMut(libc::c_int) -> io::Result<()>,
+    mut offload: impl FnMut(libc::c_ulong) -> io::Result<()>,
+) -> io::Result<(bool, Merges)> {
+    let plain = libc::IFF_TUN | libc::IFF_NO_PI;
+    if attach(plain | libc::IFF_VNET_HDR).is_err() {
+        attach(plain)?;
+        return Ok((false, Merges::Nothing));
+    }
+    // Kernels before 6.2 know nothing of UDP in one piece.
+    let levels = [(TUN_F_USO, Merges::TcpAndUdp), (0, Merges::Tcp)];
+    let level = levels.into_iter().find(|(more, _)| offload(TUN_F_CSUM | TUN_F_TSO | more).is_ok());
+    Ok((true, level.map_or(Merges::Nothing, |(_, merges)| merges)))
+}
+
+/// Says what this program takes in one piece.
+fn set_offload(file: &File, flags: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: the argument is a number, no pointer.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD as _, flags) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     // SAFETY: no pointers are passed.
     let result = unsafe {
@@ -190,6 +265,30 @@ fn set_nonblocking(fd: RawFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_offload_that_the_kernel_refuses_is_done_without() {
+        let no = || Err(io::Error::from_raw_os_error(libc::EINVAL));
+        let outcome = |attached: libc::c_int, offered: libc::c_ulong| {
+            let mut tried = 0;
+            let attach = |flags| if flags & !attached == 0 { Ok(()) } else { no() };
+            let offload = |flags| {
+                tried += 1;
+                if flags & !offered == 0 { Ok(()) } else { no() }
+            };
+            (negotiate(attach, offload).ok(), tried)
+        };
+        let plain = libc::IFF_TUN | libc::IFF_NO_PI;
+        let all = TUN_F_CSUM | TUN_F_TSO | TUN_F_USO;
+        let vnet = plain | libc::IFF_VNET_HDR;
+        assert_eq!(outcome(vnet, all), (Some((true, Merges::TcpAndUdp)), 1));
+        assert_eq!(outcome(vnet, all & !TUN_F_USO), (Some((true, Merges::Tcp)), 2));
+        assert_eq!(outcome(vnet, TUN_F_CSUM), (Some((true, Merges::Nothing)), 2));
+        assert_eq!(outcome(vnet, 0), (Some((true, Merges::Nothing)), 2));
+        // Without the header there is nothing that could say what a frame is made of.
+        assert_eq!(outcome(plain, all), (Some((false, Merges::Nothing)), 0));
+        assert_eq!(outcome(0, all), (None, 0));
+    }
 
     #[test]
     fn bad_device_names_are_refused() {

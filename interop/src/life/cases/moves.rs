@@ -6,6 +6,7 @@ use crate::life::case::Case;
 use crate::life::seen::Seen;
 use crate::life::travel::Travel;
 use crate::peer::tunnel::Tunnel;
+use crate::topology::Node;
 
 /// Each end alone stays where it is, then both.
 pub fn mobike_off() -> Vec<Case> {
@@ -58,4 +59,32 @@ pub fn tcp_only() -> Vec<Case> {
         act("client-dies", Act::ClientDies),
         act("move", Act::Travel(Travel::LosesUplink)),
     ]
+}
+
+/// UDP around ESP where no NAT asks for it, because the client wants it.
+pub fn forced_encap() -> Vec<Case> {
+    let mut tunnel = Tunnel::default();
+    tunnel.client.force_encap = true;
+    let seen = vec![Seen::esp_in_udp(Node::Client), Seen::esp_in_udp(Node::Gateway)];
+    let unseen = vec![Seen::bare_esp()];
+    let mut moves = travels("move", Travel::LosesUplink);
+    moves.tunnel.client.force_encap = true;
+    (moves.seen, moves.unseen) = (seen.clone(), unseen.clone());
+    let new_keys = Case { act: Act::RekeyChildren, seen, unseen, ..Case::new("new-keys", tunnel) };
+    vec![new_keys, moves]
+}
+
+/// A network that delays, loses and reorders.
+pub fn rough() -> Vec<Case> {
+    vec![travels("lossy", Travel::Rough)]
+}
+
+/// A NAT that remembers no longer than 20 s.
+pub fn nat_forgets_soon() -> Vec<Case> {
+    vec![travels("idle", Travel::Idle)]
+}
+
+/// A gateway whose addresses come and go.
+pub fn announced() -> Vec<Case> {
+    vec![travels("comes-and-goes", Travel::Announced)]
 }
