@@ -202,9 +202,6 @@ struct Shared {
     unreachable: Unreachable,
 }
 
-/// Until somebody takes them: IKE messages from TCP, and the paths of connections that are gone.
-type TcpReceivers = (Option<mpsc::Receiver<IkeDatagram>>, Option<mpsc::UnboundedReceiver<Path>>);
-
 /// The open sockets and their receiving threads; dropping it ends both.
 pub struct UdpSockets {
     sockets: Vec<Arc<Socket>>,
@@ -216,8 +213,11 @@ pub struct UdpSockets {
     unreachable: Mutex<Option<mpsc::Receiver<Path>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     tcp: Option<TcpStreams>,
-    arrivals: Mutex<TcpReceivers>,
+    arrivals: Mutex<Streamed>,
 }
+
+/// IKE messages that come over TCP, and the paths of connections that have ended, until they are taken.
+type Streamed = (Option<mpsc::Receiver<IkeDatagram>>, Option<mpsc::UnboundedReceiver<Path>>);
 
 impl UdpSockets {
     /// Opens the sockets of both ports for IPv4 and IPv6 and starts to receive.
