@@ -19,7 +19,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::net::{
-    LocalAddress, NetError,
+    LocalAddress, NetError, OUTER_PRIORITY, RULE_PRIORITY,
     addresses::{all, dump},
     guard::TABLE_NAME,
     routes::PROTOCOL,
@@ -40,6 +40,7 @@ const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18;
 pub struct Monitor {
     addresses: watch::Receiver<Vec<LocalAddress>>,
     disturbed: watch::Receiver<()>,
+    tables: watch::Receiver<()>,
     /// The kernel makes one list at a time for a socket: who asks for a second one hears EBUSY.
     handle: Arc<Mutex<rtnetlink::Handle>>,
     tasks: [JoinHandle<()>; 3],
@@ -56,10 +57,12 @@ impl Monitor {
         let (sender, addresses) = watch::channel(dump(&handle, own).await?);
         let (disturb, disturbed) = watch::channel(());
         let handle = Arc::new(Mutex::new(handle));
-        let tables = tokio::spawn(watch_tables(disturb.clone()));
+        let (told, tables) = watch::channel(());
+        let tables_watcher = tokio::spawn(watch_tables(told));
         let watching = watch_events(events, handle.clone(), own.to_owned(), sender, disturb);
         let watcher = tokio::spawn(watching);
-        Ok(Monitor { addresses, disturbed, handle, tasks: [connection, watcher, tables] })
+        let tasks = [connection, watcher, tables_watcher];
+        Ok(Monitor { addresses, disturbed, tables, handle, tasks })
     }
 
     /// The local addresses as of now, and a wake-up whenever they have changed.
@@ -67,10 +70,15 @@ impl Monitor {
         self.addresses.clone()
     }
 
-    /// A wake-up whenever a rule was removed, a route that leads nowhere, or anything of our table of
-    /// nftables: it may have been another program.
+    /// A wake-up whenever a rule that leads to the tunnel was removed, or a route that leads nowhere: it may
+    /// have been another program.
     pub fn disturbed(&self) -> watch::Receiver<()> {
         self.disturbed.clone()
+    }
+
+    /// A wake-up whenever something has happened to our table of nftables.
+    pub fn tables(&self) -> watch::Receiver<()> {
+        self.tables.clone()
     }
 
     /// Every address of this machine, on whatever interface.
@@ -93,7 +101,7 @@ fn open_events() -> io::Result<TokioSocket> {
 }
 
 /// Tells of each change to our table of nftables, one of our own too.
-async fn watch_tables(disturb: watch::Sender<()>) {
+async fn watch_tables(told: watch::Sender<()>) {
     /// NFNLGRP_NFTABLES as a bit of `nl_groups`
     const TABLES: u32 = 1 << 6;
     let open = || -> io::Result<TokioSocket> {
@@ -115,7 +123,7 @@ async fn watch_tables(disturb: watch::Sender<()>) {
             },
         };
         if ours {
-            disturb.send_replace(());
+            told.send_replace(());
         }
     }
 }
@@ -265,20 +273,41 @@ fn losses(mut octets: &[u8]) -> Vec<Loss> {
     out
 }
 
-/// Whether a datagram of the kernel's says that a rule is gone, or a route that leads nowhere.
+/// Whether a datagram of the kernel's says that a rule which leads to the tunnel is gone, or a route that
+/// leads nowhere. Those for uplinks come and go with each move.
 fn disturbs(mut octets: &[u8]) -> bool {
-    const HEADER: usize = 16;
     /// where the type stands in rtmsg
-    const TYPE: usize = HEADER + 7;
-    while let (Some(len), Some(kind)) = (u32_at(octets, 0), u16_at(octets, 4)) {
-        let nowhere = || octets.get(TYPE) == Some(&libc::RTN_UNREACHABLE);
-        if kind == libc::RTM_DELRULE || kind == libc::RTM_DELROUTE && nowhere() {
-            return true;
+    const TYPE: usize = 7;
+    while let Some((len, kind, body)) = message(octets) {
+        let nowhere = || body.get(TYPE) == Some(&libc::RTN_UNREACHABLE);
+        match kind {
+            libc::RTM_DELRULE => {
+                let at = priority_of(body);
+                if at.is_none_or(|at| [OUTER_PRIORITY, RULE_PRIORITY].contains(&at)) {
+                    return true;
+                }
+            }
+            libc::RTM_DELROUTE if nowhere() => return true,
+            _ => {}
         }
-        let len = (len as usize).max(HEADER);
         octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     false
+}
+
+/// Where a rule stands, from its fib_rule_hdr on (FRA_PRIORITY).
+fn priority_of(body: &[u8]) -> Option<u32> {
+    const HEADER: usize = 12;
+    const FRA_PRIORITY: u16 = 6;
+    let mut attributes = body.get(HEADER..)?;
+    while let (Some(len), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
+        if kind == FRA_PRIORITY {
+            return u32_at(attributes, 4);
+        }
+        let len = usize::from(len).max(4);
+        attributes = attributes.get(len.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 /// The interface's own address among the attributes of an ifaddrmsg.

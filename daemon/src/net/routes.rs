@@ -258,14 +258,13 @@ impl Routes {
         self.reconcile().await.and(uplinks)
     }
 
-    /// Puts back what another program has removed.
-    pub async fn put_back(&mut self, locals: &[LocalAddress]) -> Result<(), NetError> {
+    /// Puts back what another program has removed from the packet filter.
+    pub async fn close_again(&mut self) {
         match self.guard.check().await {
             Ok(true) => warn!("another program had opened what the kill switch closes"),
             Ok(false) => {}
             Err(e) => self.less(&e),
         }
-        self.refresh(locals).await
     }
 
     /// Removes everything but what stays closed, and says whether anything does.

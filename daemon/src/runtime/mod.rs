@@ -193,6 +193,8 @@ struct Inputs {
     addresses: watch::Receiver<Vec<LocalAddress>>,
     /// somebody may have removed what is ours
     disturbed: watch::Receiver<()>,
+    /// the same of the packet filter
+    tables: watch::Receiver<()>,
     calls: mpsc::Receiver<Call>,
     resolved: mpsc::Receiver<Resolved>,
     signals: Signals,
@@ -352,6 +354,7 @@ impl Daemon {
             unreachable: udp.take_unreachable(),
             addresses: monitor.addresses(),
             disturbed: monitor.disturbed(),
+            tables: monitor.tables(),
             calls: call_receiver,
             resolved: resolved_receiver,
             signals,
@@ -475,6 +478,7 @@ impl Daemon {
                     self.on_addresses(addresses).await;
                 }
                 Ok(()) = inputs.disturbed.changed() => self.put_back().await,
+                Ok(()) = inputs.tables.changed() => self.routes.close_again().await,
                 () = sleep_until(due) => self.on_timeout(),
                 Some(resolved) = inputs.resolved.recv() => self.on_resolved(resolved),
                 Some(call) = inputs.calls.recv() => self.on_call(call).await,
@@ -584,7 +588,7 @@ impl Daemon {
 
     /// Somebody has removed a rule, or a route that leads nowhere.
     async fn put_back(&mut self) {
-        if let Err(e) = self.routes.put_back(&self.addresses).await {
+        if let Err(e) = self.routes.refresh(&self.addresses).await {
             warn!("{e}");
         }
     }

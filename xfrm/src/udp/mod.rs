@@ -213,8 +213,11 @@ pub struct UdpSockets {
     unreachable: Mutex<Option<mpsc::Receiver<Path>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     tcp: Option<TcpStreams>,
-    arrivals: Mutex<(Option<mpsc::Receiver<IkeDatagram>>, Option<mpsc::UnboundedReceiver<Path>>)>,
+    arrivals: Mutex<Streamed>,
 }
+
+/// IKE messages that come over TCP, and the paths of connections that have ended, until they are taken.
+type Streamed = (Option<mpsc::Receiver<IkeDatagram>>, Option<mpsc::UnboundedReceiver<Path>>);
 
 impl UdpSockets {
     /// Opens the sockets of both ports for IPv4 and IPv6 and starts to receive.

@@ -166,7 +166,7 @@ fn in_hostile_network(means: &'static [Means]) {
 
         // a move
         let monitor = Monitor::start("bewick0").await.unwrap();
-        let mut disturbed = monitor.disturbed();
+        let (mut tables, mut disturbed) = (monitor.tables(), monitor.disturbed());
         let locals = monitor.addresses().borrow().clone();
         for _ in 0..20 {
             routes.prepare(&locals).await.unwrap();
@@ -183,17 +183,29 @@ fn in_hostile_network(means: &'static [Means]) {
         match means {
             [Means::Nft] => {
                 program("nft", &["flush", "ruleset"]);
-                disturbed.changed().await.unwrap();
+                tables.changed().await.unwrap();
             }
             // nobody tells
             _ => drop(program("iptables-legacy", &["-t", "mangle", "-F"])),
         }
         assert_ne!(filters(), table);
         more(&senders).await;
-        routes.put_back(&locals).await.unwrap();
+        routes.close_again().await;
         assert_eq!(filters(), table);
         insist();
         inside_only(&tap, tunnel, "after flush ruleset");
+
+        // the rule that leads to the tunnel is gone: the packet filter holds until it is back
+        disturbed.borrow_and_update();
+        let rules = count(&handle).await.0;
+        program("ip", &["rule", "del", "pref", "4866"]);
+        assert_eq!(count(&handle).await.0, rules - 1);
+        more(&senders).await;
+        insist();
+        disturbed.changed().await.unwrap();
+        routes.refresh(&locals).await.unwrap();
+        assert_eq!(count(&handle).await.0, rules);
+        inside_only(&tap, tunnel, "without the rule");
 
         // down, and dead without a word, and started again
         routes.remove(sa.id).await.unwrap();
