@@ -108,8 +108,10 @@ fn judge_one(capture: &Path, keys: &Path) -> Result<Judged> {
     command.env("WIRESHARK_CONFIG_DIR", keys).args(["-n", "-r"]).arg(capture);
     // What UDP port 4500 carries tshark knows; a NAT's ports it does not, but the other side's is 4500.
     command.args(["-o", "esp.enable_encryption_decode:FALSE"]);
-    // A stream has frames that are no packets, and may have a packet twice: it is left alone.
-    command.args(["-Y", "(isakmp || esp || _ws.malformed) && !tcp", "-T", "fields"]);
+    // A stream has frames that are no packets, and may have a packet twice; an ICMP error quotes what somebody
+    // else has sent: both are left alone.
+    let carried = "(isakmp || esp || _ws.malformed) && !tcp && !icmp && !icmpv6";
+    command.args(["-Y", carried, "-T", "fields"]);
     command.args(["-E", "separator=\t", "-E", "aggregator=;"]);
     for field in FIELDS {
         command.args(["-e", field]);

@@ -22,6 +22,7 @@ use std::{
 use bewick_ike::{
     Established, Path, Random, Role, SaId, Time,
     auth::{UnixSeconds, WallClock},
+    endpoint::SaStatus,
 };
 use bewick_mobike::{Command, Host, HostConfig, Input, TcpUse};
 use bewick_xfrm::{
@@ -613,8 +614,12 @@ impl Daemon {
 
     /// RFC 9329 §6.1: connections that no IKE_SA uses any more are to be closed.
     fn keep_connections(&self) {
+        // One that a stranger has begun is none yet.
+        let counts = |sa: &SaStatus<'_>| {
+            sa.role == Role::Initiator || matches!(sa.state, "established" | "closing")
+        };
         let used: BTreeSet<Path> =
-            self.host.status().map(|sa| sa.path).filter(Path::is_tcp).collect();
+            self.host.status().filter(counts).map(|sa| sa.path).filter(Path::is_tcp).collect();
         self.udp.keep_connections(&used);
     }
 

@@ -95,6 +95,10 @@ impl Host {
     pub(super) fn check_own_source(&mut self, now: Time, id: SaId) {
         let Some(sa) = self.ike.sa(id) else { return };
         let current = sa.path;
+        // A connection from another address is for its originator to open (RFC 9329 §6.1).
+        if current.is_tcp() {
+            return;
+        }
         let Some(mobility) = self.movers.sas.get(&id).filter(|m| m.supported) else { return };
         let agreed = mobility.agreed;
         if self.is_ours(agreed.local.ip()) {

@@ -125,9 +125,13 @@ impl Host {
     /// behind one stays (RFC 7296 §2.23).
     fn follow_nat(&mut self, now: Time, id: SaId, path: Path) {
         let Some(sa) = self.ike.sa(id).filter(|sa| sa.state == "established") else { return };
-        let (current, nat) = (sa.path, sa.nat);
+        let (current, nat, role) = (sa.path, sa.nat, sa.role);
         if path.is_tcp() && current.is_tcp() {
-            self.change_connection(now, id, path);
+            // It is for the originator to change connections (RFC 9329 §6.1), if it may be there.
+            let may = self.movers.policy_of(id).accept.accepts(path, None);
+            if role == Role::Responder && may {
+                self.change_connection(now, id, path);
+            }
             return;
         }
         if nat.local || !nat.remote || path.local != current.local || path.is_tcp() {

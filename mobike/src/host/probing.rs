@@ -330,7 +330,14 @@ impl Host {
         let Some(sa) = self.ike.sa(id) else { return };
         let (current, role) = (sa.path, sa.role);
         // Nothing was ever sent to any other place: somebody on the way has changed the address or the port.
-        let asked = path == current || self.candidates(now, id, current).contains(&path);
+        // A TCP connection has a port of its own each time it is opened.
+        let same = |other: &Path| match path.is_tcp() {
+            true => {
+                other.is_tcp() && (other.local.ip(), other.remote) == (path.local.ip(), path.remote)
+            }
+            false => *other == path,
+        };
+        let asked = path == current || self.candidates(now, id, current).iter().any(same);
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         mobility.pairs.answered(now, path, sent);
         self.uplinks.note(now, path.local.ip(), true);
@@ -528,7 +535,7 @@ impl Host {
         if path.is_tcp() {
             // A new connection takes the place of the old one (RFC 9329 §6.1); from UDP to TCP it is an
             // update that leads.
-            if current.is_tcp() && current != path {
+            if current.is_tcp() && current != path && policy.accept.accepts(path, None) {
                 self.change_connection(now, id, path);
             }
             return;

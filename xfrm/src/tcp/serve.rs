@@ -13,7 +13,7 @@ use bewick_ike::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -154,6 +154,8 @@ async fn read(
 ) -> io::Result<()> {
     let (mut malformed, mut strange) = (0, 0);
     loop {
+        // The others have their turn, however fast this one sends.
+        yield_now().await;
         stream.readable().await?;
         match stream.try_read(reader.room()) {
             Ok(0) => return Ok(()),
@@ -211,11 +213,15 @@ async fn write(connection: &Connection, stream: &TcpStream) {
             }
             match connection.flush() {
                 Ok(true) => break,
-                Ok(false) => {
-                    if stream.writable().await.is_err() {
-                        return;
+                Ok(false) => tokio::select! {
+                    ready = stream.writable() => {
+                        if ready.is_err() {
+                            return;
+                        }
                     }
-                }
+                    // It may be the end.
+                    () = connection.wake.notified() => {}
+                },
                 Err(_) => return,
             }
         }

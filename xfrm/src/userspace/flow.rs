@@ -231,7 +231,8 @@ impl Flow {
     /// RFC 4555 §3.12: a packet from another path is as good as any, but moves nothing by itself.
     fn wrong_path(&self, sa: &Sa, seen: Path, expected: Path) {
         count(&sa.traffic.wrong_path);
-        if seen.remote == expected.remote {
+        // A connection is no mapping of a NAT's.
+        if seen.remote == expected.remote || seen.is_tcp() {
             return;
         }
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
