@@ -50,7 +50,16 @@ pub fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
 pub async fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, ToolError> {
     let name = || program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let run = async {
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        // SAFETY: umask is one system call, and async-signal-safe (signal-safety(7)).
+        unsafe {
+            // What it writes is for all programs; the daemon's own files are not.
+            command.pre_exec(|| {
+                rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+                Ok(())
+            });
+        }
+        let mut child = command
             .args(arguments)
             .env("LC_ALL", "C")
             .stdin(Stdio::piped())

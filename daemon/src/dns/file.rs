@@ -4,10 +4,10 @@
 //! back after a crash. What another program has written meanwhile is newer than that and stays.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, ErrorKind, Write},
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -174,6 +174,8 @@ fn put(path: &Path, octets: &[u8]) -> io::Result<()> {
     let new = beside(path);
     gone_is_fine(fs::remove_file(&new))?;
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o644).open(&new)?;
+    // Every program reads it, and the daemon's umask would keep them from it.
+    file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(octets)?;
     file.sync_all()?;
     match fs::rename(&new, path) {
@@ -212,4 +214,22 @@ pub(super) fn servers(path: &Path) -> Vec<IpAddr> {
     let text = String::from_utf8_lossy(&text);
     let servers = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
     servers.filter_map(|rest| rest.trim().parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_can_read_it_whatever_the_umask() {
+        let folder = std::env::temp_dir().join(format!("bewick-umask-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("resolv.conf");
+        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        let written = put(&path, b"nameserver 10.1.0.53\n");
+        rustix::process::umask(before);
+        written.unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
