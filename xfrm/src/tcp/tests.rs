@@ -124,8 +124,9 @@ fn rfc_9329_an_end_is_told_once_and_the_responder_opens_nothing() {
 #[test]
 fn rfc_9329_only_connections_that_are_used_stay() {
     let quick = TcpConfig {
-        grace: Duration::from_millis(500),
-        own_grace: Duration::from_millis(500),
+        // Longer than a busy machine takes to say that one is used.
+        grace: Duration::from_secs(3),
+        own_grace: Duration::from_secs(3),
         ..TcpConfig::default()
     };
     for by_gateway in [false, true] {
