@@ -5,6 +5,7 @@
 //! [`bewick_ike::ChildMove`]); it knows nothing of IKE messages.
 
 pub mod auto;
+mod eager;
 mod events;
 pub mod fake;
 pub mod kernel;

@@ -18,6 +18,9 @@ use crate::{
     net::MARK,
 };
 
+/// Each has some megabytes of buffers and a queue of the device.
+const MOST_WORKERS: usize = 8;
+
 /// What carries the packets.
 pub(super) struct Opened {
     pub(super) plane: Box<dyn DataPlane>,
@@ -39,7 +42,9 @@ pub(super) fn open(config: &DaemonConfig, tcp: Option<TcpConfig>) -> Result<Open
     if tcp.is_some() && config.dataplane == PlaneChoice::Auto {
         decision.reason = "TCP is configured, and the kernel's plane has no ESP in TCP".into();
     }
-    let sockets = UdpConfig { mark: Some(MARK), tcp, ..UdpConfig::default() };
+    // In the kernel's plane nobody but the kernel carries much.
+    let workers = if decision.kind == Kind::Userspace { workers() } else { 1 };
+    let sockets = UdpConfig { mark: Some(MARK), receivers: workers, tcp, ..UdpConfig::default() };
     let (udp, ike) = UdpSockets::open(&sockets)?;
     let (device, mut reason) = (config.device.clone(), decision.reason);
     if decision.kind == Kind::Kernel {
@@ -53,9 +58,14 @@ pub(super) fn open(config: &DaemonConfig, tcp: Option<TcpConfig>) -> Result<Open
             }
         }
     }
-    let config = UserspaceConfig { device, mtu: DEFAULT_MTU, reason };
+    let config = UserspaceConfig { device, mtu: DEFAULT_MTU, workers, reason };
     let plane = Box::new(UserspacePlane::new(config, udp.clone())?);
     Ok(Opened { plane, udp, ike, force_encap: true })
+}
+
+/// Threads a direction: one for each processor, as far as more are of use.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |all| all.get().min(MOST_WORKERS))
 }
 
 fn kernel_plane(

@@ -14,6 +14,8 @@ const RTM_GETLINK: u16 = libc::RTM_GETLINK;
 const IFLA_IFNAME: u16 = libc::IFLA_IFNAME;
 const IFLA_LINKINFO: u16 = libc::IFLA_LINKINFO;
 const IFLA_IFALIAS: u16 = libc::IFLA_IFALIAS;
+/// `include/uapi/linux/if_link.h`
+const IFLA_GSO_MAX_SIZE: u16 = 41;
 const IFLA_INFO_KIND: u16 = 1;
 
 /// By this alias we know a device that we have made, also after a crash.
@@ -72,6 +74,15 @@ pub(super) fn delete(route: &mut Socket, name: &str) -> Result<(), PlaneError> {
         Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
         result => result,
     }
+}
+
+/// Has the kernel make frames of at most so many octets for the device `name`, which cuts them itself.
+pub(crate) fn limit_frames(name: &str, octets: u32) -> Result<(), PlaneError> {
+    let request = Request::new(RTM_NEWLINK, 0, &LinkInfo { flags: 0 })
+        .attribute(IFLA_IFNAME, &[name.as_bytes(), &[0]])
+        .attribute(IFLA_GSO_MAX_SIZE, &[&octets.to_ne_bytes()]);
+    let operation = format!("limiting the frames of {name} to {octets} octets");
+    Socket::open(libc::NETLINK_ROUTE)?.request(&operation, request)
 }
 
 enum Link {

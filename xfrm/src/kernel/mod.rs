@@ -51,6 +51,7 @@ use crate::{
     },
 };
 
+pub(crate) use self::device::limit_frames;
 pub use self::sockopt::bypass;
 
 /// How a [`KernelPlane`] is set up.

@@ -57,6 +57,9 @@ pub struct UdpConfig {
     pub buffer: usize,
     /// IKE messages that wait for the daemon at most; further ones are dropped and counted
     pub queue: usize,
+    /// threads that receive on the NAT port, for each family: a peer's packets always come to the same
+    /// one, so that they stay in order
+    pub receivers: usize,
     /// whether paths may be TCP connections too (RFC 9329)
     pub tcp: Option<TcpConfig>,
 }
@@ -71,6 +74,7 @@ impl Default for UdpConfig {
             mark: None,
             buffer: 4 << 20,
             queue: 1024,
+            receivers: 1,
             tcp: None,
         }
     }
@@ -137,8 +141,9 @@ pub trait EspSink: Send + Sync {
     /// IP header. Called in a receiving thread: must not wait for long.
     fn esp(&self, path: Path, class: u8, packet: &mut [u8]);
 
-    /// Packets that came together, in their order; as [`EspSink::esp`] for each.
-    fn esp_batch<'a>(&self, packets: &mut dyn Iterator<Item = EspPacket<'a>>) {
+    /// Packets that came together, in their order; as [`EspSink::esp`] for each. `lane` is the number of
+    /// the thread, from 0 on: less than [`UdpConfig::receivers`].
+    fn esp_batch<'a>(&self, _lane: usize, packets: &mut dyn Iterator<Item = EspPacket<'a>>) {
         for packet in packets {
             self.esp(packet.path, packet.class, packet.octets);
         }
@@ -227,9 +232,12 @@ impl UdpSockets {
         config: &UdpConfig,
     ) -> Result<(Arc<UdpSockets>, mpsc::Receiver<IkeDatagram>), UdpError> {
         let mut notes = Vec::new();
-        let (ike_port, mut sockets) = open_pair(config, config.ike_port, false, &mut notes)?;
-        let (nat_port, nat_sockets) = open_pair(config, config.nat_port, true, &mut notes)?;
+        let (ike_port, mut sockets) = open_pair(config, config.ike_port, None, &mut notes)?;
+        let (nat_port, nat_sockets) = open_pair(config, config.nat_port, Some(0), &mut notes)?;
         sockets.extend(nat_sockets);
+        for lane in 1..config.receivers {
+            sockets.extend(open_pair(config, nat_port, Some(lane), &mut notes)?.1);
+        }
         notes.dedup();
 
         let (unreachable, hints) = Unreachable::new();
@@ -386,7 +394,10 @@ impl UdpSockets {
             for (to, packet) in parts.iter_mut().zip(packets.clone()) {
                 *to = io::IoSlice::new(packet);
             }
-            let parts = parts.get(..places.len()).unwrap_or_default();
+            let parts = match adjacent(places).and_then(|all| arena.get(all)) {
+                Some(all) => &[io::IoSlice::new(all)],
+                None => parts.get(..places.len()).unwrap_or_default(),
+            };
             match self.send(path, class, parts, segment) {
                 // The packets are longer than the link takes, or its device can't make checksums.
                 Err(error) if needs_one_by_one(&error) => refused = Some(socket),
@@ -516,18 +527,19 @@ impl Drop for UdpSockets {
     }
 }
 
-/// Opens `port` for IPv4 and, if the machine can, the same port for IPv6.
+/// Opens `port` for IPv4 and, if the machine can, the same port for IPv6; `lane` is that of a socket of
+/// the NAT port.
 fn open_pair(
     config: &UdpConfig,
     port: u16,
-    nat: bool,
+    lane: Option<usize>,
     notes: &mut Vec<String>,
 ) -> Result<(u16, Vec<Arc<Socket>>), UdpError> {
-    let v4 = Socket::open(SocketAddr::new(config.bind_v4.into(), port), nat, config, notes)?;
+    let v4 = Socket::open(SocketAddr::new(config.bind_v4.into(), port), lane, config, notes)?;
     let port = v4.port;
     let mut sockets = vec![Arc::new(v4)];
     if let Some(bind_v6) = config.bind_v6 {
-        match Socket::open(SocketAddr::new(bind_v6.into(), port), nat, config, notes) {
+        match Socket::open(SocketAddr::new(bind_v6.into(), port), lane, config, notes) {
             Ok(v6) => sockets.push(Arc::new(v6)),
             Err(UdpError::Io { source, .. }) if no_ipv6(&source) => {
                 notes.push(format!("IPv6 is not available on this machine ({source}): IPv4 only"));
@@ -536,6 +548,13 @@ fn open_pair(
         }
     }
     Ok((port, sockets))
+}
+
+/// All of `places` as one, if each begins where the one before ends.
+fn adjacent(places: &[Range<usize>]) -> Option<Range<usize>> {
+    let touch = places.windows(2).all(|two| matches!(two, [a, b] if a.end == b.start));
+    let (first, last) = (places.first()?, places.last()?);
+    touch.then_some(first.start..last.end)
 }
 
 /// Whether `error` may come of sending several datagrams with one call.

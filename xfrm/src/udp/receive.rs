@@ -1,6 +1,7 @@
 //! The receiving threads: batches of datagrams, told apart as RFC 3948 §2 and §3 say.
 
 use std::{
+    cell::Cell,
     io, mem,
     net::SocketAddr,
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
@@ -18,6 +19,7 @@ use super::{
     errors,
     socket::Socket,
 };
+use crate::eager::Eager;
 
 /// Datagrams per system call at most.
 const BATCH: usize = 32;
@@ -35,7 +37,7 @@ pub(super) fn spawn(
     ike: mpsc::Sender<IkeDatagram>,
 ) -> io::Result<JoinHandle<()>> {
     let family = if socket.ipv4 { 4 } else { 6 };
-    let name = format!("udp{family}-{}", socket.port);
+    let name = format!("udp{family}-{}.{}", socket.port, socket.lane);
     thread::Builder::new().name(name).spawn(move || {
         let mut batch = Batch::new();
         let receiver = Receiver { socket: &socket, shared: &shared, ike };
@@ -74,6 +76,7 @@ impl Receiver<'_> {
         // One reference per batch, so that no packet waits for who changes the sink.
         let sink = self.shared.sink.read().unwrap_or_else(PoisonError::into_inner).clone();
         let has_sink = sink.is_some();
+        let esp_in = Cell::new(0);
         let mut esp = batch
             .datagrams(count, self.socket.port)
             .filter_map(|datagram| {
@@ -83,11 +86,13 @@ impl Receiver<'_> {
                 datagram
             })
             .flat_map(|(path, arrival, octets)| pieces(path, arrival, octets))
-            .filter_map(|(path, arrival, octets)| self.sort(path, arrival, octets, has_sink));
+            .filter_map(|(path, arrival, octets)| self.sort(path, arrival, octets, has_sink))
+            .inspect(|_| esp_in.set(esp_in.get() + 1));
         match sink {
-            Some(sink) => sink.esp_batch(&mut esp),
+            Some(sink) => sink.esp_batch(self.socket.lane, &mut esp),
             None => esp.for_each(drop),
         }
+        self.shared.counters.esp_in.fetch_add(esp_in.get(), Relaxed);
     }
 
     /// Gives ESP back, and sees to everything else.
@@ -108,7 +113,6 @@ impl Receiver<'_> {
         } else if octets.len() < MIN_ESP {
             self.malformed();
         } else if has_sink {
-            self.shared.counters.esp_in.fetch_add(1, Relaxed);
             return Some(EspPacket { path, class: arrival.class, octets });
         } else {
             self.shared.counters.esp_dropped.fetch_add(1, Relaxed);
@@ -144,6 +148,7 @@ struct Batch {
     controls: Vec<control::Control>,
     vectors: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
+    eager: Eager,
 }
 
 impl Batch {
@@ -157,6 +162,7 @@ impl Batch {
             controls: vec![control::Control::new(); BATCH],
             vectors: vec![vector; BATCH],
             headers: vec![header; BATCH],
+            eager: Eager::default(),
         }
     }
 
@@ -178,18 +184,29 @@ impl Batch {
             header.msg_hdr.msg_controllen = control::Control::CAPACITY as _;
             header.msg_hdr.msg_flags = 0;
         }
-        // SAFETY: every header points into buffers of this batch, which stay in place and unused
-        // by others during the call.
-        let count = unsafe {
-            libc::recvmmsg(
-                socket.fd(),
-                self.headers.as_mut_ptr(),
-                BATCH as libc::c_uint,
-                libc::MSG_WAITFORONE as _,
-                std::ptr::null_mut(),
-            )
+        let mut take = |flags: libc::c_int| {
+            // SAFETY: every header points into buffers of this batch, which stay in place and unused
+            // by others during the call.
+            let count = unsafe {
+                libc::recvmmsg(
+                    socket.fd(),
+                    self.headers.as_mut_ptr(),
+                    BATCH as libc::c_uint,
+                    flags as _,
+                    std::ptr::null_mut(),
+                )
+            };
+            usize::try_from(count).map_err(|_| io::Error::last_os_error())
         };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+        let mut wait = self.eager.wait();
+        while wait.is_quick() {
+            match take(libc::MSG_DONTWAIT) {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && wait.again() => {}
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => break,
+                done => return done,
+            }
+        }
+        take(libc::MSG_WAITFORONE)
     }
 
     /// The first `count` datagrams of the last receive; `None` for one that is cut or lacks an address.

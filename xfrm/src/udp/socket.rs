@@ -35,6 +35,8 @@ pub(super) struct Socket {
     /// ESP and keepalives may come in, IKE carries the non-ESP marker
     pub(super) nat: bool,
     pub(super) port: u16,
+    /// which of the receiving threads of its port is its own
+    pub(super) lane: usize,
     /// batches until the kernel is asked again to cut one; [`FOREVER`] if it can't
     pause: AtomicU32,
 }
@@ -42,10 +44,11 @@ pub(super) struct Socket {
 impl Socket {
     pub(super) fn open(
         addr: SocketAddr,
-        nat: bool,
+        lane: Option<usize>,
         config: &UdpConfig,
         notes: &mut Vec<String>,
     ) -> Result<Socket, UdpError> {
+        let (nat, lane) = (lane.is_some(), lane.unwrap_or(0));
         let family = if addr.is_ipv4() { "IPv4" } else { "IPv6" };
         let failed = |what: &'static str| {
             move |source| UdpError::Io {
@@ -93,6 +96,10 @@ impl Socket {
                  ours; CAP_NET_ADMIN allows it"
             ));
         }
+        let share = || inner.set_reuse_port(true).map_err(failed("SO_REUSEPORT"));
+        if lane > 0 {
+            share()?;
+        }
         inner.bind(&SockAddr::from(addr)).map_err(|source| match source.raw_os_error() {
             Some(libc::EADDRINUSE) => UdpError::InUse { port: addr.port(), family },
             Some(libc::EACCES) => UdpError::Denied { port: addr.port() },
@@ -100,9 +107,13 @@ impl Socket {
         })?;
         let bound = inner.local_addr().map_err(failed("address"))?;
         let port = bound.as_socket().map_or(addr.port(), |bound| bound.port());
+        // Not before it is bound: another program that has the port, or another of us, has to be seen.
+        if nat && lane == 0 && config.receivers > 1 {
+            share()?;
+        }
         // Kernels before 4.18 would send the whole batch as one datagram, and say nothing.
         let pause = if can_cut(fd) { 0 } else { FOREVER }.into();
-        Ok(Socket { inner, ipv4: addr.is_ipv4(), nat, port, pause })
+        Ok(Socket { inner, ipv4: addr.is_ipv4(), nat, port, lane, pause })
     }
 
     /// Whether to have the kernel cut the next batch.

@@ -80,11 +80,9 @@ impl Transform {
         payload: Range<usize>,
         next_header: u8,
     ) -> Result<Range<usize>, EspError> {
-        let iv_len = self.cipher.iv_len();
-        let head = HEADER + iv_len;
-        let start = payload.start.checked_sub(head).ok_or(EspError::NoRoom)?;
+        let start = payload.start.checked_sub(self.head()).ok_or(EspError::NoRoom)?;
         let len = payload.end.checked_sub(payload.start).ok_or(EspError::NoRoom)?;
-        let text_len = (len + TRAILER).next_multiple_of(self.cipher.alignment());
+        let text_len = self.text_len(len);
         let end = payload.start + text_len + self.cipher.icv_len();
 
         let packet = buffer.get_mut(start..end).ok_or(EspError::NoRoom)?;
@@ -95,9 +93,23 @@ impl Transform {
         Ok(start..end)
     }
 
+    /// Octets before the payload: SPI, sequence number and vector.
+    pub(super) fn head(&self) -> usize {
+        HEADER + self.cipher.iv_len()
+    }
+
+    /// Octets of the ESP packet that [`Transform::seal`] makes of `len` octets.
+    pub(super) fn sealed_len(&self, len: usize) -> usize {
+        self.head() + self.text_len(len) + self.cipher.icv_len()
+    }
+
+    fn text_len(&self, len: usize) -> usize {
+        (len + TRAILER).next_multiple_of(self.cipher.alignment())
+    }
+
     /// Checks and decrypts `packet`, whose whole sequence number is `sequence`.
     pub(super) fn open(&self, sequence: u64, packet: &mut [u8]) -> Result<Opened, EspError> {
-        let start = HEADER + self.cipher.iv_len();
+        let start = self.head();
         let parts = self.parts(sequence, packet).ok_or(EspError::Malformed)?;
         let text_len = parts.text.len();
         // An AEAD's alignment binds the sender alone; a block cipher can't do with less.

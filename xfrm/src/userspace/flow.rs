@@ -3,7 +3,7 @@
 use std::{
     io::{self, IoSlice},
     sync::{
-        Arc, PoisonError,
+        Arc, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -17,8 +17,10 @@ use super::{
     esp::{self, NEXT_IPV4, NEXT_IPV6, NEXT_NONE},
     merge::Frame,
     offload::{Cut, Vnet},
+    replay::ReplayWindow,
+    sa::Sa,
     selector::Inner,
-    table::{Sa, Shared, Table},
+    table::{Shared, Slot},
     tun::Device,
 };
 use crate::{
@@ -69,17 +71,18 @@ pub(super) struct AtomicDrops {
 /// What both ways share. Without the sockets: these hold it, as their ESP sink.
 pub(super) struct Flow {
     pub(super) table: Shared,
-    pub(super) device: Arc<dyn Device>,
+    /// the device's, one for each pair of threads; one at least
+    pub(super) queues: Vec<Arc<dyn Device>>,
     pub(super) events: Events,
     pub(super) drops: AtomicDrops,
     started: Instant,
 }
 
 impl Flow {
-    pub(super) fn new(device: Arc<dyn Device>, events: mpsc::Sender<PlaneEvent>) -> Self {
+    pub(super) fn new(queues: Vec<Arc<dyn Device>>, events: mpsc::Sender<PlaneEvent>) -> Self {
         Flow {
             table: Shared::default(),
-            device,
+            queues,
             events: Events::new(events),
             drops: AtomicDrops::default(),
             started: Instant::now(),
@@ -102,14 +105,33 @@ impl Flow {
     }
 
     /// Takes ESP packets apart and delivers what is in them, what makes one frame in one piece.
-    fn inbound<'a>(&self, packets: impl Iterator<Item = EspPacket<'a>>) {
+    fn inbound<'a>(&self, lane: usize, packets: impl Iterator<Item = EspPacket<'a>>) {
+        // A flow that is written to a queue is read from it too: both ways have one processor's caches.
+        let Some(queue) = self.queues.get(lane % self.queues.len().max(1)) else { return };
+        let queue = &**queue;
         self.events.settle();
         let table = self.table.load();
         let now = self.started.elapsed();
-        let merges = self.device.merges();
+        let merges = queue.merges();
         let mut frame: Option<Frame<'_>> = None;
+        let mut run: Option<Run<'_>> = None;
         for EspPacket { path, class, octets } in packets {
-            let Some((sa, inner)) = self.open(&table, now, path, class, octets) else { continue };
+            let Some((spi, low)) = esp::peek(octets) else {
+                count(&self.drops.unknown_spi);
+                continue;
+            };
+            if run.as_ref().is_none_or(|run| run.slot.sa.spi_in != spi) {
+                // One after the other: whoever has a window never waits for a second one.
+                run = None;
+                let Some(slot) = table.inbound(spi) else {
+                    count(&self.drops.unknown_spi);
+                    continue;
+                };
+                run = Some(Run { slot, replay: slot.sa.replay(), arrived: false });
+            }
+            let Some(run) = &mut run else { continue };
+            let Some(inner) = self.open(run, low, now, path, class, octets) else { continue };
+            let sa = &*run.slot.sa;
             let inner = match &mut frame {
                 Some(frame) => match frame.take(sa, inner) {
                     Ok(()) => continue,
@@ -118,15 +140,15 @@ impl Flow {
                 None => inner,
             };
             // One after the other, so that nothing overtakes.
-            self.deliver(frame.replace(Frame::new(sa, inner, merges)));
+            self.deliver(queue, frame.replace(Frame::new(sa, inner, merges)));
         }
-        self.deliver(frame);
+        self.deliver(queue, frame);
     }
 
-    fn deliver(&self, frame: Option<Frame<'_>>) {
+    fn deliver(&self, queue: &dyn Device, frame: Option<Frame<'_>>) {
         let Some(frame) = frame else { return };
         let (sa, packets, octets) = (frame.sa, frame.packets as u64, frame.octets);
-        match frame.hand_over(|pieces| self.write(pieces)) {
+        match frame.hand_over(|pieces| write(queue, pieces)) {
             Ok(()) => {
                 if sa.note(false, packets, octets) {
                     self.events.expire(sa.id, false);
@@ -139,65 +161,36 @@ impl Flow {
         }
     }
 
-    /// Writes a frame to the device; packet by packet where the kernel takes it in no other way.
-    fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
-        let refused = match self.device.write(pieces) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && pieces.len() > 2 => error,
-            result => return result,
-        };
-        let vnet = pieces.first().and_then(|vnet| vnet.first_chunk()).copied().map(Vnet::parse);
-        let frame = pieces.get(1..).unwrap_or_default();
-        let frame: Vec<u8> = frame.iter().flat_map(|piece| piece.iter().copied()).collect();
-        let Some(cut) = vnet.and_then(|vnet| Cut::of(&frame, &vnet)) else { return Err(refused) };
-        let header = Vnet::default().octets();
-        let mut packet = vec![0; cut.longest()];
-        let mut result = Ok(());
-        for index in 0.. {
-            let len = cut.packet(&frame, index, &mut packet);
-            let Some(packet) = len.and_then(|len| packet.get(..len)) else { break };
-            let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
-            result = result.and(self.device.write(&pieces));
-        }
-        result
-    }
-
-    /// Takes one ESP packet apart: its SA, and the inner packet if that may be delivered.
-    fn open<'t, 'p>(
+    /// Takes one ESP packet of the run apart: the inner packet if that may be delivered.
+    fn open<'p>(
         &self,
-        table: &'t Table,
+        run: &mut Run<'_>,
+        low: u32,
         now: Duration,
         path: Path,
         class: u8,
         packet: &'p mut [u8],
-    ) -> Option<(&'t Sa, &'p mut [u8])> {
+    ) -> Option<&'p mut [u8]> {
         let octets = packet.len();
-        let Some((spi, low)) = esp::peek(packet) else {
-            return skip(&self.drops.unknown_spi);
-        };
-        let Some(slot) = table.inbound(spi) else {
-            return skip(&self.drops.unknown_spi);
-        };
-        let sa: &Sa = &slot.sa;
-        let sequence = {
-            let replay = sa.replay.lock().unwrap_or_else(PoisonError::into_inner);
-            let sequence = replay.whole(low);
-            // RFC 4303 §3.4.3: a copy is dropped before it costs a decryption.
-            if !replay.is_fresh(sequence) {
-                return skip(&sa.traffic.rejected);
-            }
-            sequence
-        };
+        let sa = &*run.slot.sa;
+        let sequence = run.replay.whole(low);
+        // RFC 4303 §3.4.3: a copy is dropped before it costs a decryption.
+        if !run.replay.is_fresh(sequence) {
+            return skip(&sa.traffic.rejected);
+        }
         let Ok(opened) = sa.inbound.open(sequence, packet) else {
             return skip(&sa.traffic.rejected);
         };
-        if !sa.replay.lock().unwrap_or_else(PoisonError::into_inner).accept(sequence) {
+        if !run.replay.accept(sequence) {
             return skip(&sa.traffic.rejected);
         }
-        sa.arrived(now);
-        if path == slot.path {
+        if !std::mem::replace(&mut run.arrived, true) {
+            sa.arrived(now);
+        }
+        if path == run.slot.path {
             sa.earn(octets);
         } else {
-            self.wrong_path(sa, path, slot.path);
+            self.wrong_path(sa, path, run.slot.path);
         }
         if opened.next_header == NEXT_NONE {
             return skip(&self.drops.dummies);
@@ -225,7 +218,7 @@ impl Flow {
                 return skip(&self.drops.ecn);
             }
         }
-        Some((sa, payload))
+        Some(payload)
     }
 
     /// RFC 4555 §3.12: a packet from another path is as good as any, but moves nothing by itself.
@@ -244,18 +237,48 @@ impl Flow {
     }
 }
 
+/// Packets of one SA that came one after the other.
+struct Run<'t> {
+    slot: &'t Slot,
+    replay: MutexGuard<'t, ReplayWindow>,
+    /// the time of the first has been noted, which is that of all
+    arrived: bool,
+}
+
 impl EspSink for Flow {
     fn esp(&self, path: Path, class: u8, octets: &mut [u8]) {
-        self.inbound(std::iter::once(EspPacket { path, class, octets }));
+        self.inbound(0, std::iter::once(EspPacket { path, class, octets }));
     }
 
-    fn esp_batch<'a>(&self, packets: &mut dyn Iterator<Item = EspPacket<'a>>) {
-        self.inbound(packets);
+    fn esp_batch<'a>(&self, lane: usize, packets: &mut dyn Iterator<Item = EspPacket<'a>>) {
+        self.inbound(lane, packets);
     }
 }
 
+/// Writes a frame to the device; packet by packet where the kernel takes it in no other way.
+fn write(queue: &dyn Device, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+    let refused = match queue.write(pieces) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) && pieces.len() > 2 => error,
+        result => return result,
+    };
+    let vnet = pieces.first().and_then(|vnet| vnet.first_chunk()).copied().map(Vnet::parse);
+    let frame = pieces.get(1..).unwrap_or_default();
+    let frame: Vec<u8> = frame.iter().flat_map(|piece| piece.iter().copied()).collect();
+    let Some(cut) = vnet.and_then(|vnet| Cut::of(&frame, &vnet)) else { return Err(refused) };
+    let header = Vnet::default().octets();
+    let mut packet = vec![0; cut.longest()];
+    let mut result = Ok(());
+    for index in 0.. {
+        let len = cut.packet(&frame, index, &mut packet);
+        let Some(packet) = len.and_then(|len| packet.get(..len)) else { break };
+        let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
+        result = result.and(queue.write(&pieces));
+    }
+    result
+}
+
 /// Counts a packet that goes no further.
-fn skip<T>(counter: &AtomicU64) -> Option<T> {
+pub(super) fn skip<T>(counter: &AtomicU64) -> Option<T> {
     count(counter);
     None
 }

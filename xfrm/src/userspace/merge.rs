@@ -5,8 +5,8 @@ use std::io::IoSlice;
 
 use super::{
     offload::{Layout, VNET, Vnet},
+    sa::Sa,
     selector::{TCP, UDP},
-    table::Sa,
     tun::Merges,
 };
 

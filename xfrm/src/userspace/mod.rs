@@ -17,6 +17,7 @@ mod offload;
 mod outbound;
 mod plane;
 mod replay;
+mod sa;
 mod selector;
 mod shards;
 mod table;

@@ -6,11 +6,12 @@ use std::{ops::Range, sync::atomic::Ordering::Relaxed, thread, time::Duration};
 use super::{
     ecn,
     esp::{HEADROOM, TAILROOM},
-    flow::{Flow, count},
+    flow::{Flow, count, skip},
     offload::{self, Cut, Vnet},
+    sa::{Sequence, Turn},
     selector::Inner,
-    table::{Sequence, Slot, Table},
-    tun::Read,
+    table::{Slot, Table},
+    tun::{Device, Read},
 };
 use crate::udp::{MAX_SEGMENTS, UdpSockets};
 
@@ -23,14 +24,22 @@ const ARENA: usize = 6 * MAX_FRAME;
 /// What has to be free for one more frame: itself, and the packets that it may be cut into.
 const ROOM: usize = 3 * MAX_FRAME;
 /// Octets of UDP payload in one send: all of it is one datagram until it is cut.
-const MAX_SEND: usize = 65_000;
+pub(super) const MAX_SEND: usize = 65_500;
+
+/// What the packets of one frame have in common.
+struct Lead<'a> {
+    slot: &'a Slot,
+    /// RFC 6040 §4.1: read before sealing hides it
+    class: u8,
+    next_header: u8,
+}
 
 /// Sealed packets that go out with one call: on one path, in one class, of one length but the last.
 struct Group<'a> {
-    slot: Option<&'a Slot>,
+    /// whose they are, and the right to send there
+    slot: Option<(&'a Slot, Turn<'a>)>,
     class: u8,
     len: usize,
-    /// from the first packet's start on
     total: usize,
     packets: Vec<Range<usize>>,
     /// octets of their inner packets
@@ -39,13 +48,13 @@ struct Group<'a> {
 }
 
 impl Flow {
-    /// Carries packets from the device to `udp` until the device is stopped.
-    pub(super) fn run_outbound(&self, udp: &UdpSockets) {
+    /// Carries packets from a queue of the device to `udp` until the device is stopped.
+    pub(super) fn run_outbound(&self, queue: &dyn Device, udp: &UdpSockets) {
         let mut arena = vec![0; ARENA];
         let mut ranges = Vec::with_capacity(MAX_SEGMENTS);
         let mut failing = false;
         loop {
-            match self.batch(udp, &mut arena, &mut ranges) {
+            match self.batch(queue, udp, &mut arena, &mut ranges) {
                 Ok(true) => failing = false,
                 Ok(false) => return,
                 Err(error) => {
@@ -63,13 +72,14 @@ impl Flow {
     /// Waits for a frame and sends it with those that are there already; false if it is time to stop.
     fn batch(
         &self,
+        queue: &dyn Device,
         udp: &UdpSockets,
         arena: &mut [u8],
         ranges: &mut Vec<Range<usize>>,
     ) -> std::io::Result<bool> {
         let read = |arena: &mut [u8], free: usize, wait| {
             let room = arena.get_mut(free + HEADROOM..free + HEADROOM + MAX_FRAME);
-            self.device.read(room.unwrap_or_default(), wait)
+            queue.read(room.unwrap_or_default(), wait)
         };
         let mut frame = match read(arena, 0, true)? {
             Read::Frame(vnet, len) => (vnet, len),
@@ -117,63 +127,100 @@ impl Flow {
         (vnet, len): (Vnet, usize),
         group: &mut Group<'a>,
     ) -> usize {
-        let start = free + HEADROOM;
-        if !vnet.is_big() {
-            let whole = arena.get_mut(start..start + len);
-            if whole.and_then(|packet| offload::complete(packet, &vnet)).is_none() {
-                count(&self.drops.not_ip);
-                return free;
-            }
-            self.packet(udp, table, arena, start..start + len, group);
-            return start + len + TAILROOM;
+        let place = free + HEADROOM..free + HEADROOM + len;
+        let Some(frame) = arena.get_mut(place.clone()) else { return free };
+        if vnet.is_big() {
+            return match Cut::of(frame, &vnet) {
+                Some(cut) => self.pieces(udp, table, arena, place, &cut, group),
+                None => {
+                    count(&self.drops.not_ip);
+                    free
+                }
+            };
         }
-        let (behind, mut index) = (start + len, 0);
-        let cut = arena.get(start..behind).and_then(|frame| Cut::of(frame, &vnet));
-        let Some(cut) = cut else {
+        if offload::complete(frame, &vnet).is_none() {
             count(&self.drops.not_ip);
             return free;
-        };
-        let mut next = behind;
-        loop {
-            if next + HEADROOM + cut.longest() + TAILROOM > arena.len() {
-                if next == behind {
-                    // There is room for any that the device may give.
-                    count(&self.drops.not_ip);
-                    return free;
-                }
-                // What is sealed goes out, and makes room behind the frame.
-                self.flush(udp, arena, group);
-                next = behind;
-            }
-            let place = next + HEADROOM;
-            let Some((before, after)) = arena.split_at_mut_checked(place) else { break };
-            let frame = before.get(start..behind).unwrap_or_default();
-            let Some(len) = cut.packet(frame, index, after) else { break };
-            self.packet(udp, table, arena, place..place + len, group);
-            (next, index) = (place + len + TAILROOM, index + 1);
         }
-        next
+        let Some(lead) = self.lead(table, frame, 1) else { return free };
+        self.packet(udp, arena, place, &lead, group).unwrap_or(free)
     }
 
-    /// Seals the inner packet at `place` and puts it into the group, or begins another.
-    fn packet<'a>(
+    /// Seals, behind it, the packets that the frame at `place` is cut into; where there is room then.
+    fn pieces<'a>(
         &self,
         udp: &UdpSockets,
         table: &'a Table,
         arena: &mut [u8],
         place: Range<usize>,
+        cut: &Cut,
         group: &mut Group<'a>,
-    ) {
-        let Some(inner) = arena.get(place.clone()).and_then(Inner::parse) else {
-            return count(&self.drops.not_ip);
+    ) -> usize {
+        let behind = place.end;
+        let frame = arena.get(place.clone()).unwrap_or_default();
+        // They have one header, so one SA carries them all.
+        let Some(lead) = self.lead(table, frame, cut.packets(frame)) else { return place.start };
+        let head = lead.slot.sa.outbound.head();
+        let (mut next, mut index) = (behind, 0);
+        loop {
+            if next + head + cut.longest() + TAILROOM > arena.len() {
+                if next == behind {
+                    // There is room for any that the device may give.
+                    count(&self.drops.not_ip);
+                    return behind;
+                }
+                // What is sealed goes out, and makes room behind the frame.
+                self.flush(udp, arena, group);
+                next = behind;
+            }
+            let start = next + head;
+            let Some((before, after)) = arena.split_at_mut_checked(start) else { break };
+            let frame = before.get(place.clone()).unwrap_or_default();
+            let Some(len) = cut.packet(frame, index, after) else { break };
+            // One right behind the other: a send then has one piece.
+            next = self.packet(udp, arena, start..start + len, &lead, group).unwrap_or(next);
+            index += 1;
+        }
+        next
+    }
+
+    /// Which SA carries `packet`, which stands for so `many`.
+    fn lead<'a>(&self, table: &'a Table, packet: &[u8], many: usize) -> Option<Lead<'a>> {
+        let many = many as u64;
+        let Some(inner) = Inner::parse(packet) else {
+            self.drops.not_ip.fetch_add(many, Relaxed);
+            return None;
         };
         let Some(slot) = table.outbound(&inner) else {
-            return count(&self.drops.no_sa);
+            self.drops.no_sa.fetch_add(many, Relaxed);
+            return None;
         };
-        // RFC 6040 §4.1: read now, as sealing hides it.
-        let class = arena.get(place.clone()).map_or(0, ecn::traffic_class);
+        Some(Lead { slot, class: ecn::traffic_class(packet), next_header: inner.next_header() })
+    }
+
+    /// Seals the inner packet at `place` and puts it into the group, or begins another; where it ends
+    /// if it is to be sent.
+    fn packet<'a>(
+        &self,
+        udp: &UdpSockets,
+        arena: &mut [u8],
+        place: Range<usize>,
+        lead: &Lead<'a>,
+        group: &mut Group<'a>,
+    ) -> Option<usize> {
+        let Lead { slot, class, next_header } = *lead;
         let sa = &slot.sa;
-        let sequence = match sa.next_sequence() {
+        let Ok(octets) = u16::try_from(place.len()) else { return skip(&self.drops.not_ip) };
+        let len = sa.outbound.sealed_len(place.len());
+        if !sa.spend(len) {
+            return skip(&self.drops.capped);
+        }
+        if !group.takes(slot, class, len) {
+            self.flush(udp, arena, group);
+            (group.slot, group.class, group.len) = (Some((slot, sa.turn())), class, len);
+        }
+        let Some((_, turn)) = &mut group.slot else { return skip(&self.drops.send_failed) };
+        let sequence = match turn.draw() {
             Sequence::Next(sequence) => sequence,
             Sequence::Soon(sequence) => {
                 self.events.expire(sa.id, false);
@@ -183,33 +230,29 @@ impl Flow {
                 if say {
                     self.events.expire(sa.id, true);
                 }
-                return count(&self.drops.exhausted);
+                return skip(&self.drops.exhausted);
             }
         };
-        let Ok(octets) = u16::try_from(place.len()) else {
-            return count(&self.drops.not_ip);
+        let Ok(sealed) = sa.outbound.seal(sequence, arena, place, next_header) else {
+            return skip(&self.drops.send_failed);
         };
-        let Ok(sealed) = sa.outbound.seal(sequence, arena, place, inner.next_header()) else {
-            return count(&self.drops.send_failed);
-        };
-        if !sa.spend(sealed.len()) {
-            return count(&self.drops.capped);
-        }
-        if !group.takes(slot, class, sealed.len()) {
-            self.flush(udp, arena, group);
-            (group.slot, group.class, group.len) = (Some(slot), class, sealed.len());
-        }
         // A shorter one is the last of its group.
-        group.closed = sealed.len() < group.len;
-        group.total += sealed.len();
+        group.closed = len < group.len;
+        group.total += len;
         if let Some(inner) = group.inner.get_mut(group.packets.len()) {
             *inner = octets;
         }
+        let end = sealed.end;
         group.packets.push(sealed);
+        Some(end)
     }
 
     fn flush(&self, udp: &UdpSockets, arena: &[u8], group: &mut Group<'_>) {
-        let Some(slot) = group.slot.take() else { return };
+        // The next may send when this has been.
+        let Some((slot, _turn)) = group.slot.take() else { return };
+        if group.packets.is_empty() {
+            return;
+        }
         let Group { class, len, packets, inner, .. } = group;
         let sa = &slot.sa;
         udp.send_esp_batch(&slot.path, *class, arena, packets, *len, |which, result| {
@@ -240,7 +283,9 @@ impl Group<'_> {
     }
 
     fn takes(&self, slot: &Slot, class: u8, len: usize) -> bool {
-        self.slot.is_some_and(|own| std::ptr::eq(own, slot) || own.sa.id == slot.sa.id)
+        self.slot
+            .as_ref()
+            .is_some_and(|(own, _)| std::ptr::eq(*own, slot) || own.sa.id == slot.sa.id)
             && !self.closed
             && self.class == class
             && len <= self.len

@@ -1,4 +1,4 @@
-//! The [`DataPlane`] of the userspace plane: owns the device, the outbound thread and the table.
+//! The [`DataPlane`] of the userspace plane: owns the device, the outbound threads and the table.
 
 use std::{
     future::ready,
@@ -32,6 +32,9 @@ pub struct UserspaceConfig {
     pub device: String,
     /// the MTU of the device, in octets
     pub mtu: u32,
+    /// threads a direction, for as many flows at a time: no more than the sockets have receivers
+    /// ([`crate::udp::UdpConfig::receivers`])
+    pub workers: usize,
     /// why this plane was taken, in one sentence
     pub reason: String,
 }
@@ -46,7 +49,7 @@ pub struct UserspacePlane {
     config: UserspaceConfig,
     udp: Arc<UdpSockets>,
     flow: Arc<Flow>,
-    outbound: Option<JoinHandle<()>>,
+    outbound: Vec<JoinHandle<()>>,
     events: Option<mpsc::Receiver<PlaneEvent>>,
 }
 
@@ -54,29 +57,32 @@ impl UserspacePlane {
     /// Creates the device and takes over ESP from `udp`; errors name what the system refused and a
     /// remedy.
     pub fn new(config: UserspaceConfig, udp: Arc<UdpSockets>) -> Result<Self, PlaneError> {
-        let device = Arc::new(Tun::create(&config.device, config.mtu)?);
-        UserspacePlane::with_device(config, udp, device)
+        let queues = Tun::create(&config.device, config.mtu, config.workers.max(1))?;
+        let queues = queues.into_iter().map(|queue| Arc::new(queue) as Arc<dyn Device>).collect();
+        UserspacePlane::with_queues(config, udp, queues)
     }
 
-    pub(super) fn with_device(
+    pub(super) fn with_queues(
         config: UserspaceConfig,
         udp: Arc<UdpSockets>,
-        device: Arc<dyn Device>,
+        queues: Vec<Arc<dyn Device>>,
     ) -> Result<Self, PlaneError> {
         let (sender, events) = mpsc::channel(EVENTS);
-        let flow = Arc::new(Flow::new(device, sender));
-        let outbound = {
-            let (flow, udp) = (flow.clone(), udp.clone());
-            thread::Builder::new()
-                .name("esp-out".into())
-                .spawn(move || flow.run_outbound(&udp))
-                .map_err(|source| PlaneError::Io {
-                    operation: "starting a thread".into(),
-                    source,
-                })?
-        };
-        udp.set_esp_sink(Some(flow.clone()));
-        Ok(UserspacePlane { config, udp, flow, outbound: Some(outbound), events: Some(events) })
+        let flow = Arc::new(Flow::new(queues.clone(), sender));
+        let mut plane =
+            UserspacePlane { config, udp, flow, outbound: Vec::new(), events: Some(events) };
+        for (lane, queue) in queues.into_iter().enumerate() {
+            let (flow, udp) = (plane.flow.clone(), plane.udp.clone());
+            let thread = thread::Builder::new()
+                .name(format!("esp-out.{lane}"))
+                .spawn(move || flow.run_outbound(&*queue, &udp));
+            plane.outbound.push(thread.map_err(|source| PlaneError::Io {
+                operation: "starting a thread".into(),
+                source,
+            })?);
+        }
+        plane.udp.set_esp_sink(Some(plane.flow.clone()));
+        Ok(plane)
     }
 
     /// Packets dropped that no CHILD_SA's counters show.
@@ -132,8 +138,8 @@ impl UserspacePlane {
 
     fn stop(&mut self) {
         self.udp.set_esp_sink(None);
-        self.flow.device.stop();
-        if let Some(thread) = self.outbound.take() {
+        self.flow.queues.iter().for_each(|queue| queue.stop());
+        for thread in self.outbound.drain(..) {
             let _ = thread.join();
         }
         self.flow.table.store(Default::default());

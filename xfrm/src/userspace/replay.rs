@@ -64,8 +64,7 @@ impl ReplayWindow {
         self.words.get(word).is_some_and(|word| word & bit == 0)
     }
 
-    /// Accepts `sequence` once its packet has passed the integrity check; false if it is not fresh
-    /// (another thread may have accepted a copy since [`ReplayWindow::is_fresh`]).
+    /// Accepts `sequence` once its packet has passed the integrity check; false if it is not fresh.
     pub(super) fn accept(&mut self, sequence: u64) -> bool {
         if !self.is_fresh(sequence) {
             return false;

@@ -195,8 +195,10 @@ impl End {
             merged: AtomicU64::new(0),
             refuses: AtomicBool::new(false),
         });
-        let config = UserspaceConfig { device: "test0".into(), mtu: 1400, reason: "test".into() };
-        let plane = UserspacePlane::with_device(config, udp.clone(), device.clone()).ok().unwrap();
+        let (name, reason) = ("test0".into(), "test".into());
+        let config = UserspaceConfig { device: name, mtu: 1400, workers: 1, reason };
+        let queues: Vec<Arc<dyn Device>> = vec![device.clone()];
+        let plane = UserspacePlane::with_queues(config, udp.clone(), queues).ok().unwrap();
         End { plane, udp, device, delivered }
     }
 

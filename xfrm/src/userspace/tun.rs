@@ -9,8 +9,14 @@ use std::{
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use super::offload::{VNET, Vnet};
-use crate::PlaneError;
+use super::{
+    offload::{VNET, Vnet},
+    outbound::MAX_SEND,
+};
+use crate::{
+    PlaneError,
+    eager::{Eager, Wait},
+};
 
 /// What [`Device::read`] found.
 pub(super) enum Read {
@@ -59,32 +65,28 @@ pub(super) struct Tun {
     vnet: bool,
     merges: Merges,
     stop: OwnedFd,
+    eager: Eager,
 }
 
 impl Tun {
     /// Creates the device `name` with `mtu` octets and sets it up, with what segmentation offloads the
-    /// kernel has.
-    pub(super) fn create(name: &str, mtu: u32) -> Result<Tun, PlaneError> {
+    /// kernel has: its `queues`, or one if it can't have several. A flow stays in one queue.
+    pub(super) fn create(name: &str, mtu: u32, queues: usize) -> Result<Vec<Tun>, PlaneError> {
         let failed = |what: String| move |source| PlaneError::Io { operation: what, source };
         let request_name = interface_name(name).ok_or_else(|| {
             PlaneError::Unsupported(format!(
                 "\"{name}\" can't be the name of a device: 1 to 15 letters, digits, '-', '_', '.'"
             ))
         })?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/net/tun")
-            .map_err(failed(open_remedy()))?;
-        set_nonblocking(file.as_raw_fd()).map_err(failed("O_NONBLOCK on the TUN device".into()))?;
-
-        let attach = |flags: libc::c_int| {
+        let attach = |file: &File, flags: libc::c_int| {
             let mut request = Request::new(request_name);
             request.set_flags(flags as libc::c_short);
             request.run(file.as_raw_fd(), libc::TUNSETIFF as _)
         };
-        let offload = |flags| set_offload(&file, flags);
-        let (vnet, merges) = negotiate(attach, offload).map_err(|source| PlaneError::Io {
+        let first = open()?;
+        let offload = |flags| set_offload(&first, flags);
+        let outcome = negotiate(queues > 1, |flags| attach(&first, flags), offload);
+        let Negotiated { flags, vnet, merges } = outcome.map_err(|source| PlaneError::Io {
             operation: match source.raw_os_error() {
                 Some(libc::EBUSY | libc::EINVAL) => format!(
                     "creating TUN device {name} (another program may have it: `ip link show \
@@ -94,16 +96,36 @@ impl Tun {
             },
             source,
         })?;
+        let mut files = vec![first];
+        while flags & libc::IFF_MULTI_QUEUE != 0 && files.len() < queues {
+            let file = open()?;
+            // As many as there may be are enough.
+            if let Err(error) = attach(&file, flags) {
+                tracing::debug!(%error, queues = files.len(), "no further queue of the TUN device");
+                break;
+            }
+            files.push(file);
+        }
 
         // No link-local address: it would only send router solicitations into the tunnel. The file
         // is not there where IPv6 is not.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
         configure(request_name, mtu)
             .map_err(failed(format!("setting up TUN device {name} with an MTU of {mtu}")))?;
-        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(io::Error::from)
-            .map_err(failed("creating an eventfd".into()))?;
-        Ok(Tun { file, vnet, merges, stop })
+        if merges != Merges::Nothing
+            && let Some(octets) = largest_frame(mtu)
+            && let Err(error) = crate::kernel::limit_frames(name, octets)
+        {
+            // Then some frames take two sends.
+            tracing::debug!(%error, "the TUN device makes frames of any size");
+        }
+        let tun = |file| {
+            let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map_err(io::Error::from)
+                .map_err(failed("creating an eventfd".into()))?;
+            Ok(Tun { file, vnet, merges, stop, eager: Eager::default() })
+        };
+        files.into_iter().map(tun).collect()
     }
 
     /// Waits for a packet; false if it is time to stop.
@@ -121,6 +143,7 @@ impl Tun {
 
 impl Device for Tun {
     fn read(&self, buffer: &mut [u8], wait: bool) -> io::Result<Read> {
+        let mut waiting: Option<Wait<'_>> = None;
         loop {
             let mut header = [0; VNET];
             let read = match self.vnet {
@@ -135,7 +158,8 @@ impl Device for Tun {
                     if !wait {
                         return Ok(Read::Nothing);
                     }
-                    if !self.wait()? {
+                    let wait = waiting.get_or_insert_with(|| self.eager.wait());
+                    if !wait.again() && !self.wait()? {
                         return Ok(Read::Stopped);
                     }
                 }
@@ -161,8 +185,29 @@ impl Device for Tun {
     }
 }
 
-fn open_remedy() -> String {
-    "opening /dev/net/tun (`modprobe tun`; in a container, pass the device in)".into()
+fn open() -> Result<File, PlaneError> {
+    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    let file = file.map_err(|source| PlaneError::Io {
+        operation: "opening /dev/net/tun (`modprobe tun`; in a container, pass the device in)"
+            .into(),
+        source,
+    })?;
+    set_nonblocking(file.as_raw_fd()).map_err(|source| PlaneError::Io {
+        operation: "O_NONBLOCK on the TUN device".into(),
+        source,
+    })?;
+    Ok(file)
+}
+
+/// Octets of a frame at most, so that what it becomes fits into one send; `None` for an MTU that leaves
+/// no room for headers.
+fn largest_frame(mtu: u32) -> Option<u32> {
+    // What ESP with an AEAD adds to a packet, and IPv6 and TCP with time stamps to its payload.
+    let (around, headers) = (36, 72);
+    let packets = MAX_SEND as u32 / (mtu + around);
+    // The kernel leaves room for the largest headers that there may be.
+    let spare = 400;
+    Some(packets * mtu.checked_sub(headers).filter(|payload| *payload > spare)? + spare)
 }
 
 /// `name` as the kernel takes it; `None` if it is not a name for a device.
@@ -229,21 +274,35 @@ impl Request {
     }
 }
 
-/// Attaches to the device and asks for segmentation offloads: whether a header stands before each frame,
-/// and what the device takes in one piece. The error is that of attaching without any.
+/// What the kernel has of what was asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Negotiated {
+    /// that the device is attached with
+    flags: libc::c_int,
+    /// whether a header stands before each frame
+    vnet: bool,
+    merges: Merges,
+}
+
+/// Attaches to the device, with several queues if `multi`, and asks for segmentation offloads. The error
+/// is that of attaching without any.
 fn negotiate(
+    multi: bool,
     mut attach: impl FnMut(libc::c_int) -> io::Result<()>,
     mut offload: impl FnMut(libc::c_ulong) -> io::Result<()>,
-) -> io::Result<(bool, Merges)> {
+) -> io::Result<Negotiated> {
     let plain = libc::IFF_TUN | libc::IFF_NO_PI;
-    if attach(plain | libc::IFF_VNET_HDR).is_err() {
+    let vnet = plain | libc::IFF_VNET_HDR;
+    let wishes = [multi.then_some(vnet | libc::IFF_MULTI_QUEUE), Some(vnet)];
+    let Some(flags) = wishes.into_iter().flatten().find(|flags| attach(*flags).is_ok()) else {
         attach(plain)?;
-        return Ok((false, Merges::Nothing));
-    }
+        return Ok(Negotiated { flags: plain, vnet: false, merges: Merges::Nothing });
+    };
     // Kernels before 6.2 know nothing of UDP in one piece.
     let levels = [(TUN_F_USO, Merges::TcpAndUdp), (0, Merges::Tcp)];
     let level = levels.into_iter().find(|(more, _)| offload(TUN_F_CSUM | TUN_F_TSO | more).is_ok());
-    Ok((true, level.map_or(Merges::Nothing, |(_, merges)| merges)))
+    let merges = level.map_or(Merges::Nothing, |(_, merges)| merges);
+    Ok(Negotiated { flags, vnet: true, merges })
 }
 
 /// Says what this program takes in one piece.
@@ -269,25 +328,48 @@ mod tests {
     #[test]
     fn each_offload_that_the_kernel_refuses_is_done_without() {
         let no = || Err(io::Error::from_raw_os_error(libc::EINVAL));
-        let outcome = |attached: libc::c_int, offered: libc::c_ulong| {
+        let plain = libc::IFF_TUN | libc::IFF_NO_PI;
+        let outcome = |multi, attached: libc::c_int, offered: libc::c_ulong| {
             let mut tried = 0;
             let attach = |flags| if flags & !attached == 0 { Ok(()) } else { no() };
             let offload = |flags| {
                 tried += 1;
                 if flags & !offered == 0 { Ok(()) } else { no() }
             };
-            (negotiate(attach, offload).ok(), tried)
+            let got = negotiate(multi, attach, offload).ok();
+            (got.map(|got| (got.flags & !plain, got.merges)), tried)
         };
-        let plain = libc::IFF_TUN | libc::IFF_NO_PI;
         let all = TUN_F_CSUM | TUN_F_TSO | TUN_F_USO;
-        let vnet = plain | libc::IFF_VNET_HDR;
-        assert_eq!(outcome(vnet, all), (Some((true, Merges::TcpAndUdp)), 1));
-        assert_eq!(outcome(vnet, all & !TUN_F_USO), (Some((true, Merges::Tcp)), 2));
-        assert_eq!(outcome(vnet, TUN_F_CSUM), (Some((true, Merges::Nothing)), 2));
-        assert_eq!(outcome(vnet, 0), (Some((true, Merges::Nothing)), 2));
+        let (header, queues) = (libc::IFF_VNET_HDR, libc::IFF_MULTI_QUEUE);
+        let vnet = plain | header;
+        for (multi, attached, flags) in [
+            (false, vnet | queues, header),
+            (true, vnet, header),
+            (true, vnet | queues, header | queues),
+        ] {
+            let outcome = |offered| outcome(multi, attached, offered);
+            assert_eq!(outcome(all), (Some((flags, Merges::TcpAndUdp)), 1));
+            assert_eq!(outcome(all & !TUN_F_USO), (Some((flags, Merges::Tcp)), 2));
+            assert_eq!(outcome(TUN_F_CSUM), (Some((flags, Merges::Nothing)), 2));
+            assert_eq!(outcome(0), (Some((flags, Merges::Nothing)), 2));
+        }
         // Without the header there is nothing that could say what a frame is made of.
-        assert_eq!(outcome(plain, all), (Some((false, Merges::Nothing)), 0));
-        assert_eq!(outcome(0, all), (None, 0));
+        assert_eq!(outcome(true, plain | queues, all), (Some((0, Merges::Nothing)), 0));
+        assert_eq!(outcome(true, 0, all), (None, 0));
+    }
+
+    #[test]
+    fn what_the_largest_frame_becomes_fits_into_one_send() {
+        for mtu in [1280, 1400, 1438, 1500, 9000] {
+            let frame = largest_frame(mtu).unwrap();
+            for headers in [40, 52, 60, 72] {
+                // Linux, net/core/sock.c: as many whole packets as fit beside MAX_TCP_HEADER.
+                let sent = (frame - 320) / (mtu - headers) * (mtu + 36);
+                assert!(sent as usize <= MAX_SEND, "{mtu} {headers}: {sent}");
+                assert!(sent > 50_000, "{mtu}: {sent}");
+            }
+        }
+        assert_eq!(largest_frame(500), None);
     }
 
     #[test]
