@@ -440,10 +440,10 @@ impl Daemon {
                 (Role::Initiator, Start::Trap) => Some(Command::Trap(id)),
                 _ => None,
             };
-            if let Some(command) = command {
-                if let Err(e) = self.host.command(self.clock.now(), command) {
-                    warn!(connection = connection.name(), "{e}");
-                }
+            if let Some(command) = command
+                && let Err(e) = self.host.command(self.clock.now(), command)
+            {
+                warn!(connection = connection.name(), "{e}");
             }
         }
         self.carry_out().await;
