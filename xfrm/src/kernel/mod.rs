@@ -18,6 +18,7 @@ mod sockopt;
 mod state;
 #[cfg(test)]
 mod tests;
+mod together;
 mod watch;
 
 use std::{
@@ -105,6 +106,10 @@ pub struct KernelPlane {
     tag: Tag,
     queueing: Queueing,
     held: Option<Held>,
+    /// since when the state that never comes is there
+    larva: Option<Instant>,
+    /// states that a move has read before it comes to them
+    read_before: BTreeMap<Key, (Replay, Usage)>,
     ledger: Shared,
     watcher: Watcher,
     /// packets in when they were last counted, and since when there are so many
@@ -137,6 +142,7 @@ impl KernelPlane {
         };
         let tag = Tag::of(config.mark);
         let queueing = Queueing::open();
+        let _ = xfrm.request("deleting a state", hold::forget_larva());
         if remove_leftovers(&mut xfrm, config.mark, tag)? {
             queueing.reset();
         }
@@ -157,6 +163,8 @@ impl KernelPlane {
             tag,
             queueing,
             held: None,
+            larva: None,
+            read_before: BTreeMap::new(),
             ledger,
             watcher,
             noted: BTreeMap::new(),
@@ -306,6 +314,9 @@ impl KernelPlane {
         let mut result = Ok(());
         for id in ids {
             result = result.and(self.take_out(id));
+        }
+        if self.larva.take().is_some() {
+            let _ = self.xfrm.request("deleting a state", hold::forget_larva());
         }
         self.task.abort();
         result.and(device::delete(&mut self.route, &self.config.device))
