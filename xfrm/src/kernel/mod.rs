@@ -18,6 +18,7 @@ mod sockopt;
 mod state;
 #[cfg(test)]
 mod tests;
+mod together;
 mod trap;
 mod watch;
 
@@ -108,6 +109,10 @@ pub struct KernelPlane {
     tag: Tag,
     queueing: Queueing,
     held: Option<Held>,
+    /// since when the state that never comes is there
+    larva: Option<Instant>,
+    /// states that a move has read before it comes to them
+    read_before: BTreeMap<Key, (Replay, Usage)>,
     ledger: Shared,
     watcher: Watcher,
     /// packets in when they were last counted, and since when there are so many
@@ -140,6 +145,7 @@ impl KernelPlane {
         };
         let tag = Tag::of(config.mark);
         let queueing = Queueing::open();
+        let _ = xfrm.request("deleting a state", hold::forget_larva());
         if remove_leftovers(&mut xfrm, config.mark, tag)? {
             queueing.reset();
         }
@@ -161,6 +167,8 @@ impl KernelPlane {
             tag,
             queueing,
             held: None,
+            larva: None,
+            read_before: BTreeMap::new(),
             ledger,
             watcher,
             noted: BTreeMap::new(),
@@ -315,6 +323,9 @@ impl KernelPlane {
         }
         for id in ids {
             result = result.and(self.take_out(id));
+        }
+        if self.larva.take().is_some() {
+            let _ = self.xfrm.request("deleting a state", hold::forget_larva());
         }
         self.task.abort();
         result.and(device::delete(&mut self.route, &self.config.device))
