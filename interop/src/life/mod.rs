@@ -252,10 +252,7 @@ impl Topic {
             Topic::Lifetimes | Topic::ManyMoves | Topic::TwoClients | Topic::NatForgetsSoon
         );
         (!in_guest && !slow)
-            || matches!(
-                self,
-                Topic::Moves | Topic::SilentPath | Topic::Planned | Topic::Leaks | Topic::Trap
-            )
+            || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned | Topic::Leaks)
     }
 
     fn ground(self) -> Ground {
