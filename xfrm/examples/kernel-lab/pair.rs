@@ -87,6 +87,8 @@ impl Pair {
         runtime.block_on(self.b.shutdown())?;
         for host in ["a", "b"] {
             check(states(host)? == 0, "no state is left")?;
+            let states = ip(&["-n", host, "xfrm", "state", "list", "nokeys"])?;
+            check(!states.contains("0xbe1c0003"), "nor the one that never comes")?;
             let policies = ip(&["-n", host, "xfrm", "policy", "list", "nosock"])?;
             check(policies.is_empty(), "no policy is left")?;
             let links = ip(&["-n", host, "-o", "link"])?;

@@ -48,6 +48,10 @@ pub fn thousand(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Resul
         f64::from(report.requests) / f64::from(CHILDREN),
         report.round_trips
     );
+    // What is asked once for the whole move is in it too.
+    let limit = if avoid_migrate { 7 } else { 5 };
+    check(report.requests <= CHILDREN * limit + 5, "a move takes few requests")?;
+    check(avoid_migrate || report.round_trips <= CHILDREN, "and they go together")?;
     let out = ip(&["-n", "a", "xfrm", "policy", "list", "nosock", "dir", "out"])?;
     let there = out.matches(&format!("tmpl src {A1} dst {B0}")).count();
     check(there == count && out.matches("tmpl").count() == count, "all policies have moved")?;

@@ -4,26 +4,25 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use netlink_packet_xfrm::{UserExpire, UserMapping, UserTemplate, constants::*};
+use netlink_packet_xfrm::{UserExpire, UserMapping, constants::*};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::{
     ledger::Shared,
-    message::{Message, attribute, messages},
+    message::{Message, messages},
     state::{Key, Side, Usage, ip},
+    trap,
 };
 use crate::{
     events::Events,
     plane::{PlaneError, PlaneEvent},
 };
 
-/// Octets of struct xfrm_user_expire, xfrm_user_mapping, xfrm_user_acquire and xfrm_user_tmpl.
+/// Octets of struct xfrm_user_expire and xfrm_user_mapping.
 const EXPIRE: usize = 232;
 const MAPPING: usize = 64;
-const ACQUIRE: usize = 280;
-const TEMPLATE: usize = 64;
 
 /// Events that may wait for the daemon. Of more than that the expiries are kept, and the others are
 /// dropped and said to be lost.
@@ -114,7 +113,7 @@ pub(super) fn read(message: &Message<'_>, ledger: &Shared) -> Option<PlaneEvent>
     match message.kind {
         XFRM_MSG_EXPIRE => expire(message.body, ledger),
         XFRM_MSG_MAPPING => mapping(message.body, ledger),
-        XFRM_MSG_ACQUIRE => acquire(message.body, ledger),
+        XFRM_MSG_ACQUIRE => trap::acquired(message.body),
         _ => None,
     }
 }
@@ -150,11 +149,4 @@ fn mapping(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
     }
     ledger.count_wrong_path(entry.id);
     Some(PlaneEvent::Mapping { id: entry.id, seen })
-}
-
-fn acquire(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
-    let template = attribute(body, ACQUIRE, XFRMA_TMPL)?.get(..TEMPLATE)?;
-    let reqid = UserTemplate::parse(template).ok()?.reqid;
-    // While a state is deleted and added, a packet may miss it; nobody has to act on that.
-    (reqid != 0 && !ledger.lock().knows(reqid)).then_some(PlaneEvent::Acquire { reqid })
 }

@@ -13,6 +13,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::FileExt,
+    time::{Duration, Instant},
 };
 
 use netlink_packet_core::Emitable;
@@ -21,7 +22,7 @@ use netlink_packet_xfrm::{Address, Id, UserSaInfo, constants::*};
 use bewick_ike::{ChildId, ChildMove};
 
 use super::{
-    KernelPlane, Method,
+    Child, KernelPlane, Method,
     message::Request,
     policy::{self, Direction, Flow},
     state::{self, Key, Place, Replay, Side, Usage},
@@ -29,6 +30,12 @@ use super::{
 use crate::plane::PlaneError;
 
 const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
+
+/// How long the state that never comes is relied on, by one move after the other.
+const LARVA_LIVES: Duration = Duration::from_secs(10);
+
+/// States whose windows are read by one dump rather than one by one.
+const MANY: usize = 4;
 
 /// The SPI of the state that never comes.
 const SPI: u32 = 0xbe1c_0003;
@@ -39,12 +46,17 @@ pub(super) fn nowhere() -> (IpAddr, IpAddr) {
 }
 
 /// ALLOCSPI for the state that never comes; the kernel forgets it by itself after half a minute
-/// (`net.core.xfrm_acq_expires`). Without it, the first packet that waits would have every key
+/// (`net.core.xfrm_acq_expires`), and for as long it serves the next moves too. Without it, the first packet that waits would have every key
 /// manager of the machine asked for that state.
 pub(super) fn larva() -> Request {
-    let (source, destination) = nowhere();
+    larval(nowhere(), 0, SPI)
+}
+
+/// ALLOCSPI for a state from and to somewhere: gives `spi` to the one that is asked for, or notes that it is.
+pub(super) fn larval((source, destination): (IpAddr, IpAddr), reqid: u32, spi: u32) -> Request {
     let mut info = UserSaInfo {
         id: Id { daddr: Address::from_ip(&destination), spi: 0, proto: IPPROTO_ESP },
+        reqid,
         mode: XFRM_MODE_TUNNEL,
         ..UserSaInfo::default()
     };
@@ -52,7 +64,7 @@ pub(super) fn larva() -> Request {
     // struct xfrm_userspi_info
     let mut body = vec![0; info.buffer_len()];
     info.emit(&mut body);
-    for bound in [SPI, SPI] {
+    for bound in [spi, spi] {
         body.extend_from_slice(&bound.to_ne_bytes());
     }
     Request::with_body(XFRM_MSG_ALLOCSPI, 0, &body)
@@ -100,7 +112,14 @@ impl KernelPlane {
         }
         let Some(before) = self.queueing.begin() else { return };
         let tag = self.tag;
-        let (mut flows, mut requests) = (BTreeSet::new(), vec![larva()]);
+        let now = Instant::now();
+        let fresh = self.larva.is_some_and(|since| now.duration_since(since) < LARVA_LIVES);
+        let (mut flows, mut requests) = (BTreeSet::new(), Vec::new());
+        if !fresh {
+            requests.push(larva());
+            self.larva = Some(now);
+        }
+        let larvae = requests.len();
         for (id, child) in &self.children {
             // Policies name a reqid, and which of its states they find is up to the kernel.
             if !moved.iter().any(|(_, reqid, _)| *reqid == child.sa.reqid) {
@@ -118,20 +137,51 @@ impl KernelPlane {
             }
         }
         let policies = requests.len();
-        let keys: Vec<Key> = moved.into_iter().flat_map(|(_, _, keys)| keys).collect();
-        requests.extend(keys.iter().map(|key| state::query(*key)));
+        let mut keys: Vec<Key> = moved.into_iter().flat_map(|(_, _, keys)| keys).collect();
         let mut read = BTreeMap::new();
+        keys.retain(|key| match self.read_before.remove(key) {
+            Some(found) => read.insert(*key, found).is_some(),
+            None => true,
+        });
+        requests.extend(keys.iter().map(|key| state::query(*key)));
         let results = self.xfrm.batch("holding packets back", requests, |at, kind, body| {
             let key = at.checked_sub(policies).and_then(|at| keys.get(at));
             read.extend(key.copied().zip(state::snapshot(kind, body)));
         });
         self.held = Some(Held { before, flows, read, ending: Vec::new() });
-        // The first is the state that never comes: it may still be there, or be asked for later.
-        let held = results.into_iter().take(policies).skip(1).collect::<Result<(), PlaneError>>();
+        // The state that never comes may still be there, or be asked for later.
+        let held =
+            results.into_iter().take(policies).skip(larvae).collect::<Result<(), PlaneError>>();
         if let Err(error) = held {
             tracing::debug!(%error, "moving without holding packets back");
             if let Err(error) = self.let_go() {
                 tracing::warn!(%error, "packets may wait until the move is done");
+            }
+        }
+    }
+
+    /// Reads the replay windows of many inbound states that have to be copied, in one go: they share
+    /// the addresses, and one dump of these costs less than a request for each. What comes until a state
+    /// is copied is what both may take, as what comes after.
+    pub(super) fn read_many(&mut self, moves: &[ChildMove]) {
+        self.read_before.clear();
+        let mut together = BTreeMap::<(IpAddr, IpAddr), BTreeSet<Key>>::new();
+        for ChildMove { id, path, encap } in moves {
+            let Some(Child { sa, .. }) = self.children.get(id) else { continue };
+            let (key, to) = (Place::of(sa).key(sa, Side::In), Place { path: *path, encap: *encap });
+            if key == to.key(sa, Side::In) {
+                continue;
+            }
+            let Some(entry) = self.ledger.lock().get(&key) else { continue };
+            together.entry((entry.source, key.destination)).or_default().insert(key);
+        }
+        for (addresses, keys) in together.into_iter().filter(|(_, keys)| keys.len() >= MANY) {
+            let request = state::dump_between(addresses);
+            match self.xfrm.dump("reading replay windows", request, state::found_window) {
+                Ok(found) => {
+                    self.read_before.extend(found.into_iter().filter(|(key, _)| keys.contains(key)))
+                }
+                Err(error) => tracing::debug!(%error, "reading them one by one"),
             }
         }
     }
@@ -171,7 +221,6 @@ impl KernelPlane {
             ended.push((key, usage));
             requests.push(request);
         }
-        requests.push(forget_larva());
         let mut results = self.xfrm.batch("sending on", requests, |_, _, _| {}).into_iter();
         self.queueing.end(before);
         let released = results.by_ref().take(policies).collect();

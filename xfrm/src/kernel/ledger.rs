@@ -89,11 +89,6 @@ impl Ledger {
         ours.map(|(key, entry)| (*key, *entry)).collect()
     }
 
-    /// Whether a CHILD_SA with this reqid is installed.
-    pub(super) fn knows(&self, reqid: u32) -> bool {
-        self.states.values().any(|entry| entry.reqid == reqid)
-    }
-
     /// The traffic of the states of `id` that are gone.
     pub(super) fn carried(&self, id: ChildId) -> Counters {
         self.carried.get(&id).copied().unwrap_or_default()

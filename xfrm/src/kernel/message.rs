@@ -86,6 +86,11 @@ impl Request {
         &self.0
     }
 
+    /// Octets of the whole message.
+    pub(super) fn length(&self) -> usize {
+        self.0.len()
+    }
+
     /// Message type and body, as far as they are there.
     pub(super) fn parts(&self) -> Option<(u16, &[u8])> {
         Some((u16_at(&self.0, 4)?, self.0.get(HEADER..)?))

@@ -64,16 +64,11 @@ impl KernelPlane {
             }
         }
         let mut undo: Vec<(ChildId, Place)> = Vec::new();
+        self.read_many(moves);
         for group in moves.chunks(TOGETHER) {
             self.hold(group);
-            let mut result = Ok(());
-            for &ChildMove { id, path, encap } in group {
-                undo.extend(self.place(id).map(|from| (id, from)));
-                result = self.relocate(id, Place { path, encap });
-                if result.is_err() {
-                    break;
-                }
-            }
+            undo.extend(group.iter().filter_map(|one| Some((one.id, self.place(one.id)?))));
+            let result = self.relocate_together(group);
             if let Err(error) = result.and(self.let_go()) {
                 for (id, place) in undo.into_iter().rev() {
                     if let Err(error) = self.relocate(id, place) {
@@ -95,7 +90,7 @@ impl KernelPlane {
     }
 
     /// Takes one CHILD_SA to `to`. After an error it is where [`KernelPlane::place`] says.
-    fn relocate(&mut self, id: ChildId, to: Place) -> Result<(), PlaneError> {
+    pub(super) fn relocate(&mut self, id: ChildId, to: Place) -> Result<(), PlaneError> {
         // A move knows both states of what it moves.
         self.release(id)?;
         let Some(child) = self.children.get(&id) else {
@@ -124,14 +119,19 @@ impl KernelPlane {
                 return Err(error);
             }
         }
-        // From here on it is at the new place, whatever else fails.
-        if let Some(child) = self.children.get_mut(&id) {
+        self.arrived(&sa, from, to, second.map(|second| second.used));
+        Ok(())
+    }
+
+    /// Notes that `sa` is at `to`, whatever else fails; its old inbound state ends soon if a second one
+    /// was opened when it had carried `used`.
+    pub(super) fn arrived(&mut self, sa: &ChildSa, from: Place, to: Place, used: Option<Usage>) {
+        if let Some(child) = self.children.get_mut(&sa.id) {
             (child.sa.path, child.sa.encap) = (to.path, to.encap);
         }
-        if let Some(second) = second {
-            self.linger(&sa, from, second.used);
+        if let Some(used) = used {
+            self.linger(sa, from, used);
         }
-        Ok(())
     }
 
     /// Only ports are others: both states stay, with all that they have counted.
@@ -190,7 +190,7 @@ impl KernelPlane {
     }
 
     /// Undoes [`KernelPlane::open_second`].
-    fn withdraw(&mut self, sa: &ChildSa, at: Place, second: Second) {
+    pub(super) fn withdraw(&mut self, sa: &ChildSa, at: Place, second: Second) {
         if let Some(left) = second.revived {
             return self.linger(sa, at, left);
         }
@@ -200,7 +200,7 @@ impl KernelPlane {
     }
 
     /// What was used up before the state `key` was made.
-    fn began(&self, key: Key) -> Spent {
+    pub(super) fn began(&self, key: Key) -> Spent {
         self.ledger.lock().get(&key).map(|entry| entry.began).unwrap_or_default()
     }
 
@@ -215,7 +215,7 @@ impl KernelPlane {
     ) -> Result<(), PlaneError> {
         let mine: Vec<Flow> =
             flows.iter().filter(|flow| self.owners.current(flow) == Some(sa.id)).copied().collect();
-        let alone = self.children.values().filter(|child| child.sa.reqid == sa.reqid).count() == 1;
+        let alone = self.is_alone(sa.reqid);
         let encap_ends = from.encap && !to.encap;
         if let Some((first, rest)) = mine.split_first()
             && self.method == Method::Migrate
@@ -247,7 +247,7 @@ impl KernelPlane {
 
     /// Has the ledger follow a state that MIGRATE has taken to another place, with its limits. What it
     /// had carried went along, or, if the kernel may not do so, `before` tells what that was.
-    fn follow(
+    pub(super) fn follow(
         &mut self,
         sa: &ChildSa,
         side: Side,
@@ -282,6 +282,12 @@ impl KernelPlane {
         from: Place,
         to: Place,
     ) -> Result<(), PlaneError> {
+        let request = self.migration(sa, flow, from, to);
+        self.xfrm.request("migrating a state", request)
+    }
+
+    /// The request of [`KernelPlane::migrate`].
+    pub(super) fn migration(&self, sa: &ChildSa, flow: &Flow, from: Place, to: Place) -> Request {
         let step = |side| {
             let mut at = from;
             if side == Side::In
@@ -292,13 +298,11 @@ impl KernelPlane {
             Step::new(side, at, to)
         };
         let steps: Vec<Step> = moved(sa, from, to).into_iter().map(step).collect();
-        let encapsulation = to.encapsulation(Side::Out);
-        self.xfrm
-            .request("migrating a state", migrate::request(flow, sa.reqid, &steps, encapsulation))
+        migrate::request(flow, sa.reqid, &steps, to.encapsulation(Side::Out))
     }
 
     /// What MIGRATE leaves to do: the inbound ports and the other policies.
-    fn after_migrate(
+    pub(super) fn after_migrate(
         &mut self,
         sa: &ChildSa,
         rest: &[Flow],
@@ -327,13 +331,18 @@ impl KernelPlane {
         })
     }
 
-    fn flows_of(&self, id: ChildId) -> Vec<Flow> {
+    /// Whether no two CHILD_SAs share this reqid.
+    pub(super) fn is_alone(&self, reqid: u32) -> bool {
+        self.children.values().filter(|child| child.sa.reqid == reqid).count() == 1
+    }
+
+    pub(super) fn flows_of(&self, id: ChildId) -> Vec<Flow> {
         let flows = self.children.get(&id).map(|child| child.flows.as_slice()).unwrap_or_default();
         flows.iter().filter(|flow| self.owners.current(flow) == Some(id)).copied().collect()
     }
 
     /// Deletes and adds what MIGRATE would have moved.
-    fn replace(
+    pub(super) fn replace(
         &mut self,
         sa: &ChildSa,
         mine: &[Flow],
@@ -494,17 +503,17 @@ impl KernelPlane {
 }
 
 /// An inbound state at another address of ours than the one that was there before.
-struct Second {
+pub(super) struct Second {
     /// what the one before had carried
-    used: Usage,
+    pub(super) used: Usage,
     /// it is one that an earlier move had left, and had carried so much then
-    revived: Option<Usage>,
+    pub(super) revived: Option<Usage>,
 }
 
 /// The states that MIGRATE takes along: an inbound one only if our address stays and UDP encapsulation
 /// begins, which nothing else can tell it. What comes while it is copied is counted by the state that
 /// goes, and its number is not in the window of the new one.
-fn moved(sa: &ChildSa, from: Place, to: Place) -> Vec<Side> {
+pub(super) fn moved(sa: &ChildSa, from: Place, to: Place) -> Vec<Side> {
     let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
     if same_in && from.encap != to.encap { vec![Side::Out, Side::In] } else { vec![Side::Out] }
 }

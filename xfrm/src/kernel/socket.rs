@@ -13,7 +13,7 @@ use std::{
 use netlink_sys::SocketAddr;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::message::{self, Request, messages, refusal};
+use super::message::{Request, messages, refusal};
 use crate::plane::PlaneError;
 
 /// How long an answer may take before we give up on it.
@@ -26,7 +26,7 @@ const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 
 /// Requests in one datagram at most: all their answers have to fit into the socket's buffer.
-const TOGETHER: usize = 16;
+const TOGETHER: usize = 64;
 
 /// A netlink socket in the network namespace of the thread that opened it.
 pub(super) struct Socket {
@@ -124,16 +124,17 @@ impl Socket {
     pub(super) fn batch(
         &mut self,
         operation: &str,
-        requests: Vec<Request>,
+        mut requests: Vec<Request>,
         mut read: impl FnMut(usize, u16, &[u8]),
     ) -> Vec<Result<(), PlaneError>> {
         let mut results = Vec::with_capacity(requests.len());
-        let mut requests = requests.into_iter().peekable();
-        while requests.peek().is_some() {
+        for some in requests.chunks_mut(TOGETHER) {
             let first = self.sequence.wrapping_add(1);
-            let mut together = Zeroizing::new(Vec::with_capacity(TOGETHER * message::CAPACITY));
+            // It may hold keys, and is never to be reallocated.
+            let length = some.iter().map(Request::length).sum();
+            let mut together = Zeroizing::new(Vec::with_capacity(length));
             let mut count = 0;
-            for mut request in requests.by_ref().take(TOGETHER) {
+            for request in some {
                 together.extend_from_slice(request.finish(self.next_sequence()));
                 count += 1;
             }

@@ -291,6 +291,29 @@ pub(super) fn dump() -> Request {
     Request::with_body(XFRM_MSG_GETSA, NLM_F_DUMP, &[])
 }
 
+/// GETSA for all states from one address to another; each part of the answer is read by
+/// [`found_window`] and holds keys.
+pub(super) fn dump_between((source, destination): (IpAddr, IpAddr)) -> Request {
+    let bits = if source.is_ipv4() { 32 } else { 128 };
+    // struct xfrm_address_filter
+    dump().attribute(
+        XFRMA_ADDRESS_FILTER,
+        &[
+            &Address::from_ip(&source).addr,
+            &Address::from_ip(&destination).addr,
+            &family(source).to_ne_bytes(),
+            &[bits, bits],
+        ],
+    )
+}
+
+/// Reads one part of the answer to [`dump_between`].
+pub(super) fn found_window(kind: u16, body: &[u8]) -> Option<(Key, (Replay, Usage))> {
+    let Found { key, .. } = found(kind, body)?;
+    let replay = Replay::parse(attribute(body, SA_INFO, XFRMA_REPLAY_ESN_VAL)?)?;
+    Some((key, (replay, Usage::of_info(body.get(..SA_INFO)?)?)))
+}
+
 /// Reads one part of the answer to [`dump`]; `None` for what is not ESP.
 pub(super) fn found(kind: u16, body: &[u8]) -> Option<Found> {
     let info = body.get(..SA_INFO).filter(|_| kind == XFRM_MSG_NEWSA)?;

@@ -118,6 +118,18 @@ fn a_port_in_use_is_named() {
     assert!(error.to_string().contains(&a.ike_port().to_string()));
 }
 
+/// Receivers share a port among themselves, and with nobody else.
+#[test]
+fn a_port_with_several_receivers_is_still_taken_once() {
+    let config = UdpConfig { receivers: 3, ..local_config() };
+    let (a, _ike) = UdpSockets::open(&config).unwrap();
+    let config = UdpConfig { nat_port: a.nat_port(), ..config };
+    for receivers in [1, 3] {
+        let error = UdpSockets::open(&UdpConfig { receivers, ..config.clone() }).err().unwrap();
+        assert!(matches!(error, UdpError::InUse { port, .. } if port == a.nat_port()));
+    }
+}
+
 #[test]
 fn bad_paths_are_errors() {
     let (a, _ike) = UdpSockets::open(&local_config()).unwrap();

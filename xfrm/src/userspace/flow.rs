@@ -21,6 +21,7 @@ use super::{
     sa::Sa,
     selector::Inner,
     table::{Shared, Slot},
+    trap::Traps,
     tun::Device,
 };
 use crate::{
@@ -75,6 +76,7 @@ pub(super) struct Flow {
     pub(super) queues: Vec<Arc<dyn Device>>,
     pub(super) events: Events,
     pub(super) drops: AtomicDrops,
+    pub(super) traps: Traps,
     started: Instant,
 }
 
@@ -85,8 +87,14 @@ impl Flow {
             queues,
             events: Events::new(events),
             drops: AtomicDrops::default(),
+            traps: Traps::default(),
             started: Instant::now(),
         }
+    }
+
+    /// The plane's clock.
+    pub(super) fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
     pub(super) fn drops(&self) -> Drops {

@@ -21,6 +21,7 @@ mod sa;
 mod selector;
 mod shards;
 mod table;
+mod trap;
 mod tun;
 
 pub use flow::Drops;

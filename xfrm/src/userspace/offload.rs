@@ -239,11 +239,6 @@ impl Cut {
         self.layout.payload + usize::from(self.size)
     }
 
-    /// How many packets there are.
-    pub(super) fn packets(&self, frame: &[u8]) -> usize {
-        frame.len().saturating_sub(self.layout.payload).div_ceil(usize::from(self.size)).max(1)
-    }
-
     /// Writes packet `index` to `to` and gives its length; `None` after the last one.
     pub(super) fn packet(&self, frame: &[u8], index: usize, to: &mut [u8]) -> Option<usize> {
         let Cut { layout, size } = *self;

@@ -27,7 +27,7 @@ const ROOM: usize = 3 * MAX_FRAME;
 pub(super) const MAX_SEND: usize = 65_500;
 
 /// What the packets of one frame have in common.
-struct Lead<'a> {
+pub(super) struct Lead<'a> {
     slot: &'a Slot,
     /// RFC 6040 §4.1: read before sealing hides it
     class: u8,
@@ -35,7 +35,7 @@ struct Lead<'a> {
 }
 
 /// Sealed packets that go out with one call: on one path, in one class, of one length but the last.
-struct Group<'a> {
+pub(super) struct Group<'a> {
     /// whose they are, and the right to send there
     slot: Option<(&'a Slot, Turn<'a>)>,
     class: u8,
@@ -142,7 +142,12 @@ impl Flow {
             count(&self.drops.not_ip);
             return free;
         }
-        let Some(lead) = self.lead(table, frame, 1) else { return free };
+        let Some(lead) = self.lead(table, frame) else {
+            // It may send by itself, so nobody holds the right to.
+            self.flush(udp, arena, group);
+            self.left_over(udp, arena.get(place).unwrap_or_default());
+            return free;
+        };
         self.packet(udp, arena, place, &lead, group).unwrap_or(free)
     }
 
@@ -159,8 +164,11 @@ impl Flow {
         let behind = place.end;
         let frame = arena.get(place.clone()).unwrap_or_default();
         // They have one header, so one SA carries them all.
-        let Some(lead) = self.lead(table, frame, cut.packets(frame)) else { return place.start };
-        let head = lead.slot.sa.outbound.head();
+        let lead = self.lead(table, frame);
+        if lead.is_none() {
+            self.flush(udp, arena, group);
+        }
+        let head = lead.as_ref().map_or(0, |lead| lead.slot.sa.outbound.head());
         let (mut next, mut index) = (behind, 0);
         loop {
             if next + head + cut.longest() + TAILROOM > arena.len() {
@@ -177,30 +185,37 @@ impl Flow {
             let Some((before, after)) = arena.split_at_mut_checked(start) else { break };
             let frame = before.get(place.clone()).unwrap_or_default();
             let Some(len) = cut.packet(frame, index, after) else { break };
-            // One right behind the other: a send then has one piece.
-            next = self.packet(udp, arena, start..start + len, &lead, group).unwrap_or(next);
+            let packet = start..start + len;
+            match &lead {
+                // One right behind the other: a send then has one piece.
+                Some(lead) => {
+                    next = self.packet(udp, arena, packet, lead, group).unwrap_or(next);
+                }
+                None => self.left_over(udp, arena.get(packet).unwrap_or_default()),
+            }
             index += 1;
         }
         next
     }
 
-    /// Which SA carries `packet`, which stands for so `many`.
-    fn lead<'a>(&self, table: &'a Table, packet: &[u8], many: usize) -> Option<Lead<'a>> {
-        let many = many as u64;
-        let Some(inner) = Inner::parse(packet) else {
-            self.drops.not_ip.fetch_add(many, Relaxed);
-            return None;
-        };
-        let Some(slot) = table.outbound(&inner) else {
-            self.drops.no_sa.fetch_add(many, Relaxed);
-            return None;
-        };
+    /// Which SA carries `packet`, and how.
+    pub(super) fn lead<'a>(&self, table: &'a Table, packet: &[u8]) -> Option<Lead<'a>> {
+        let inner = Inner::parse(packet)?;
+        let slot = table.outbound(&inner)?;
         Some(Lead { slot, class: ecn::traffic_class(packet), next_header: inner.next_header() })
+    }
+
+    /// A packet that no SA carries may be one that is to wait for it.
+    fn left_over(&self, udp: &UdpSockets, packet: &[u8]) {
+        match Inner::parse(packet) {
+            Some(inner) => self.uncarried(udp, &inner, packet),
+            None => count(&self.drops.not_ip),
+        }
     }
 
     /// Seals the inner packet at `place` and puts it into the group, or begins another; where it ends
     /// if it is to be sent.
-    fn packet<'a>(
+    pub(super) fn packet<'a>(
         &self,
         udp: &UdpSockets,
         arena: &mut [u8],
@@ -247,7 +262,7 @@ impl Flow {
         Some(end)
     }
 
-    fn flush(&self, udp: &UdpSockets, arena: &[u8], group: &mut Group<'_>) {
+    pub(super) fn flush(&self, udp: &UdpSockets, arena: &[u8], group: &mut Group<'_>) {
         // The next may send when this has been.
         let Some((slot, _turn)) = group.slot.take() else { return };
         if group.packets.is_empty() {
@@ -277,7 +292,7 @@ impl Flow {
 
 impl Group<'_> {
     /// An empty one, which puts its packets into this empty list.
-    fn new(packets: Vec<Range<usize>>) -> Self {
+    pub(super) fn new(packets: Vec<Range<usize>>) -> Self {
         let inner = [0; MAX_SEGMENTS];
         Group { slot: None, class: 0, len: 0, total: 0, packets, inner, closed: false }
     }

@@ -167,6 +167,20 @@ fn cut_all(frame: &[u8], vnet: &Vnet) -> Vec<Vec<u8>> {
     (0..).map_while(packet).collect()
 }
 
+/// An empty one, and what is written to it.
+fn queue(merges: Merges) -> (Arc<Queue>, mpsc::Receiver<Vec<u8>>) {
+    let (sender, delivered) = mpsc::channel();
+    let queue = Queue {
+        state: Mutex::default(),
+        filled: Condvar::new(),
+        delivered: sender,
+        merges,
+        merged: AtomicU64::new(0),
+        refuses: AtomicBool::new(false),
+    };
+    (Arc::new(queue), delivered)
+}
+
 struct End {
     plane: UserspacePlane,
     udp: Arc<UdpSockets>,
@@ -186,15 +200,7 @@ impl End {
     fn with(bind_v6: Option<Ipv6Addr>, merges: Merges) -> End {
         let config = UdpConfig { ike_port: 0, nat_port: 0, bind_v6, ..UdpConfig::default() };
         let (udp, _) = UdpSockets::open(&config).unwrap();
-        let (sender, delivered) = mpsc::channel();
-        let device = Arc::new(Queue {
-            state: Mutex::default(),
-            filled: Condvar::new(),
-            delivered: sender,
-            merges,
-            merged: AtomicU64::new(0),
-            refuses: AtomicBool::new(false),
-        });
+        let (device, delivered) = queue(merges);
         let (name, reason) = ("test0".into(), "test".into());
         let config = UserspaceConfig { device: name, mtu: 1400, workers: 1, reason };
         let queues: Vec<Arc<dyn Device>> = vec![device.clone()];

@@ -369,7 +369,7 @@ mod tests {
                 assert!(sent > 50_000, "{mtu}: {sent}");
             }
         }
-        assert_eq!(largest_frame(500), None);
+        assert_eq!(largest_frame(400), None);
     }
 
     #[test]
