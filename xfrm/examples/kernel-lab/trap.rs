@@ -1,6 +1,9 @@
 //! Packets that no CHILD_SA carries yet: none leaves in the clear, and the first is told.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use bewick_ike::{EspSuite, Packet};
 use bewick_xfrm::{DataPlane, PlaneEvent, Reconciled, Trap, TrapId};
@@ -8,7 +11,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::{
     host::{
-        A0, A1, B0, B1, INNER_A, INNER_B, Pings, Result, check, ip, net, path, ping, ping_from,
+        A0, A1, B0, B1, B6, INNER_A, INNER_B, Pings, Result, check, ip, net, path, ping, ping_from,
         policies, states,
     },
     pair::{CHILD, Pair},
@@ -84,12 +87,31 @@ pub fn trap(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()
     // What the kernel is told to keep is carried by the CHILD_SA that it asks for.
     keep(true)?;
     runtime.block_on(pair.a.set_trap(&same))?;
+    let before = echoes()?;
     let first = Pings::start(1)?;
     let event = next(runtime, &mut events, PATIENCE.as_millis() as u64);
     check(matches!(event, Some(PlaneEvent::Acquire { .. })), "it is told")?;
+    check(echoes()? == before, "and waits")?;
     pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
-    check(first.lost()? == 0, "the first packet is kept")?;
+    // That its sender waits for the answer for no more than a second is another matter.
+    let start = Instant::now();
+    while echoes()? == before && start.elapsed() < PATIENCE {}
+    check(echoes()? == before + 1, "the first packet is kept")?;
+    first.lost()?;
     keep(false)?;
+    runtime.block_on(pair.a.clear_trap(TrapId(3)))?;
+
+    // The state that never comes is of IPv4, whatever the packets are.
+    let (six_a, six_b) = ("2001:db8:1::1", "2001:db8:2::1");
+    let address = format!("{six_a}/128");
+    ip(&["-n", "a", "addr", "add", &address, "dev", "bewick0", "nodad"])?;
+    ip(&["-n", "a", "route", "replace", six_b, "via", B6, "dev", "va0", "src", six_a])?;
+    runtime.block_on(pair.a.set_trap(&one(5, &address, "2001:db8:2::/64")))?;
+    check(ping_from(six_a, six_b, 1)? == 1, "a packet of IPv6 is caught")?;
+    let event = next(runtime, &mut events, PATIENCE.as_millis() as u64);
+    let side = |address: &str| format!("{address}[icmpv6]").parse();
+    let packet = Packet { local: side(six_a)?, remote: side(six_b)? };
+    check(event == Some(PlaneEvent::Acquire { trap: TrapId(5), packet }), "and told")?;
     pair.close(runtime)
 }
 
