@@ -74,12 +74,22 @@ pub fn trap(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()
     check(policies("a")? == 0 && asked()? == 0, "no trap is left")?;
 
     // A CHILD_SA with less than the trap leaves the rest to it.
-    runtime.block_on(pair.a.set_trap(&one(4, "10.0.0.0/16", "10.0.2.0/24")))?;
+    let wide = one(4, "10.0.0.0/16", "10.0.2.0/24");
+    runtime.block_on(pair.a.set_trap(&wide))?;
     ip(&["-n", "a", "route", "replace", "10.0.2.9", "via", B0, "dev", "va0", "src", INNER_A])?;
     pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
     check(ping(5)? == 0 && policies("a")? == 4, "both are there")?;
     tells(runtime, &mut events, 4, "10.0.2.9")?;
     check(ping(5)? == 0, "and the CHILD_SA goes on")?;
+
+    // A packet that is forwarded is as good as one of this host's.
+    runtime.block_on(pair.a.set_trap(&wide))?;
+    let before = echoes()?;
+    let ping = ["netns", "exec", "c", "ping", "-n", "-c", "1", "-W", "1", INNER_B];
+    check(ip(&ping).is_err() && echoes()? == before, "a forwarded packet is caught")?;
+    let event = next(runtime, &mut events, PATIENCE.as_millis() as u64);
+    let packet = icmp("10.0.1.9", INNER_B)?;
+    check(event == Some(PlaneEvent::Acquire { trap: TrapId(4), packet }), "and told")?;
     runtime.block_on(pair.a.remove(CHILD))?;
     runtime.block_on(pair.b.remove(CHILD))?;
     runtime.block_on(pair.a.clear_trap(TrapId(4)))?;
@@ -135,9 +145,13 @@ fn tells(
     check(ping_from(INNER_A, to, 1)? == 1, "a packet is caught")?;
     let event = next(runtime, events, PATIENCE.as_millis() as u64);
     println!("event: {event:?}");
-    let side = |address: &str| format!("{address}[icmp]").parse();
-    let packet = Packet { local: side(INNER_A)?, remote: side(to)? };
+    let packet = icmp(INNER_A, to)?;
     check(event == Some(PlaneEvent::Acquire { trap: TrapId(trap), packet }), "it is told")
+}
+
+fn icmp(from: &str, to: &str) -> Result<Packet> {
+    let side = |address: &str| format!("{address}[icmp]").parse();
+    Ok(Packet { local: side(from)?, remote: side(to)? })
 }
 
 fn next(
