@@ -6,6 +6,7 @@
 //! values. A run replays byte for byte from its seed.
 #![forbid(unsafe_code)]
 
+pub mod asked;
 pub mod auth;
 pub mod child;
 pub mod config;
@@ -24,6 +25,7 @@ pub mod selector;
 pub mod time;
 pub mod wire;
 
+pub use asked::{Asked, Packet};
 pub use child::{ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits};
 pub use config::{ConnectionConfig, ConnectionId, Role};
 pub use crash::CrashSecrets;

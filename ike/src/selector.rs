@@ -60,6 +60,12 @@ impl TrafficSelector {
         self.ports
     }
 
+    /// Whether packets of this protocol have ports.
+    pub fn has_ports(protocol: u8) -> bool {
+        // TCP, UDP, DCCP, SCTP, UDP-Lite
+        matches!(protocol, 6 | 17 | 33 | 132 | 136)
+    }
+
     /// The first address.
     pub fn first(&self) -> IpAddr {
         self.first

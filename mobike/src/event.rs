@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, time::Duration};
 
-use bewick_ike::{ActionError, CloseReason, ConnectionId, Established, Path, SaId};
+use bewick_ike::{ActionError, CloseReason, ConnectionId, Established, Packet, Path, SaId};
 
 use crate::race::Tried;
 
@@ -235,6 +235,24 @@ pub enum Event {
         /// why
         reason: CloseReason,
     },
+    /// A packet waits for a CHILD_SA, which is made now.
+    Wanted {
+        /// the connection
+        connection: ConnectionId,
+        /// which of its configuration
+        child: usize,
+        /// the packet
+        packet: Packet,
+    },
+    /// That CHILD_SA could not be made: packets are dropped for a while, and then the next one asks again.
+    HeldOff {
+        /// the connection
+        connection: ConnectionId,
+        /// which of its configuration
+        child: usize,
+        /// for this time
+        after: Duration,
+    },
     /// The connection will be tried again.
     Retrying {
         /// the connection
@@ -261,6 +279,8 @@ impl Event {
             Event::PeerAddresses { .. } => "peer-addresses",
             Event::Closed { .. } => "closed",
             Event::Refused { .. } => "refused",
+            Event::Wanted { .. } => "wanted",
+            Event::HeldOff { .. } => "held-off",
             Event::Retrying { .. } => "retrying",
         }
     }
@@ -278,6 +298,8 @@ impl Event {
             | Event::Alive { connection, .. }
             | Event::Stranded { connection, .. }
             | Event::PeerAddresses { connection, .. }
+            | Event::Wanted { connection, .. }
+            | Event::HeldOff { connection, .. }
             | Event::Retrying { connection, .. } => Some(*connection),
             Event::Established { established, .. } => Some(established.connection),
             Event::Closed { connection, .. } => *connection,
@@ -329,9 +351,29 @@ impl fmt::Display for Event {
             }
             Event::Closed { path, reason, .. } => write!(f, "closed, {path}: {reason}"),
             Event::Refused { path, reason } => write!(f, "refused, {path}: {reason}"),
+            Event::Wanted { child, .. } => write!(f, "a packet asks for {}", Nth(*child)),
+            Event::HeldOff { child, after, .. } => {
+                let (child, seconds) = (Nth(*child), after.as_secs_f64());
+                write!(
+                    f,
+                    "{child} could not be made; the next packet after {seconds:.1} s asks again"
+                )
+            }
             Event::Retrying { after, .. } => {
                 write!(f, "next try in {:.1} s", after.as_secs_f64())
             }
+        }
+    }
+}
+
+/// A CHILD_SA by its place in the configuration.
+struct Nth(usize);
+
+impl fmt::Display for Nth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("the first CHILD_SA"),
+            more => write!(f, "the CHILD_SA of [[connection.child]] number {more}"),
         }
     }
 }

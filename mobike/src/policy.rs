@@ -89,6 +89,8 @@ pub struct ConnectionPolicy {
     pub announce: Option<Vec<IpNet>>,
     /// as initiator: try again after a failure or a loss, for ever
     pub keep_up: bool,
+    /// as initiator: brought up by the first packet for it, each time anew; not together with `keep_up`
+    pub trap: bool,
     /// as initiator: traffic that goes out for this time while none comes in makes the path suspect; zero
     /// for never
     pub dead_after: Duration,
@@ -119,6 +121,7 @@ impl Default for ConnectionPolicy {
             accept_peer_addresses: true,
             announce: None,
             keep_up: false,
+            trap: false,
             dead_after: Duration::from_secs(1),
             standby: Duration::from_secs(25),
             standby_metered: false,

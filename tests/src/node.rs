@@ -1,8 +1,11 @@
 //! An end of the simulated network: the whole machine of a host, or a puppet.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use bewick_ike::{Action, ActionError, ActionId, SaId, Time};
+use bewick_ike::{Action, ActionError, ActionId, ConnectionId, Packet, SaId, Time};
 use bewick_mobike::{
     Command, Event, Host, Input as HostInput, LocalAddress, Output as HostOutput,
     host::CommandError,
@@ -20,6 +23,8 @@ pub struct Honest {
     pub host: Host,
     /// what the gateway's name leads to
     pub gateways: Vec<IpAddr>,
+    /// the traps that are set, and how often each was
+    pub traps: BTreeMap<(usize, usize), u32>,
     metered: BTreeSet<UplinkId>,
     now: Time,
 }
@@ -35,7 +40,13 @@ pub enum Node {
 impl Node {
     /// A host whose gateway has these addresses.
     pub fn honest(host: Host, gateways: Vec<IpAddr>) -> Self {
-        Node::Honest(Box::new(Honest { host, gateways, metered: BTreeSet::new(), now: Time::ZERO }))
+        Node::Honest(Box::new(Honest {
+            host,
+            gateways,
+            traps: BTreeMap::new(),
+            metered: BTreeSet::new(),
+            now: Time::ZERO,
+        }))
     }
 
     /// The machine of a host.
@@ -68,6 +79,14 @@ impl Node {
         match self {
             Node::Puppet(puppet) => puppet,
             Node::Honest(_) => panic!("this end is no puppet"),
+        }
+    }
+
+    /// How often the trap for this CHILD_SA of the first connection was set; `None` if none is.
+    pub fn trap(&self, child: usize) -> Option<u32> {
+        match self {
+            Node::Honest(honest) => honest.traps.get(&(0, child)).copied(),
+            Node::Puppet(_) => None,
         }
     }
 
@@ -138,6 +157,14 @@ impl Honest {
                 }
                 HostOutput::Count { sa, .. } => Output::Count { id: sa.0 },
                 HostOutput::Event(event) => Output::Event(event),
+                HostOutput::SetTrap { connection, child } => {
+                    *self.traps.entry((connection.0, child)).or_default() += 1;
+                    continue;
+                }
+                HostOutput::ClearTrap { connection, child } => {
+                    self.traps.remove(&(connection.0, child));
+                    continue;
+                }
                 HostOutput::Keys(_) => continue,
                 HostOutput::Resolve(connection) => {
                     let addresses = self.gateways.clone();
@@ -202,6 +229,21 @@ impl World<Node> {
         let result = honest.host.command(now, command);
         self.pump(id);
         result
+    }
+
+    /// Has the data plane of the host at `id` catch a packet for a CHILD_SA of its first connection.
+    ///
+    /// # Panics
+    /// If the end is a puppet.
+    pub fn caught(&mut self, id: EndId, child: usize, packet: Packet) {
+        let now = self.now();
+        let Node::Honest(honest) = &mut self.end_mut(id).machine else {
+            panic!("a puppet has no traps")
+        };
+        honest.now = now;
+        let connection = ConnectionId(0);
+        honest.host.handle(now, HostInput::Acquire { connection, child, packet });
+        self.pump(id);
     }
 
     /// Lets a test play the puppet at `id`, then carries out what follows.

@@ -9,7 +9,10 @@ use std::{
 use bewick_ike::{ChildId, ChildMove, ChildSa, Path};
 use tokio::sync::mpsc;
 
-use crate::{Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent};
+use crate::{
+    Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Trap,
+    TrapId,
+};
 
 /// One operation as the plane was told it; failed ones are written down too.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +23,10 @@ pub enum Operation {
     Move(Vec<ChildMove>),
     /// [`DataPlane::remove`]
     Remove(ChildId),
+    /// [`DataPlane::set_trap`]
+    SetTrap(Trap),
+    /// [`DataPlane::clear_trap`]
+    ClearTrap(TrapId),
     /// [`DataPlane::shutdown`]
     Shutdown,
 }
@@ -55,7 +62,7 @@ impl FakePlane {
         })))
     }
 
-    /// Has the next install, move or remove fail with `error`; several calls queue up.
+    /// Has the next install, move, remove or trap fail with `error`; several calls queue up.
     pub fn fail_next(&self, error: PlaneError) {
         self.state().failures.push_back(error);
     }
@@ -142,6 +149,14 @@ impl DataPlane for FakePlane {
 
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
         Box::pin(ready(self.remove_now(id)))
+    }
+
+    fn set_trap<'a>(&'a mut self, trap: &'a Trap) -> Answer<'a, ()> {
+        Box::pin(ready(self.begin(Operation::SetTrap(trap.clone())).map(|_| ())))
+    }
+
+    fn clear_trap(&mut self, id: TrapId) -> Answer<'_, ()> {
+        Box::pin(ready(self.begin(Operation::ClearTrap(id)).map(|_| ())))
     }
 
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters> {

@@ -15,5 +15,5 @@ pub mod userspace;
 
 pub use plane::{
     Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Reconciled,
-    Since,
+    Since, Trap, TrapId,
 };

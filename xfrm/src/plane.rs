@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
 
-use bewick_ike::{ChildId, ChildMove, ChildSa, Path};
+use bewick_ike::{ChildId, ChildMove, ChildSa, Packet, Path, TrafficSelector};
 use tokio::sync::mpsc;
 
 /// What an operation of a plane resolves to. Boxed, so that the daemon can hold any plane.
@@ -93,6 +93,21 @@ pub struct Reconciled {
     pub incomplete: usize,
 }
 
+/// Names a trap for as long as it is set. Numbers are small: they count what a configuration has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TrapId(pub u32);
+
+/// Packets that are for a CHILD_SA which is not there yet (RFC 4301 §5.1, step 3b).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// our own name for it
+    pub id: TrapId,
+    /// what is on our side
+    pub ts_local: Vec<TrafficSelector>,
+    /// what is on the peer's side
+    pub ts_remote: Vec<TrafficSelector>,
+}
+
 /// What a plane reports by itself. All are hints to the machines above: none moves an SA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PlaneEvent {
@@ -110,10 +125,12 @@ pub enum PlaneEvent {
         /// where the packet came from
         seen: SocketAddr,
     },
-    /// a packet matched a trap policy and wants a CHILD_SA
+    /// a trap has caught a packet, the first since it was set
     Acquire {
-        /// the reqid of the trap policy
-        reqid: u32,
+        /// which trap
+        trap: TrapId,
+        /// the packet
+        packet: Packet,
     },
     /// another program has removed states or policies of ours, or all that there were: call
     /// [`DataPlane::reconcile`], until which it is not said again
@@ -185,6 +202,13 @@ pub trait DataPlane: Send {
 
     /// Removes `id` in both directions; no error if it is gone already.
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()>;
+
+    /// Catches the packets of `trap` that no CHILD_SA carries: none of them leaves, and the first one is told by
+    /// [`PlaneEvent::Acquire`]. After that nothing is told until the same trap is set again.
+    fn set_trap<'a>(&'a mut self, trap: &'a Trap) -> Answer<'a, ()>;
+
+    /// Catches nothing for `id` any more; no error if it is not set.
+    fn clear_trap(&mut self, id: TrapId) -> Answer<'_, ()>;
 
     /// The traffic of `id` so far.
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters>;

@@ -5,8 +5,8 @@ use std::{net::IpAddr, path::Path, time::Duration};
 use bewick_ike::{
     Limits, TrafficSelector,
     config::{
-        Childless, ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE, Retransmission,
-        Role, Selectors, Uniqueness,
+        ChildConfig, Childless, ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE,
+        Retransmission, Role, Selectors, Uniqueness,
     },
     wire::identity::{Identity, IdentityPattern},
 };
@@ -62,6 +62,8 @@ pub enum Start {
     Auto,
     /// on `bewick up`
     Manual,
+    /// when there is a packet for it, each CHILD_SA by itself
+    Trap,
 }
 
 /// When what belongs in an initiator's tunnel leaves by the tunnel or not at all.
@@ -124,6 +126,9 @@ pub(super) fn read(
     match role {
         Some(Role::Initiator) => {
             initiator = InitiatorPart::read(reader, remote_ts.as_deref());
+            if initiator.start == Start::Trap {
+                trap(reader, local_ts.is_some(), &more_children);
+            }
             for key in RESPONDER_KEYS {
                 reader.refuse(key, "is for role = \"responder\"; remove it");
             }
@@ -177,6 +182,7 @@ pub(super) fn read(
     };
     let policy = ConnectionPolicy {
         keep_up: initiator.start == Start::Auto,
+        trap: initiator.start == Start::Trap,
         return_routability: responder.return_routability,
         ..policy
     };
@@ -231,7 +237,7 @@ impl InitiatorPart {
         let reauth_lifetime = reader
             .number("reauth_lifetime", 0..=31_536_000, "seconds")
             .map_or(0, |field| field.value);
-        let starts = [("auto", Start::Auto), ("manual", Start::Manual)];
+        let starts = [("auto", Start::Auto), ("manual", Start::Manual), ("trap", Start::Trap)];
         let start = reader.word("start", &starts).unwrap_or(Start::Auto);
         let kill_switch = kill_switch(reader, &gateways, remote_ts.unwrap_or_default());
         let wanted = reader.bool("virtual_ip").is_some_and(|field| field.value);
@@ -246,6 +252,32 @@ impl InitiatorPart {
             ipv6: wanted && any(false),
         }
     }
+}
+
+/// What waits for packets has to know which, before a gateway tells anything.
+fn trap(reader: &mut TableReader<'_, '_, '_>, has_local_ts: bool, more: &[ChildConfig]) {
+    let Some(span) = reader.key_span("start") else { return };
+    let virtual_ip = reader.bool("virtual_ip").is_some_and(|field| field.value);
+    let without = more.iter().find(|child| child.ts_local == Selectors::Dynamic);
+    let problem = match (virtual_ip, has_local_ts, without) {
+        (true, ..) => {
+            "start is \"trap\" and virtual_ip is true: a packet that comes before the tunnel can't have \
+             the address that the gateway assigns with it; let start be \"auto\", or take virtual_ip out \
+             and write local_ts"
+                .to_owned()
+        }
+        (_, false, _) => {
+            "start is \"trap\", which needs local_ts: the networks on this side whose packets bring the \
+             tunnel up, such as local_ts = [\"10.7.0.0/16\"]"
+                .to_owned()
+        }
+        (.., Some(child)) => format!(
+            "start is \"trap\", which needs local_ts in [[connection.child]] {:?} too",
+            child.name
+        ),
+        _ => return,
+    };
+    reader.report.add(&span, problem);
 }
 
 /// What only a responder has.

@@ -69,6 +69,33 @@ fn a_gateway_in_eight_lines() {
 }
 
 #[test]
+fn what_waits_for_packets_has_to_know_which() {
+    let site =
+        CLIENT.replace("virtual_ip = true", "start = \"trap\"\nlocal_ts = [\"10.7.0.0/16\"]");
+    let connection = &read(&site).unwrap().connections[0];
+    assert_eq!(connection.start, Start::Trap);
+    assert!(connection.policy.trap && !connection.policy.keep_up);
+    let wrong = problem("virtual_ip = true", "virtual_ip = true\nstart = \"trap\"");
+    assert!(
+        wrong.starts_with("b.toml:10:1: start is \"trap\" and virtual_ip is true: a packet that"),
+        "{wrong}"
+    );
+    assert!(wrong.contains("let start be \"auto\", or take virtual_ip out and write local_ts"));
+    let wrong = problem("virtual_ip = true", "start = \"trap\"");
+    assert!(
+        wrong.starts_with("b.toml:9:1: start is \"trap\", which needs local_ts: the "),
+        "{wrong}"
+    );
+    let child = "[[connection.child]]\nname = \"lab\"\nremote_ts = [\"10.2.0.0/16\"]\n";
+    let wrong = problems(&format!("{site}{child}"));
+    assert!(wrong[0].contains("needs local_ts in [[connection.child]] \"lab\" too"), "{wrong:#?}");
+    let wrong = problem("virtual_ip = true", "virtual_ip = true\nstart = \"traps\"");
+    assert!(wrong.contains("start is \"traps\"; expected \"auto\" or \"manual\" or"), "{wrong}");
+    let wrong = one(GATEWAY, "pool", "start = \"trap\"\npool");
+    assert!(wrong.contains("is for role = \"initiator\""), "{wrong}");
+}
+
+#[test]
 fn a_client_in_nine_lines() {
     let config = read(CLIENT).unwrap();
     let connection = &config.connections[0];

@@ -21,7 +21,7 @@ mod wanted;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use bewick_ike::{ChildId, ChildMove, ChildSa};
+use bewick_ike::{ChildId, ChildMove, ChildSa, TrafficSelector};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::{
@@ -35,7 +35,7 @@ use tracing::{debug, warn};
 
 use self::{
     rules::Rule,
-    wanted::{Block, Inner, Kind, State, Wanted, child},
+    wanted::{Block, Inner, Kind, State, Wanted, child, towards},
 };
 use crate::net::{
     LocalAddress, NetError, TABLE,
@@ -188,6 +188,31 @@ impl Routes {
         self.reconcile().await
     }
 
+    /// Leads packets for what a CHILD_SA is to carry, which waits for them, to the device; `own` are the
+    /// addresses of this machine. On an error everything is as before.
+    pub async fn trap(
+        &mut self,
+        id: u32,
+        ts_local: &[TrafficSelector],
+        ts_remote: &[TrafficSelector],
+        own: &[IpAddr],
+    ) -> Result<(), NetError> {
+        let before = self.wanted.clone();
+        self.wanted.traps.insert(id, towards(ts_local, ts_remote, own));
+        let result = self.reconcile().await;
+        if result.is_err() {
+            self.wanted = before;
+            let _ = self.reconcile().await;
+        }
+        result
+    }
+
+    /// Ends [`Routes::trap`].
+    pub async fn untrap(&mut self, id: u32) -> Result<(), NetError> {
+        self.wanted.traps.remove(&id);
+        self.reconcile().await
+    }
+
     /// Has the inner packets be as big as the new paths allow (RFC 4301 §8.2.1).
     pub async fn moved(&mut self, moves: &[ChildMove]) -> Result<(), NetError> {
         let mut changed = false;
@@ -270,6 +295,7 @@ impl Routes {
     /// Removes everything but what stays closed, and says whether anything does.
     pub async fn shutdown(&mut self) -> Result<bool, NetError> {
         self.wanted.children.clear();
+        self.wanted.traps.clear();
         self.wanted.blocks.retain(|_, block| block.stays);
         let result = self.reconcile().await;
         let result = result.and(self.uplinks.refresh(&[]).await);

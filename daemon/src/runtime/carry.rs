@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::{Daemon, keylog::KeyLog};
 use crate::{
-    config::{Connection, KillSwitch},
+    config::{Connection, KillSwitch, Start},
     dns::Asked,
     net::Closed,
 };
@@ -61,6 +61,8 @@ impl Daemon {
                     let (sent, received) = self.count(&children).await;
                     self.host.handle(self.clock.now(), Input::Counted { sa, sent, received });
                 }
+                Output::SetTrap { connection, child } => self.set_trap(connection, child).await,
+                Output::ClearTrap { connection, child } => self.clear_trap(connection, child).await,
                 Output::Event(event) => self.on_event(&event).await,
                 Output::Keys(keys) => self.write_down(|log| log.ike(&keys)),
             }
@@ -253,14 +255,16 @@ impl Daemon {
 pub(super) fn closed(connections: &[Connection]) -> Vec<Closed> {
     let closed = |connection: &Connection| {
         let responder = connection.ike.role == Role::Responder;
-        let always = connection.kill_switch == KillSwitch::Always;
+        let stays = connection.kill_switch == KillSwitch::Always;
+        // what waits for packets must have them, and send none of them in clear
+        let always = stays || connection.start == Start::Trap;
         let nets = match (responder, connection.kill_switch) {
             (true, _) => client_nets(connection),
             (false, KillSwitch::Off) => Vec::new(),
             (false, _) => tunnel_nets(connection),
         };
         let connection = connection.name().to_owned();
-        Closed { connection, nets, always: always || responder, stays: always, guarded: !responder }
+        Closed { connection, nets, always: always || responder, stays, guarded: !responder }
     };
     connections.iter().map(closed).filter(|closed| !closed.nets.is_empty()).collect()
 }

@@ -10,6 +10,7 @@ mod paths;
 mod plane;
 mod record;
 mod status;
+mod trap;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,13 +21,13 @@ use std::{
 };
 
 use bewick_ike::{
-    Established, Path, Random, Role, SaId, Time,
+    ConnectionId, Established, Path, Random, Role, SaId, Time,
     auth::{UnixSeconds, WallClock},
     endpoint::SaStatus,
 };
 use bewick_mobike::{Command, Host, HostConfig, Input, TcpUse};
 use bewick_xfrm::{
-    DataPlane, PlaneError, PlaneEvent,
+    DataPlane, PlaneError, PlaneEvent, TrapId,
     tcp::TcpConfig,
     udp::{IkeDatagram, UdpError, UdpSockets},
 };
@@ -167,6 +168,8 @@ struct Daemon {
     /// the last interface of every address that we have had: what is still sent from one that is
     /// gone has to fail, and not to leave by another uplink with a source that is wrong there
     interfaces: BTreeMap<IpAddr, u32>,
+    /// the CHILD_SAs that packets bring up
+    trapped: BTreeMap<TrapId, (ConnectionId, usize)>,
     /// what is known of each IKE_SA that is up, addresses that were assigned included
     established: BTreeMap<SaId, Established>,
     resolver: Resolver,
@@ -403,6 +406,7 @@ impl Daemon {
             monitor,
             addresses: Vec::new(),
             interfaces: BTreeMap::new(),
+            trapped: BTreeMap::new(),
             established: BTreeMap::new(),
             resolver,
             gateways: BTreeMap::new(),
@@ -430,11 +434,16 @@ impl Daemon {
         self.advise(&addresses);
         self.on_addresses(addresses).await;
         for (index, connection) in self.connections.iter().enumerate() {
-            if connection.ike.role == Role::Initiator && connection.start == Start::Auto {
-                let command = Command::Up(bewick_ike::ConnectionId(index));
-                if let Err(e) = self.host.command(self.clock.now(), command) {
-                    warn!(connection = connection.name(), "{e}");
-                }
+            let id = ConnectionId(index);
+            let command = match (connection.ike.role, connection.start) {
+                (Role::Initiator, Start::Auto) => Some(Command::Up(id)),
+                (Role::Initiator, Start::Trap) => Some(Command::Trap(id)),
+                _ => None,
+            };
+            if let Some(command) = command
+                && let Err(e) = self.host.command(self.clock.now(), command)
+            {
+                warn!(connection = connection.name(), "{e}");
             }
         }
         self.carry_out().await;
@@ -582,6 +591,7 @@ impl Daemon {
         self.host.handle(self.clock.now(), Input::Addresses(locals));
         // the move comes first: what is left to do here has time
         self.carry_out().await;
+        self.lead_to_traps().await;
         if let Err(e) = self.routes.refresh(&self.addresses).await {
             warn!("{e}");
         }
@@ -653,7 +663,7 @@ impl Daemon {
                 let input = Input::Mapping { child: *id, remote: *seen };
                 self.host.handle(self.clock.now(), input);
             }
-            PlaneEvent::Acquire { .. } => {}
+            PlaneEvent::Acquire { trap, packet } => self.on_acquire(*trap, *packet),
         }
     }
 }

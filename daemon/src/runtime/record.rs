@@ -55,6 +55,7 @@ impl Recorder {
             Event::Refused { .. }
             | Event::MoveFailed { .. }
             | Event::Stranded { .. }
+            | Event::HeldOff { .. }
             | Event::Waiting { .. } => Level::WARN,
             // Traffic that is never answered makes a pair of these every 10 s, for as long as it goes.
             Event::Suspected { .. } | Event::Alive { .. } => Level::DEBUG,
@@ -173,6 +174,12 @@ fn fields(event: &Event) -> Map<String, Value> {
             "remote": path.remote,
             "reason": reason.to_string(),
         }),
+        Event::Wanted { child, packet, .. } => json!({
+            "child": child,
+            "local": packet.local.to_string(),
+            "remote": packet.remote.to_string(),
+        }),
+        Event::HeldOff { child, after, .. } => json!({ "child": child, "after_ms": ms(after) }),
         Event::Retrying { after, .. } => json!({ "after_ms": ms(after) }),
     })
 }

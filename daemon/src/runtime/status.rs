@@ -68,6 +68,7 @@ impl Daemon {
                 Role::Responder => "listening",
                 Role::Initiator if sas.iter().any(|sa| sa.state == "connecting") => "connecting",
                 Role::Initiator if self.waiters.is_retrying(id) => "waiting",
+                Role::Initiator if self.host.is_trapped(id) => "trap",
                 Role::Initiator => "idle",
             }
         };

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    asked::Asked,
     auth::WallClock,
     child::ChildId,
     config::{ConnectionConfig, ConnectionId, Role},
@@ -23,6 +24,7 @@ use crate::{
     sa::{
         Cx, Sa, Shared, State,
         child::Child,
+        create_initiator,
         exchange::Arrival,
         init,
         init_responder::{self, Unanswerable},
@@ -164,9 +166,25 @@ impl Endpoint {
         path: Path,
         extension: &mut dyn Extension,
     ) -> Result<SaId, CloseReason> {
+        self.connect_for(now, connection, path, Vec::new(), extension)
+    }
+
+    /// The same with no other CHILD_SAs than those that are `asked` for; the first of them goes into
+    /// IKE_AUTH. None stands for all of the configuration.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn connect_for(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        path: Path,
+        asked: Vec<Asked>,
+        extension: &mut dyn Extension,
+    ) -> Result<SaId, CloseReason> {
         let id = SaId(self.shared.fresh_id());
         let mut cx = Cx { now, shared: &mut self.shared, extension };
-        let sa = init::start(&mut cx, id, connection, path)?;
+        let sa = init::start(&mut cx, id, connection, path, asked)?;
         self.shared.by_spi.insert(sa.channel.own_spi(), id);
         self.sas.insert(id, sa);
         Ok(id)
@@ -574,6 +592,21 @@ impl Endpoint {
         self.with(now, id, extension, |sa, cx| {
             task::rekey_children(sa, cx, |c| child.is_none_or(|id| c.id == id));
         });
+    }
+
+    /// Makes a CHILD_SA of the configuration as soon as the window is open (RFC 7296 §1.3.1).
+    pub fn make_child(&mut self, now: Time, id: SaId, asked: Asked, extension: &mut dyn Extension) {
+        self.with(now, id, extension, |sa, cx| create_initiator::make(sa, cx, asked));
+    }
+
+    /// Whether the CHILD_SA at this place of the configuration is being made, or waits for its turn or for
+    /// another try.
+    pub fn is_making(&self, id: SaId, config: usize) -> bool {
+        self.sas.get(&id).is_some_and(|sa| match &sa.state {
+            State::Live(live) => live.is_making(config),
+            State::Lingering => false,
+            _ => sa.asked.iter().any(|asked| asked.config == config),
+        })
     }
 
     /// Rekeys the IKE_SA now (RFC 7296 §1.3.2).

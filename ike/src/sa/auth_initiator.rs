@@ -1,6 +1,7 @@
 //! The initiator's IKE_AUTH (RFC 7296 §1.2, §2.15, §2.19, §2.21.2).
 
 use crate::{
+    asked::Asked,
     auth::HashAlgorithms,
     child::ChildSa,
     config::{Childless, ConnectionConfig, ConnectionId, Role},
@@ -91,8 +92,15 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
             return Err(CloseReason::Authentication(error.to_string()));
         }
     };
-    let ts_local = child::offer(&config.ts_local, config, sa.path.local.ip());
-    let ts_remote = child::offer(&config.ts_remote, config, sa.path.remote.ip());
+    let asked = first(sa);
+    let Some(of_child) = config.child(asked.config) else {
+        cx.shared.esp_spis.remove(&spi_in);
+        return Err(CloseReason::Protocol("no such CHILD_SA is configured".into()));
+    };
+    let (ts_local, ts_remote) = asked.offer(
+        child::offer(of_child.ts_local, config, sa.path.local.ip()),
+        child::offer(of_child.ts_remote, config, sa.path.remote.ip()),
+    );
     let mut payloads = vec![Payload::IdInitiator(id)];
     payloads.extend(config.local_auth.certificates());
     payloads.extend(config.remote_auth.request());
@@ -108,7 +116,7 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     payloads.extend(configuration::request(config));
     if !childless {
         payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(
-            &config.esp_proposals,
+            of_child.esp_proposals,
             spi_in,
             false,
         )));
@@ -125,6 +133,11 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     sa.state = State::AuthResponse(Box::new(expect));
     cx.shared.event(Event::Answering { sa: sa.id });
     sa.request(cx, ExchangeType::IKE_AUTH, &payloads, None)
+}
+
+/// The CHILD_SA that IKE_AUTH makes.
+fn first(sa: &Sa) -> Asked {
+    sa.asked.first().copied().unwrap_or(Asked::anyhow(0))
 }
 
 /// The IKE_AUTH response, integrity checked and parsed.
@@ -292,7 +305,8 @@ fn agree(
     let Some(config) = cx.shared.connection(state.init.connection) else {
         return Err("no such connection".into());
     };
-    let (proposal, spi_out) = negotiate::accept_esp(&config.esp_proposals, answer, false)
+    let of_child = config.child(first(sa).config).ok_or("no such CHILD_SA is configured")?;
+    let (proposal, spi_out) = negotiate::accept_esp(of_child.esp_proposals, answer, false)
         .ok_or("the peer chose a proposal that was not offered")?;
     if !child::is_within(ts_i, &state.ts_local) || !child::is_within(ts_r, &state.ts_remote) {
         return Err("the peer's traffic selectors are wider than what was offered".into());
@@ -367,14 +381,15 @@ fn install(
     mut child: ChildSa,
     told: Told,
 ) {
-    if let Some(reqid) = uniqueness::predecessor(sa, cx.shared) {
+    let config = first(sa).config;
+    if let Some(reqid) = uniqueness::predecessor(sa, cx.shared, config) {
         child.reqid = reqid;
     }
-    uniqueness::note_child(sa, cx.shared, child.reqid);
+    uniqueness::note_child(sa, cx.shared, config, child.reqid);
     let news = news(sa, connection, &peer, told);
     let mut live = Live::new(connection, peer, (child.path, child.encap));
     live.virtual_ips.clone_from(&child.virtual_ips);
-    live.children.push(Child::of(&child, 0));
+    live.children.push(Child::of(&child, config));
     let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
     live.phase = Phase::Installing { action, response: None, news: Box::new(news) };
     sa.state = State::Live(Box::new(live));

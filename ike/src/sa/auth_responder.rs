@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::{
     auth::{HashAlgorithms, LocalAuth},
     child::ChildSa,
-    config::{Childless, ConnectionConfig, ConnectionId, Role},
+    config::{ChildView, Childless, ConnectionConfig, ConnectionId, Role},
     event::{Action, CloseReason, Established, Event},
     path::Path,
     selector::TrafficSelector,
@@ -229,7 +229,7 @@ fn accept(
         None => without_child(sa, cx, who, request)
             .map(|(encap, assigned, answer)| (Err((encap, assigned)), Vec::from_iter(answer))),
         Some(offer) => agree(sa, cx, (state, home), who, &offer, request)
-            .map(|(child, answer)| (Ok(child), answer)),
+            .map(|(child, index, answer)| (Ok((child, index)), answer)),
     };
     cx.shared.resume_addresses();
     match agreed {
@@ -247,15 +247,15 @@ fn accept(
             live::on_up(sa, cx, news, 0);
             live::expect_child(sa, cx);
         }
-        Ok((Ok(child), mut answer)) => {
+        Ok((Ok((child, index)), mut answer)) => {
             let news = news(child.virtual_ips.clone());
             // They are the peer's, not ours to put on a device.
             let mut child = child;
-            if let Some(reqid) = uniqueness::predecessor(sa, cx.shared) {
+            if let Some(reqid) = uniqueness::predecessor(sa, cx.shared, index) {
                 // The peer uses it when it has our response, and then deletes the old IKE_SA.
                 (child.reqid, child.waits) = (reqid, true);
             }
-            uniqueness::note_child(sa, cx.shared, child.reqid);
+            uniqueness::note_child(sa, cx.shared, index, child.reqid);
             live.assigned = std::mem::take(&mut child.virtual_ips);
             live.home = (child.path, child.encap);
             let mut without_child = first.clone();
@@ -263,7 +263,7 @@ fn accept(
             without_child.extend(extra.iter().cloned());
             first.append(&mut answer);
             first.extend(extra);
-            live.children.push(Child::of(&child, 0));
+            live.children.push(Child::of(&child, index));
             let action = cx.shared.action(sa.id, Action::Install(Box::new(child)));
             let payloads = first;
             let response = HeldResponse { path, message_id, payloads, without_child };
@@ -366,7 +366,7 @@ fn refusal(fault: Fault) -> Payload {
     Payload::Notify(Notify::new(fault.notify(), Vec::new()))
 }
 
-/// Settles the CHILD_SA; gives it and the payloads CP, SA, TSi, TSr of the answer.
+/// Settles the CHILD_SA; gives it, which of the configuration it is, and the payloads CP, SA, TSi, TSr of the answer.
 fn agree(
     sa: &Sa,
     cx: &mut Cx<'_>,
@@ -374,7 +374,7 @@ fn agree(
     (connection, who): (ConnectionId, &Identity),
     offer: &Offer<'_>,
     request: Option<&Configuration>,
-) -> Result<(ChildSa, Vec<Payload>), (Fault, String)> {
+) -> Result<(ChildSa, usize, Vec<Payload>), (Fault, String)> {
     let Offer { proposals: offered, ts_i, ts_r } = *offer;
     let Some(config) = cx.shared.connection(connection).cloned() else {
         return Err((Fault::Busy, "no such connection".into()));
@@ -383,24 +383,35 @@ fn agree(
         let text = "the first CHILD_SA is to come by CREATE_CHILD_SA (childless = \"force\")";
         return Err((Fault::NoProposal, text.into()));
     }
-    let Some((proposal, mut answer, spi_out)) =
-        negotiate::select_esp(&config.esp_proposals, offered, None)
-    else {
+    let select =
+        |of_child: ChildView<'_>| negotiate::select_esp(of_child.esp_proposals, offered, None);
+    if config.children().all(|of_child| select(of_child).is_none()) {
         let text = "no common proposal: the peer offers none of esp_proposals".to_owned();
         return Err((Fault::NoProposal, text));
-    };
+    }
     let assigned = configuration::assign(cx.shared, (sa.id, who), connection, request)?;
-    let ours = child::resolve(&config.ts_local, &[], sa.path.local.ip());
-    let theirs = child::resolve(&config.ts_remote, &assigned, sa.path.remote.ip());
-    let (ts_local, ts_remote) =
-        child::matched(&child::narrow(&ours, ts_r), &child::narrow(&theirs, ts_i));
-    if ts_local.is_empty() || ts_remote.is_empty() {
+    let ours = |of_child: ChildView<'_>| child::resolve(of_child.ts_local, &[], sa.path.local.ip());
+    let theirs = |of_child: ChildView<'_>| {
+        child::resolve(of_child.ts_remote, &assigned, sa.path.remote.ip())
+    };
+    // Any of ours may come first: whoever waits for packets asks for the one that a packet is for.
+    let fitting = config.children().enumerate().find_map(|(index, of_child)| {
+        let (ours, theirs) = (ours(of_child), theirs(of_child));
+        let (ts_local, ts_remote) =
+            child::matched(&child::narrow(&ours, ts_r), &child::narrow(&theirs, ts_i));
+        let fits = !ts_local.is_empty() && !ts_remote.is_empty();
+        Some((index, select(of_child)?, ts_local, ts_remote)).filter(|_| fits)
+    });
+    let Some((index, (proposal, mut answer, spi_out), ts_local, ts_remote)) = fitting else {
+        let first = config.children().next();
         let text = format!(
             "the peer's selectors {ts_i:?} to {ts_r:?} have nothing in common with ours, \
-             {theirs:?} to {ours:?}"
+             {:?} to {:?}",
+            first.map(theirs).unwrap_or_default(),
+            first.map(ours).unwrap_or_default()
         );
         return Err((Fault::Selectors, text));
-    }
+    };
     let (id, spi_in) = (cx.shared.fresh_id(), cx.shared.draw_esp_spi());
     let limits = task::limits(cx.shared, connection);
     answer.spi = spi_in.to_be_bytes().to_vec();
@@ -417,5 +428,5 @@ fn agree(
     let encap = encap(sa, &config, cx.shared.responder_forces_encap());
     let child = child::build(agreed, (id, sa.role), keys, None, nonces, (path, encap))
         .map_err(|e| internal(e.to_string()))?;
-    Ok((child, response))
+    Ok((child, index, response))
 }

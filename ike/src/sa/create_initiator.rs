@@ -2,6 +2,7 @@
 //! (RFC 7296 §1.3.1, §1.3.3, §2.8, §2.17).
 
 use crate::{
+    asked::Asked,
     child::{ChildId, ChildSa, EspSpi},
     config::Role,
     crypto::{KeyExchange, KeyExchangeMethod},
@@ -25,8 +26,8 @@ const MOST_TRIES: u32 = 3;
 /// What a CREATE_CHILD_SA exchange about CHILD_SAs is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// the one that the connection's configuration has at this place
-    New(usize),
+    /// one that the connection's configuration has
+    New(Asked),
     /// the successor of this one
     Rekey(ChildId),
 }
@@ -60,13 +61,20 @@ impl CreateChild {
     }
 }
 
-/// Asks for the CHILD_SAs of the configuration from that place on (RFC 7296 §1.3.1).
+/// Asks for the CHILD_SAs that the IKE_SA is to begin with, from that one on (RFC 7296 §1.3.1).
 pub(crate) fn make_others(sa: &mut Sa, cx: &mut Cx<'_>, first: usize) {
-    let count = sa.config(cx.shared).map_or(0, |config| config.children().count());
-    if let State::Live(live) = &mut sa.state {
-        for config in first..count {
-            live.tasks.push(Task::Child(Purpose::New(config), None, 0));
+    for asked in sa.asked.iter().skip(first).copied().collect::<Vec<_>>() {
+        if let State::Live(live) = &mut sa.state {
+            live.tasks.push(Task::Child(Purpose::New(asked), None, 0));
         }
+    }
+    task::proceed(sa, cx);
+}
+
+/// Asks for one more.
+pub(crate) fn make(sa: &mut Sa, cx: &mut Cx<'_>, asked: Asked) {
+    if let State::Live(live) = &mut sa.state {
+        live.tasks.push(Task::Child(Purpose::New(asked), None, 0));
     }
     task::proceed(sa, cx);
 }
@@ -95,19 +103,20 @@ pub(crate) fn start(
     };
     let config = match (&old, purpose) {
         (Some(old), _) => old.config,
-        (None, Purpose::New(config)) => config,
+        (None, Purpose::New(asked)) => asked.config,
         (None, Purpose::Rekey(_)) => return Ok(()),
     };
     let spi_in = cx.shared.draw_esp_spi();
     let nonce = cx.shared.random.array::<32>().to_vec();
     let Some(settings) = cx.shared.connections.get(connection.0) else { return Ok(()) };
     let Some(of_child) = settings.child(config) else { return Ok(()) };
-    let (ts_local, ts_remote) = match &old {
-        Some(old) => (old.ts_local.clone(), old.ts_remote.clone()),
-        None => (
+    let (ts_local, ts_remote) = match (&old, purpose) {
+        (Some(old), _) => (old.ts_local.clone(), old.ts_remote.clone()),
+        (None, Purpose::New(asked)) => asked.offer(
             child::resolve(of_child.ts_local, &live.virtual_ips, path.local.ip()),
             child::resolve(of_child.ts_remote, &[], path.remote.ip()),
         ),
+        (None, Purpose::Rekey(_)) => return Ok(()),
     };
     let methods = of_child.esp_proposals.iter().filter_map(|proposal| proposal.key_exchange);
     let method = method.or(methods.into_iter().next());
@@ -190,7 +199,9 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, create: CreateChild, pay
 fn try_again(sa: &mut Sa, cx: &mut Cx<'_>, purpose: Purpose, kind: Option<NotifyType>) {
     match purpose {
         Purpose::Rekey(old) => task::retry(sa, cx, old, kind),
-        Purpose::New(config) => task::retry_new(sa, cx, config, kind),
+        Purpose::New(Asked { config, packet: None }) => task::retry_new(sa, cx, config, kind),
+        // The next packet asks again.
+        Purpose::New(_) => {}
     }
 }
 

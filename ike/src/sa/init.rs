@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    asked::Asked,
     config::{ConnectionConfig, ConnectionId, Role},
     crypto::{KeyExchange, KeyExchangeMethod, derive_ike},
     event::{CloseReason, Event, SaId},
@@ -45,12 +46,14 @@ impl ExpectInitResponse {
     }
 }
 
-/// Starts an IKE_SA of `connection` on `path`.
+/// Starts an IKE_SA of `connection` on `path`, for the CHILD_SAs that are `asked` for; for all of the
+/// configuration if none is.
 pub(crate) fn start(
     cx: &mut Cx<'_>,
     id: SaId,
     connection: ConnectionId,
     path: Path,
+    asked: Vec<Asked>,
 ) -> Result<Sa, CloseReason> {
     let config = cx
         .shared
@@ -61,6 +64,10 @@ pub(crate) fn start(
         .first()
         .map(|suite| suite.key_exchange)
         .ok_or_else(|| CloseReason::NoProposal(": none is configured".into()))?;
+    let asked = match asked.is_empty() {
+        true => (0..config.children().count()).map(Asked::anyhow).collect(),
+        false => asked,
+    };
     let exchange = KeyExchange::generate(method, &mut cx.shared.random);
     let spi_i = cx.shared.draw_ike_spi();
     let state = ExpectInitResponse {
@@ -85,6 +92,7 @@ pub(crate) fn start(
         half_open: None,
         patience: None,
         liveness: None,
+        asked,
         state: State::Lingering,
     };
     send(&mut sa, cx, Box::new(state))?;

@@ -161,6 +161,7 @@ pub(crate) fn accept(
         half_open: Some((spi_i, path.remote)),
         patience: None,
         liveness: None,
+        asked: Vec::new(),
         state: State::AuthRequest(Box::new(ExpectAuthRequest {
             init_request: datagram.to_vec(),
             init_response: response,

@@ -97,6 +97,14 @@ impl Live {
         !self.pending.is_empty()
     }
 
+    /// Whether the CHILD_SA at this place of the configuration is on its way.
+    pub(crate) fn is_making(&self, config: usize) -> bool {
+        self.pending.iter().any(|pending| pending.child.config == config)
+            || self.missing.iter().any(|(_, missing)| *missing == config)
+            || self.tasks.is_making(config)
+            || !self.is_up() && self.children.iter().any(|child| child.config == config)
+    }
+
     /// An IKE_SA that has just been authenticated, whose traffic is to go on this path.
     pub(crate) fn new(connection: ConnectionId, peer: String, home: (Path, bool)) -> Self {
         Live {

@@ -29,6 +29,7 @@ pub(crate) mod uniqueness;
 use std::{net::SocketAddr, time::Duration};
 
 use crate::{
+    asked::Asked,
     child::ChildId,
     config::{ConnectionConfig, ConnectionId, Retransmission, Role},
     endpoint::timers::Timer,
@@ -100,6 +101,8 @@ pub(crate) struct Sa {
     pub(crate) patience: Option<(Duration, Duration)>,
     /// after what silence it asks whether the peer is there, if not as configured
     pub(crate) liveness: Option<Duration>,
+    /// as its initiator: the CHILD_SAs that it is to begin with, the one of IKE_AUTH first
+    pub(crate) asked: Vec<Asked>,
     pub(crate) state: State,
 }
 

@@ -4,6 +4,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use crate::{
+    asked::Asked,
     child::{ChildId, EspSpi, Limits},
     config::ConnectionId,
     crypto::KeyExchangeMethod,
@@ -84,6 +85,15 @@ impl Tasks {
     /// Whether an exchange of ours about CHILD_SAs is out.
     pub(crate) fn is_busy_with_children(&self) -> bool {
         matches!(self.running, Some(Running::Child(_) | Running::Delete(_)))
+    }
+
+    /// Whether a CHILD_SA for this place of the configuration is asked for, or is to be.
+    pub(crate) fn is_making(&self, config: usize) -> bool {
+        let new =
+            |purpose: Purpose| matches!(purpose, Purpose::New(asked) if asked.config == config);
+        let queued = |task: &Task| matches!(task, Task::Child(purpose, ..) if new(*purpose));
+        self.queue.iter().any(queued)
+            || matches!(&self.running, Some(Running::Child(create)) if new(create.purpose))
     }
 
     /// Our own rekey of `old`, if one is under way.
@@ -282,7 +292,7 @@ pub(crate) fn on_timer(sa: &mut Sa, cx: &mut Cx<'_>) {
     if let State::Live(live) = &mut sa.state {
         let due = live.missing.extract_if(.., |(at, _)| *at <= now).map(|(_, config)| config);
         for config in due {
-            live.tasks.push(Task::Child(Purpose::New(config), None, 0));
+            live.tasks.push(Task::Child(Purpose::New(Asked::anyhow(config)), None, 0));
         }
         let ike = live.rekey_ike_at.is_some_and(|at| at <= now);
         if live.reauth_at.is_some_and(|at| at <= now) {

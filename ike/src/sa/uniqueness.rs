@@ -43,8 +43,9 @@ pub(crate) struct Peer {
     pub(crate) spis: (u64, u64),
     /// when it was authenticated; `None` while our IKE_AUTH is out
     pub(crate) proven: Option<Time>,
-    /// what binds its first CHILD_SA's policies to its states, for an IKE_SA that takes its place
-    pub(crate) reqid: Option<u32>,
+    /// which of the configuration its first CHILD_SA is, and what binds that one's policies to its states, for
+    /// an IKE_SA that takes its place
+    pub(crate) first: Option<(usize, u32)>,
     /// a newer one has taken its place
     pub(crate) doomed: bool,
 }
@@ -65,23 +66,23 @@ pub(crate) fn note(
 ) {
     let spis = (sa.channel.spi_i, sa.channel.spi_r);
     let peer =
-        Peer { connection, role: sa.role, identities, spis, proven, reqid: None, doomed: false };
+        Peer { connection, role: sa.role, identities, spis, proven, first: None, doomed: false };
     shared.peers.insert(sa.id, peer);
 }
 
-/// The first CHILD_SA of `sa` has this reqid.
-pub(crate) fn note_child(sa: &Sa, shared: &mut Shared, reqid: u32) {
+/// The first CHILD_SA of `sa` is that of the configuration, and has this reqid.
+pub(crate) fn note_child(sa: &Sa, shared: &mut Shared, config: usize, reqid: u32) {
     if let Some(peer) = shared.peers.get_mut(&sa.id) {
-        peer.reqid = Some(reqid);
+        peer.first = Some((config, reqid));
     }
 }
 
 /// The reqid of the IKE_SA that `sa` is to take the place of, started from the same end: its first CHILD_SA
-/// succeeds that one's as if it were rekeyed (RFC 7296 §2.8.3).
-pub(crate) fn predecessor(sa: &Sa, shared: &Shared) -> Option<u32> {
+/// succeeds that one's as if it were rekeyed (RFC 7296 §2.8.3), if both are the same of the configuration.
+pub(crate) fn predecessor(sa: &Sa, shared: &Shared, config: usize) -> Option<u32> {
     let peer = shared.peers.get(&sa.id)?;
-    let config = shared.connection(peer.connection)?;
-    if config.uniqueness == Uniqueness::Never {
+    let settings = shared.connection(peer.connection)?;
+    if settings.uniqueness == Uniqueness::Never {
         return None;
     }
     let older = |(id, other): &(&SaId, &Peer)| {
@@ -90,7 +91,8 @@ pub(crate) fn predecessor(sa: &Sa, shared: &Shared) -> Option<u32> {
             && other.role == peer.role
             && other.identities == peer.identities
     };
-    shared.peers.iter().filter(older).filter_map(|(_, other)| other.reqid).next_back()
+    let older = shared.peers.iter().filter(older).filter_map(|(_, other)| other.first).next_back();
+    older.filter(|first| first.0 == config).map(|first| first.1)
 }
 
 /// Whether we have no other IKE_SA with the connection's peer, also none on its way: then our first

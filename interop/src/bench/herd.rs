@@ -295,6 +295,7 @@ impl Herd {
                     self.said.get_or_insert(reason.to_string());
                 }
                 Output::Event(_) | Output::Keepalive(_) | Output::Keys(_) => {}
+                Output::SetTrap { .. } | Output::ClearTrap { .. } => {}
             }
         }
         let next = client.host.next_timeout();

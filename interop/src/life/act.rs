@@ -47,6 +47,8 @@ pub enum Act {
     Travel(Travel),
     /// Programs try to get out beside it.
     Leak(Leak),
+    /// Packets bring it up.
+    Trap,
 }
 
 impl Act {
@@ -77,7 +79,7 @@ impl Act {
     /// What went wrong, with what was done in front.
     pub fn perform(self, running: &mut Running<'_>) -> Result<()> {
         match self {
-            Act::Nothing => Ok(()),
+            Act::Nothing | Act::Trap => Ok(()),
             Act::RekeyChildren => under_traffic(running, BOTH, |running, node| {
                 let now = replaced(running, node, |peer| peer.rekey_children(), new_children)?;
                 running.case.shown_by(running, &now, true)

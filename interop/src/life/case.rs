@@ -9,6 +9,7 @@ use super::Life;
 use super::act::Act;
 use super::seen::Seen;
 use super::stranger;
+use super::trap;
 use crate::ends::Ends;
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -192,6 +193,9 @@ impl Case {
                 running.ends.client.down().context("IKE_SA down")?;
             }
             return running.ends.both_have_none().context("after the refusal");
+        }
+        if self.act == Act::Trap {
+            return trap::live(running);
         }
         self.act.before(running).context("before the tunnel")?;
         running.ends.client.up().context("tunnel up")?;

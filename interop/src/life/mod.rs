@@ -9,6 +9,7 @@ mod second;
 mod seen;
 mod stranger;
 mod transfer;
+mod trap;
 mod travel;
 
 use std::path::Path;
@@ -108,6 +109,8 @@ pub enum Topic {
     Announced,
     /// Programs that try to get out beside the tunnel.
     Leaks,
+    /// A client that waits for packets.
+    Trap,
 }
 
 impl Topic {
@@ -155,6 +158,7 @@ impl Topic {
             Topic::NatForgetsSoon => "nat-forgets-soon",
             Topic::Announced => "announced",
             Topic::Leaks => "leaks",
+            Topic::Trap => "trap",
         }
     }
 
@@ -216,6 +220,9 @@ impl Topic {
             Topic::TwoClients => {
                 "two clients behind one NAT: two pools, none left, the same address, the same name"
             }
+            Topic::Trap => {
+                "the first packet brings the tunnel up, each CHILD_SA by itself, and again after each DELETE"
+            }
             Topic::Leaks => {
                 "nothing leaves in the clear before, between and after, whatever programs and routes say"
             }
@@ -262,7 +269,7 @@ impl Topic {
             Topic::TcpOnly => Ground::OnlyTcp,
             Topic::NatForgetsSoon => Ground::BehindForgetfulNat,
             Topic::Announced => Ground::LaterGatewayAddress,
-            Topic::Sites => Ground::Sites,
+            Topic::Sites | Topic::Trap => Ground::Sites,
             Topic::TwoClients => Ground::TwoBehindNat,
             Topic::GatewayBehindNat => Ground::GatewayBehindNat,
             Topic::BothBehindNat => Ground::BothBehindNat,
@@ -314,6 +321,7 @@ impl Topic {
             Topic::NatForgetsSoon => cases::moves::nat_forgets_soon(),
             Topic::Announced => cases::moves::announced(),
             Topic::Leaks => cases::leaks(),
+            Topic::Trap => cases::traps::traps(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
     }
@@ -373,12 +381,14 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::NatForgetsSoon, Plane::Userspace, [true, true]),
     (Topic::Announced, Plane::Userspace, [true, true]),
     (Topic::Leaks, Plane::Userspace, [true, false]),
+    (Topic::Trap, Plane::Userspace, [true, false]),
     (Topic::Tunnels, Plane::Kernel, [true, true]),
     (Topic::Moves, Plane::Kernel, [true, true]),
     (Topic::SilentPath, Plane::Kernel, [true, false]),
     // A few packets are lost.
     (Topic::Planned, Plane::Kernel, [false, false]),
     (Topic::Leaks, Plane::Kernel, [true, false]),
+    (Topic::Trap, Plane::Kernel, [true, true]),
     (Topic::Suites, Plane::Kernel, [true, true]),
     (Topic::ForcedEncap, Plane::Kernel, [true, true]),
     (Topic::Rough, Plane::Kernel, [true, true]),
@@ -415,6 +425,8 @@ pub fn all() -> impl Iterator<Item = Life> {
         .filter_map(|life| match life.topic {
             // strongSwan never leaves a path that is silent, takes no request to, and has no kill switch.
             Topic::SilentPath | Topic::Planned | Topic::Leaks if life.client == Strongswan => None,
+            // In userspace it drops packets for which it has no SA, and tells nobody.
+            Topic::Trap if (life.client, life.plane) == (Strongswan, Plane::Userspace) => None,
             // It has no TCP at all: bewick is with itself.
             Topic::TcpFallback | Topic::TcpOnly if life.client == Strongswan => None,
             Topic::TcpFallback | Topic::TcpOnly => Some(Life { gateway: Bewick, ..life }),

@@ -84,6 +84,10 @@ impl Peer for Bewick {
         self.bewick(&["down", "tunnel"], SHORT * 2).map(drop)
     }
 
+    fn down_child(&mut self, _name: &str) -> Result<()> {
+        Err(fail!("bewick has no word for the end of one CHILD_SA"))
+    }
+
     fn rekey_children(&mut self) -> Result<()> {
         self.bewick(&["rekey", "tunnel"], SHORT).map(drop)
     }

@@ -144,6 +144,8 @@ pub trait Peer {
     fn up(&mut self) -> Result<()>;
     /// Takes the tunnel down in the protocol's own way.
     fn down(&mut self) -> Result<()>;
+    /// Takes one CHILD_SA down; strongSwan alone has a word for that.
+    fn down_child(&mut self, name: &str) -> Result<()>;
     /// Gives the CHILD_SAs new keys.
     fn rekey_children(&mut self) -> Result<()>;
     /// Gives the IKE_SA new keys.

@@ -97,6 +97,11 @@ impl Peer for Strongswan {
         self.control.swanctl(&command, SHORT * 2).map(drop)
     }
 
+    fn down_child(&mut self, name: &str) -> Result<()> {
+        let command = ["--terminate", "--child", name, "--timeout", "10"];
+        self.control.swanctl(&command, SHORT * 2).map(drop)
+    }
+
     fn rekey_children(&mut self) -> Result<()> {
         for child in &self.children {
             self.control.swanctl(&["--rekey", "--child", child], SHORT)?;

@@ -31,6 +31,8 @@ pub struct Tunnel {
     pub dns: &'static [&'static str],
     /// Thousands of clients that all say the same of who they are: a large pool, little in the logs.
     pub crowd: bool,
+    /// Whether the client waits for packets.
+    pub trap: bool,
     /// Whether IKE and ESP may go over TCP (RFC 9329), which strongSwan does not know.
     pub tcp: bool,
 }
@@ -152,6 +154,7 @@ impl Default for Tunnel {
             asks_for: None,
             dns: &[],
             crowd: false,
+            trap: false,
             tcp: false,
         }
     }
@@ -179,7 +182,7 @@ impl Tunnel {
     }
 
     /// All networks behind the gateway.
-    pub fn networks(&self) -> impl Iterator<Item = Network> {
+    pub fn networks(&self) -> impl DoubleEndedIterator<Item = Network> {
         self.children.iter().flat_map(|child| child.networks).copied()
     }
 

@@ -12,24 +12,35 @@ use super::{
 use crate::{address, event::Event, timers::Timer};
 
 impl Host {
-    pub(super) fn up(&mut self, connection: ConnectionId) -> Result<(), CommandError> {
+    pub(super) fn up(&mut self, now: Time, connection: ConnectionId) -> Result<(), CommandError> {
         let config = self.ike.connection(connection).ok_or(CommandError::UnknownConnection)?;
         if config.role != Role::Initiator {
             return Err(CommandError::NotInitiator);
         }
+        if self.movers.policy(connection).trap {
+            self.trap(connection)?;
+            self.complete(now, connection);
+        }
+        self.bring_up(connection, true);
+        Ok(())
+    }
+
+    /// Brings the connection up, if it is not; the `whole` of it, or what packets wait for.
+    pub(super) fn bring_up(&mut self, connection: ConnectionId, whole: bool) {
         let wanted = self.wanted.entry(connection).or_default();
         wanted.up = true;
+        wanted.whole |= whole;
         if wanted.current.is_none() {
             wanted.retry_at = None;
             wanted.failures = 0;
             self.outputs.push_back(Output::Resolve(connection));
         }
-        Ok(())
     }
 
     pub(super) fn down(&mut self, now: Time, connection: ConnectionId) -> Result<(), CommandError> {
         self.ike.connection(connection).ok_or(CommandError::UnknownConnection)?;
         self.wanted.remove(&connection);
+        self.untrap(connection);
         for id in self.ids(|sa| sa.connection == Some(connection)) {
             self.ike.close(now, id, &mut self.movers);
         }
@@ -101,6 +112,7 @@ impl Host {
     /// Tries the next pair of addresses, a fresh IKE_SA_INIT each time, and soon after it the others: the
     /// first that answers is taken (RFC 4555 §3.1, RFC 8305 §5).
     pub(super) fn connect(&mut self, now: Time, connection: ConnectionId) {
+        let asked = self.asked(connection);
         let Some(wanted) = self.wanted.get_mut(&connection) else { return };
         wanted.next_rival = None;
         let mut pairs = address::pairs(&self.movers.locals, &wanted.remotes);
@@ -118,7 +130,7 @@ impl Host {
         };
         wanted.attempt += 1;
         let path = way.path(tcp::draw_port(self.ike.random()), policy.tcp_port);
-        match self.ike.connect(now, connection, path, &mut self.movers) {
+        match self.ike.connect_for(now, connection, path, asked, &mut self.movers) {
             Ok(sa) => {
                 match wanted.current {
                     Some(_) => wanted.rivals.push(sa),
@@ -176,7 +188,8 @@ impl Host {
         // Two IKE_SAs never share a TCP connection (RFC 9329 §6.1).
         let port = self.movers.policy(connection).tcp_port;
         let path = way.path(tcp::draw_port(self.ike.random()), port);
-        match self.ike.connect(now, connection, path, &mut self.movers) {
+        let asked = self.asked(connection);
+        match self.ike.connect_for(now, connection, path, asked, &mut self.movers) {
             Ok(sa) => {
                 if let Some(wanted) = self.wanted.get_mut(&connection) {
                     wanted.successor = Some(sa);
@@ -256,6 +269,7 @@ impl Host {
             }
             self.outputs.push_back(Output::Resolve(connection));
         }
+        self.on_trap_timeout(now);
         let due = |w: &Wanted| w.next_rival.is_some_and(|at| at <= now);
         let rivals: Vec<ConnectionId> =
             self.wanted.iter().filter(|(_, w)| due(w)).map(|(id, _)| *id).collect();

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bewick_ike::{
-    Action, ActionError, ActionId, ChildId, ConnectionConfig, ConnectionId, IkeKeys, Path, SaId,
-    Transmit,
+    Action, ActionError, ActionId, ChildId, ConnectionConfig, ConnectionId, IkeKeys, Packet, Path,
+    SaId, Transmit,
 };
 
 use crate::{address::LocalAddress, event::Event, policy::ConnectionPolicy};
@@ -25,7 +25,9 @@ pub struct HostConfig {
 pub enum Command {
     /// bring a connection of ours up
     Up(ConnectionId),
-    /// take it down
+    /// bring it up when a packet asks for it
+    Trap(ConnectionId),
+    /// take it down, and wait for packets no longer
     Down(ConnectionId),
     /// move its IKE_SA
     Move(ConnectionId, MoveTarget),
@@ -112,6 +114,15 @@ pub enum Input<'a> {
     Unreachable(Path),
     /// a TCP connection has ended, or could not be opened (RFC 9329 §6.1)
     Disconnected(Path),
+    /// the data plane has caught a packet, by a trap that is set (see [`Output::SetTrap`])
+    Acquire {
+        /// whose trap
+        connection: ConnectionId,
+        /// for which CHILD_SA of its configuration
+        child: usize,
+        /// the packet
+        packet: Packet,
+    },
     /// the machine has slept: NATs may have forgotten us, and networks may have gone
     Resumed,
     /// the data plane's answer
@@ -148,6 +159,22 @@ pub enum Output {
     },
     /// look up the gateway's addresses; answer with [`Input::Resolved`]
     Resolve(ConnectionId),
+    /// catch packets for this CHILD_SA of the configuration that no CHILD_SA carries: none may leave in the
+    /// clear, and the first one is told by [`Input::Acquire`]. A trap that is set already, and has told
+    /// of one, is to tell of the next one.
+    SetTrap {
+        /// whose
+        connection: ConnectionId,
+        /// for which CHILD_SA of its configuration
+        child: usize,
+    },
+    /// catch no more
+    ClearTrap {
+        /// whose
+        connection: ConnectionId,
+        /// for which CHILD_SA of its configuration
+        child: usize,
+    },
     /// something has happened
     Event(Event),
     /// the keys of an IKE_SA, if they were asked for

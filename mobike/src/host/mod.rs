@@ -9,6 +9,7 @@ mod moving;
 mod probing;
 mod promise;
 mod tcp;
+mod trap;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -37,6 +38,7 @@ use probing::Bucket;
 pub(crate) use probing::Counts;
 pub use probing::PairStatus;
 pub use promise::{LEAST_FOUND, Promise, dead_after};
+use trap::Trap;
 
 pub use interface::{Command, CommandError, HostConfig, Input, MoveTarget, Output};
 
@@ -92,6 +94,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 #[derive(Debug, Default)]
 struct Wanted {
     up: bool,
+    /// with all of its CHILD_SAs, not with those alone that packets wait for
+    whole: bool,
     remotes: Vec<IpAddr>,
     attempt: usize,
     failures: u32,
@@ -120,6 +124,8 @@ pub struct Host {
     ike: Endpoint,
     movers: Movers,
     wanted: BTreeMap<ConnectionId, Wanted>,
+    /// CHILD_SAs that wait for packets, by their place in the configuration
+    traps: BTreeMap<(ConnectionId, usize), Trap>,
     outputs: VecDeque<Output>,
     timers: Timers<Timer>,
     uplinks: Uplinks,
@@ -151,6 +157,7 @@ impl Host {
             ike: Endpoint::new(random, connections, config.force_encap),
             movers,
             wanted: BTreeMap::new(),
+            traps: BTreeMap::new(),
             outputs: VecDeque::new(),
             timers: Timers::default(),
             uplinks: Uplinks::default(),
@@ -228,7 +235,7 @@ impl Host {
         let retries = self.wanted.values().filter_map(waits).min();
         let own = self.timers.next().map(|(at, _)| at);
         let ike = self.ike.next_timeout().map(|(at, _)| at);
-        [retries, own, ike].into_iter().flatten().min()
+        [retries, self.next_trap(), own, ike].into_iter().flatten().min()
     }
 
     /// Takes one input; what it leads to waits in [`Self::poll_output`].
@@ -268,6 +275,9 @@ impl Host {
                     self.suspect(now, id, Hint::Resumed);
                 }
             }
+            Input::Acquire { connection, child, packet } => {
+                self.on_acquire(now, connection, child, packet);
+            }
             Input::Answer { id, result } => self.ike.answer(now, id, result, &mut self.movers),
         }
         self.settle(now);
@@ -277,13 +287,15 @@ impl Host {
     pub fn command(&mut self, now: Time, command: Command) -> Result<(), CommandError> {
         self.touched.extend(self.movers.sas.keys());
         let result = match command {
-            Command::Up(connection) => self.up(connection),
+            Command::Up(connection) => self.up(now, connection),
+            Command::Trap(connection) => self.trap(connection),
             Command::Down(connection) => self.down(now, connection),
             Command::Move(connection, target) => self.move_on_request(now, connection, &target),
             Command::Rekey(connection) => self.rekey(now, connection, false),
             Command::RekeyIke(connection) => self.rekey(now, connection, true),
             Command::Shutdown => {
                 self.wanted.clear();
+                self.traps.clear();
                 for id in self.ids(|_| true) {
                     self.ike.close(now, id, &mut self.movers);
                 }
@@ -317,6 +329,9 @@ impl Host {
             let mut ids = self.ike.take_touched();
             ids.append(&mut self.touched);
             if ids.is_empty() {
+                if self.look_after_traps(now) {
+                    continue;
+                }
                 return;
             }
             for id in ids {

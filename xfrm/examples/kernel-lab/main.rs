@@ -9,6 +9,7 @@ mod pair;
 mod planned;
 mod reconcile;
 mod scale;
+mod trap;
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -37,7 +38,7 @@ fn main() -> Result<()> {
     set_up()?;
     planned::set_up()?;
     let both = |part: &dyn Fn(bool) -> Result<()>| part(false).and_then(|()| part(true));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 14] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 15] = [
         ("planned", &|| {
             both(&|avoid_migrate| {
                 both(&|encap| planned::planned(&runtime, avoid_migrate, encap, false))
@@ -56,6 +57,7 @@ fn main() -> Result<()> {
         ("suites", &|| suites(&runtime)),
         ("families", &|| both(&|avoid_migrate| families(&runtime, avoid_migrate))),
         ("bypass", &|| bypass(&runtime)),
+        ("trap", &|| both(&|avoid_migrate| trap::trap(&runtime, avoid_migrate))),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = wanted.iter().find(|name| parts.iter().all(|part| part.0 != *name)) {

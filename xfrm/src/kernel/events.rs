@@ -10,9 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use netlink_packet_xfrm::{
-    UserExpire, UserMapping, UserPolicyInfo, UserSaId, UserTemplate, constants::*,
-};
+use netlink_packet_xfrm::{UserExpire, UserMapping, UserPolicyInfo, UserSaId, constants::*};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
@@ -22,18 +20,16 @@ use super::{
     message::{Message, attribute, messages},
     policy::{POLICY_INFO, Tag},
     state::{Key, Side, Usage, ip},
+    trap,
 };
 use crate::{
     events::Events,
     plane::{PlaneError, PlaneEvent},
 };
 
-/// Octets of struct xfrm_user_expire, xfrm_user_mapping, xfrm_user_acquire, xfrm_user_tmpl and
-/// xfrm_usersa_id and xfrm_userpolicy_id.
+/// Octets of struct xfrm_user_expire, xfrm_user_mapping, xfrm_usersa_id and xfrm_userpolicy_id.
 const EXPIRE: usize = 232;
 const MAPPING: usize = 64;
-const ACQUIRE: usize = 280;
-const TEMPLATE: usize = 64;
 const SA_ID: usize = 24;
 const POLICY_ID: usize = 64;
 
@@ -134,13 +130,12 @@ pub(super) fn read(message: &Message<'_>, ledger: &Shared, tag: Tag) -> Option<P
     match message.kind {
         XFRM_MSG_EXPIRE => expire(message.body, ledger),
         XFRM_MSG_MAPPING => mapping(message.body, ledger),
-        XFRM_MSG_ACQUIRE => acquire(message.body, ledger),
+        XFRM_MSG_ACQUIRE => trap::acquired(message.body),
         XFRM_MSG_DELSA => removed_state(message.body, ledger),
         XFRM_MSG_DELPOLICY => removed_policy(message.body, tag),
         // All of a kind, and so of ours, if there are any.
-        XFRM_MSG_FLUSHSA | XFRM_MSG_FLUSHPOLICY => {
-            (!ledger.lock().is_empty()).then_some(PlaneEvent::Disturbed)
-        }
+        XFRM_MSG_FLUSHSA => (!ledger.lock().is_empty()).then_some(PlaneEvent::Disturbed),
+        XFRM_MSG_FLUSHPOLICY => Some(PlaneEvent::Disturbed),
         _ => None,
     }
 }
@@ -176,13 +171,6 @@ fn mapping(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
     }
     ledger.count_wrong_path(entry.id);
     Some(PlaneEvent::Mapping { id: entry.id, seen })
-}
-
-fn acquire(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
-    let template = attribute(body, ACQUIRE, XFRMA_TMPL)?.get(..TEMPLATE)?;
-    let reqid = UserTemplate::parse(template).ok()?.reqid;
-    // While a state is deleted and added, a packet may miss it; nobody has to act on that.
-    (reqid != 0 && !ledger.lock().knows(reqid)).then_some(PlaneEvent::Acquire { reqid })
 }
 
 fn removed_state(body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {

@@ -49,9 +49,14 @@ pub(super) fn nowhere() -> (IpAddr, IpAddr) {
 /// (`net.core.xfrm_acq_expires`), and for as long it serves the next moves too. Without it, the first packet that waits would have every key
 /// manager of the machine asked for that state.
 pub(super) fn larva() -> Request {
-    let (source, destination) = nowhere();
+    larval(nowhere(), 0, SPI)
+}
+
+/// ALLOCSPI for a state from and to somewhere: gives `spi` to the one that is asked for, or notes that it is.
+pub(super) fn larval((source, destination): (IpAddr, IpAddr), reqid: u32, spi: u32) -> Request {
     let mut info = UserSaInfo {
         id: Id { daddr: Address::from_ip(&destination), spi: 0, proto: IPPROTO_ESP },
+        reqid,
         mode: XFRM_MODE_TUNNEL,
         ..UserSaInfo::default()
     };
@@ -59,7 +64,7 @@ pub(super) fn larva() -> Request {
     // struct xfrm_userspi_info
     let mut body = vec![0; info.buffer_len()];
     info.emit(&mut body);
-    for bound in [SPI, SPI] {
+    for bound in [spi, spi] {
         body.extend_from_slice(&bound.to_ne_bytes());
     }
     Request::with_body(XFRM_MSG_ALLOCSPI, 0, &body)

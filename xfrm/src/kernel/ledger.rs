@@ -91,11 +91,6 @@ impl Ledger {
         ours.map(|(key, entry)| (*key, *entry)).collect()
     }
 
-    /// Whether a CHILD_SA with this reqid is installed.
-    pub(super) fn knows(&self, reqid: u32) -> bool {
-        self.states.values().any(|entry| entry.reqid == reqid)
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.states.is_empty()
     }

@@ -19,6 +19,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod together;
+mod trap;
 mod watch;
 
 use std::{
@@ -42,13 +43,14 @@ use self::{
     reconcile::remove_leftovers,
     socket::Socket,
     state::{Key, Place, Replay, Side, Spent, Usage},
+    trap::Traps,
     watch::Watcher,
 };
 use crate::{
     events::Events,
     plane::{
         Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent,
-        Reconciled, Since,
+        Reconciled, Since, Trap, TrapId,
     },
 };
 
@@ -103,6 +105,7 @@ pub struct KernelPlane {
     keeps_counts: bool,
     children: BTreeMap<ChildId, Child>,
     owners: Owners,
+    traps: Traps,
     tag: Tag,
     queueing: Queueing,
     held: Option<Held>,
@@ -161,6 +164,7 @@ impl KernelPlane {
             keeps_counts,
             children: BTreeMap::new(),
             owners: Owners::default(),
+            traps: Traps::default(),
             tag,
             queueing,
             held: None,
@@ -225,11 +229,13 @@ impl KernelPlane {
         for flow in &child.flows {
             self.owners.remove(flow, id);
             let heir = self.owners.current(flow).and_then(|id| self.children.get(&id));
+            let heir = heir.map(|child| (child.sa.reqid, Place::of(&child.sa)));
             for direction in [Direction::Out, Direction::Forward, Direction::In] {
                 let done = match heir {
-                    Some(Child { sa, .. }) => self.xfrm.request(
+                    None if direction == Direction::Out => self.vacate(flow),
+                    Some((reqid, place)) => self.xfrm.request(
                         "restoring a policy",
-                        policy::put(tag, flow, direction, sa.reqid, Place::of(sa)),
+                        policy::put(tag, flow, direction, reqid, place),
                     ),
                     None => gone(
                         self.xfrm.request("deleting a policy", policy::delete(flow, direction)),
@@ -313,6 +319,9 @@ impl KernelPlane {
         }
         let ids: Vec<ChildId> = self.children.keys().copied().collect();
         let mut result = Ok(());
+        for trap in self.traps.names() {
+            result = result.and(self.clear_trap_now(trap));
+        }
         for id in ids {
             result = result.and(self.take_out(id));
         }
@@ -424,6 +433,20 @@ impl DataPlane for KernelPlane {
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
         Box::pin(async move {
             let result = self.take_out(id);
+            self.after(result)
+        })
+    }
+
+    fn set_trap<'a>(&'a mut self, trap: &'a Trap) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let result = self.set_trap_now(trap);
+            self.after(result)
+        })
+    }
+
+    fn clear_trap(&mut self, id: TrapId) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let result = self.clear_trap_now(id);
             self.after(result)
         })
     }

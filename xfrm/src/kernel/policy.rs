@@ -114,9 +114,17 @@ impl Flow {
 
 /// The flows between the selectors of both sides of `sa`.
 pub(super) fn flows(sa: &ChildSa) -> Result<Vec<Flow>, PlaneError> {
+    flows_between(&sa.ts_local, &sa.ts_remote)
+}
+
+/// The flows between selectors of ours and the peer's.
+pub(super) fn flows_between(
+    ts_local: &[TrafficSelector],
+    ts_remote: &[TrafficSelector],
+) -> Result<Vec<Flow>, PlaneError> {
     let mut flows = Vec::new();
-    for local in &sa.ts_local {
-        for remote in &sa.ts_remote {
+    for local in ts_local {
+        for remote in ts_remote {
             let protocol = match (local.protocol(), remote.protocol()) {
                 (0, protocol) | (protocol, 0) => protocol,
                 (a, b) if a == b => a,
@@ -228,6 +236,11 @@ pub(super) fn hold(
 ) -> Request {
     let templates = vec![template(place.addresses(Side::Out), reqid), template(besides, 0)];
     with_templates(tag, flow, Direction::Out, templates)
+}
+
+/// UPDPOLICY: the out policy for `flow` needs a state of `reqid` from and to `nowhere`.
+pub(super) fn trap(tag: Tag, flow: &Flow, reqid: u32, nowhere: (IpAddr, IpAddr)) -> Request {
+    with_templates(tag, flow, Direction::Out, vec![template(nowhere, reqid)])
 }
 
 fn template((source, destination): (IpAddr, IpAddr), reqid: u32) -> UserTemplate {

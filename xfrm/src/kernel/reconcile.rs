@@ -85,6 +85,18 @@ impl KernelPlane {
                 wanted.push(one);
             }
         }
+        for (flow, trap) in self.traps.all().filter(|(flow, _)| self.owners.current(flow).is_none())
+        {
+            let request = self.trap_policy(flow, trap);
+            let Some(one) = request.parts().and_then(|(kind, body)| policy::found(kind, body))
+            else {
+                continue;
+            };
+            if !policies.iter().any(|policy| policy.does(&one)) {
+                requests.push(request);
+            }
+            wanted.push(one);
+        }
         done.restored = requests.len();
         self.xfrm.requests("restoring a policy", requests)?;
         let unwanted = |policy: &&policy::Found| {

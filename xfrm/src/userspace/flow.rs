@@ -19,6 +19,7 @@ use super::{
     offload::{Cut, Vnet},
     selector::Inner,
     table::{Sa, Shared, Table},
+    trap::Traps,
     tun::Device,
 };
 use crate::{
@@ -72,6 +73,7 @@ pub(super) struct Flow {
     pub(super) device: Arc<dyn Device>,
     pub(super) events: Events,
     pub(super) drops: AtomicDrops,
+    pub(super) traps: Traps,
     started: Instant,
 }
 
@@ -82,8 +84,14 @@ impl Flow {
             device,
             events: Events::new(events),
             drops: AtomicDrops::default(),
+            traps: Traps::default(),
             started: Instant::now(),
         }
+    }
+
+    /// The plane's clock.
+    pub(super) fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
     pub(super) fn drops(&self) -> Drops {

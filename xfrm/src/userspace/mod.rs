@@ -20,6 +20,7 @@ mod replay;
 mod selector;
 mod shards;
 mod table;
+mod trap;
 mod tun;
 
 pub use flow::Drops;

@@ -26,7 +26,7 @@ const ROOM: usize = 3 * MAX_FRAME;
 const MAX_SEND: usize = 65_000;
 
 /// Sealed packets that go out with one call: on one path, in one class, of one length but the last.
-struct Group<'a> {
+pub(super) struct Group<'a> {
     slot: Option<&'a Slot>,
     class: u8,
     len: usize,
@@ -156,7 +156,7 @@ impl Flow {
     }
 
     /// Seals the inner packet at `place` and puts it into the group, or begins another.
-    fn packet<'a>(
+    pub(super) fn packet<'a>(
         &self,
         udp: &UdpSockets,
         table: &'a Table,
@@ -168,7 +168,7 @@ impl Flow {
             return count(&self.drops.not_ip);
         };
         let Some(slot) = table.outbound(&inner) else {
-            return count(&self.drops.no_sa);
+            return self.uncarried(udp, &inner, arena.get(place).unwrap_or_default());
         };
         // RFC 6040 §4.1: read now, as sealing hides it.
         let class = arena.get(place.clone()).map_or(0, ecn::traffic_class);
@@ -208,7 +208,7 @@ impl Flow {
         group.packets.push(sealed);
     }
 
-    fn flush(&self, udp: &UdpSockets, arena: &[u8], group: &mut Group<'_>) {
+    pub(super) fn flush(&self, udp: &UdpSockets, arena: &[u8], group: &mut Group<'_>) {
         let Some(slot) = group.slot.take() else { return };
         let Group { class, len, packets, inner, .. } = group;
         let sa = &slot.sa;
@@ -234,7 +234,7 @@ impl Flow {
 
 impl Group<'_> {
     /// An empty one, which puts its packets into this empty list.
-    fn new(packets: Vec<Range<usize>>) -> Self {
+    pub(super) fn new(packets: Vec<Range<usize>>) -> Self {
         let inner = [0; MAX_SEGMENTS];
         Group { slot: None, class: 0, len: 0, total: 0, packets, inner, closed: false }
     }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Answer, Counters, DataPlane, Description, Kind, MoveReport, PlaneError, PlaneEvent, Since,
-    udp::UdpSockets,
+    Trap, TrapId, udp::UdpSockets,
 };
 
 /// Fits into 1500 octets with any suite over IPv4 and IPv6.
@@ -118,6 +118,7 @@ impl UserspacePlane {
     fn install_now(&self, sa: &ChildSa) -> Result<(), PlaneError> {
         self.check(&sa.path, sa.encap)?;
         self.flow.table.store(self.flow.table.load().with(sa)?);
+        self.flow.send_held(&self.udp);
         Ok(())
     }
 
@@ -136,6 +137,7 @@ impl UserspacePlane {
         if let Some(thread) = self.outbound.take() {
             let _ = thread.join();
         }
+        self.flow.traps.clear_all();
         self.flow.table.store(Default::default());
     }
 }
@@ -168,6 +170,16 @@ impl DataPlane for UserspacePlane {
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
         self.flow.table.store(self.flow.table.load().without(id));
         self.flow.events.forget(id);
+        Box::pin(ready(Ok(())))
+    }
+
+    fn set_trap<'a>(&'a mut self, trap: &'a Trap) -> Answer<'a, ()> {
+        self.flow.traps.set(trap);
+        Box::pin(ready(Ok(())))
+    }
+
+    fn clear_trap(&mut self, id: TrapId) -> Answer<'_, ()> {
+        self.flow.traps.clear(id);
         Box::pin(ready(Ok(())))
     }
 

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use bewick_ike::{ChildId, ChildSa};
+use bewick_ike::{ChildId, ChildSa, TrafficSelector};
 use ipnet::{IpNet, Ipv6Net};
 
 use super::rules::Rule;
@@ -18,6 +18,9 @@ const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wanted {
     pub(super) children: BTreeMap<ChildId, Child>,
+    /// where packets are to lead that a CHILD_SA waits for, with the address that those of this machine are
+    /// to have
+    pub(super) traps: BTreeMap<u32, Vec<(IpNet, Option<IpAddr>)>>,
     /// by connection, what must not leave in clear
     pub(super) blocks: BTreeMap<String, Block>,
 }
@@ -89,6 +92,10 @@ impl Wanted {
                 route.mtu = route.mtu.min(Some(mtu));
             }
         }
+        for (net, source) in self.traps.values().flatten() {
+            let inner = Inner { source: *source, mtu: None };
+            state.routes.entry((*net, Kind::Device)).or_insert(inner);
+        }
         for net in self.blocks.values().flat_map(|block| &block.nets) {
             state.routes.insert((*net, Kind::Block), Inner::default());
         }
@@ -111,21 +118,31 @@ impl Wanted {
 /// What `sa` needs; `own` are the addresses of this machine, one of which is the source of what it
 /// sends itself where the peer has assigned none.
 pub(super) fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
-    let mut routes: Vec<(IpNet, Option<IpAddr>)> = Vec::new();
-    for net in sa.ts_remote.iter().flat_map(|ts| ts.nets()) {
+    let addresses: Vec<IpAddr> = sa.virtual_ips.iter().chain(own).copied().collect();
+    let routes = towards(&sa.ts_local, &sa.ts_remote, &addresses);
+    Child { addresses: sa.virtual_ips.clone(), routes, outer: Outer::of(sa) }
+}
+
+/// The networks on the peer's side, with the first of our addresses that packets to them may have.
+pub(super) fn towards(
+    ts_local: &[TrafficSelector],
+    ts_remote: &[TrafficSelector],
+    own: &[IpAddr],
+) -> Vec<(IpNet, Option<IpAddr>)> {
+    let nets = ts_remote.iter().flat_map(|ts| ts.nets());
+    let with_source = |net: IpNet| {
         let fits = |address: &&IpAddr| {
             address.is_ipv4() == net.addr().is_ipv4()
-                && sa.ts_local.iter().any(|ts| ts.contains(**address, ts.protocol(), None))
+                && ts_local.iter().any(|ts| ts.contains(**address, ts.protocol(), None))
         };
-        let source = sa.virtual_ips.iter().find(fits).or_else(|| own.iter().find(fits));
-        routes.push((net, source.copied()));
-    }
-    Child { addresses: sa.virtual_ips.clone(), routes, outer: Outer::of(sa) }
+        (net, own.iter().find(fits).copied())
+    };
+    nets.map(with_source).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use bewick_ike::{EspKeys, EspSpi, EspSuite, Path, Secret, TrafficSelector};
+    use bewick_ike::{EspKeys, EspSpi, EspSuite, Path, Secret};
 
     use super::*;
 
@@ -192,6 +209,22 @@ mod tests {
         let kinds: Vec<Kind> =
             wanted.state(false, &[]).routes.keys().map(|(_, kind)| *kind).collect();
         assert_eq!(kinds, [Kind::Device, Kind::Pass]);
+    }
+
+    #[test]
+    fn what_waits_for_packets_leads_them_to_the_device_before_and_after() {
+        let (local, own) = (sa(1, "10.7.0.0/16", "10.1.0.0/16", &[]), ips(&["10.7.0.1"]));
+        let mut wanted = Wanted::default();
+        wanted.traps.insert(0, towards(&local.ts_local, &local.ts_remote, &own));
+        let key = ("10.1.0.0/16".parse().unwrap(), Kind::Device);
+        let before = wanted.state(false, &[]);
+        assert_eq!(before.routes.get(&key), Some(&Inner { source: Some(own[0]), mtu: None }));
+        // The CHILD_SA says how big packets may be.
+        wanted.children.insert(ChildId(1), child(&local, &own));
+        let during = wanted.state(false, &[]);
+        assert!(during.routes.get(&key).is_some_and(|route| route.mtu.is_some()));
+        wanted.children.clear();
+        assert_eq!(wanted.state(false, &[]), before);
     }
 
     #[test]

@@ -46,9 +46,10 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     text.push_str("\n[[connection]]\nname = \"tunnel\"\n");
     text.push_str(&match is_client {
         true => format!(
-            "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"manual\"\n{}\n",
+            "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"{}\"\n{}\n",
             tunnel.gateway_address(),
             tunnel.site.is_empty(),
+            if tunnel.trap { "trap" } else { "manual" },
             match tunnel.tcp {
                 true => "tcp = \"fallback\"\nback_after = 1",
                 false => "back_after = 0",

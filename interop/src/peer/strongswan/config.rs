@@ -141,6 +141,9 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
     if !tunnel.site.is_empty() {
         more += &format!("{site} = {}\n", prefixes(tunnel.site));
     }
+    if tunnel.trap && is_client {
+        more += "start_action = trap\n";
+    }
     if let Some(seconds) = own.child_lifetime {
         more += &format!("rekey_time = {seconds}s\nrand_time = 0s\nlife_time = 60s\n");
     }

@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use bewick_ike::ChildId;
+use bewick_ike::{ChildId, Packet};
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm::{
-    Address, Id, UserExpire, UserMapping, UserPolicyInfo, UserSaId, UserSaInfo, UserTemplate,
-    constants::*,
+    Address, Id, Selector, UserExpire, UserMapping, UserPolicyInfo, UserSaId, UserSaInfo,
+    UserTemplate, constants::*,
 };
 
 use super::{gcm, sent};
@@ -17,8 +17,9 @@ use crate::{
         message::Message,
         policy::{self, Direction, Tag},
         state::{Place, Side, Spent, Usage},
+        trap,
     },
-    plane::PlaneEvent,
+    plane::{PlaneEvent, TrapId},
 };
 
 pub(super) fn known() -> Shared {
@@ -69,17 +70,63 @@ fn events() -> [(u16, Vec<u8>, PlaneEvent); 3] {
         new_sport: seen.port(),
         ..UserMapping::default()
     });
-    let mut acquire = vec![0; 96];
-    acquire.extend_from_slice(&emitted(&UserPolicyInfo::default()));
-    acquire.resize(280, 0);
-    acquire.extend_from_slice(&[68, 0, 5, 0]);
-    acquire.extend_from_slice(&emitted(&UserTemplate { reqid: 99, ..UserTemplate::default() }));
     let id = ChildId(5);
+    let packet = Packet {
+        local: "10.9.0.7[tcp/40000]".parse().unwrap(),
+        remote: "10.1.0.9[tcp/443]".parse().unwrap(),
+    };
+    let trap = TrapId(3);
+    let acquire = acquire(0x8000_0003, trap::nowhere());
     [
         (XFRM_MSG_EXPIRE, expire, PlaneEvent::Expire { id, hard: true }),
         (XFRM_MSG_MAPPING, mapping, PlaneEvent::Mapping { id, seen }),
-        (XFRM_MSG_ACQUIRE, acquire, PlaneEvent::Acquire { reqid: 99 }),
+        (XFRM_MSG_ACQUIRE, acquire, PlaneEvent::Acquire { trap, packet }),
     ]
+}
+
+/// What the kernel sends for a packet from 10.9.0.7:40000 to 10.1.0.9:443 over TCP.
+fn acquire(reqid: u32, (source, destination): (IpAddr, IpAddr)) -> Vec<u8> {
+    let selector = Selector {
+        saddr: Address::from_ip(&"10.9.0.7".parse().unwrap()),
+        daddr: Address::from_ip(&"10.1.0.9".parse().unwrap()),
+        sport: 40000,
+        sport_mask: u16::MAX,
+        dport: 443,
+        dport_mask: u16::MAX,
+        family: AF_INET,
+        prefixlen_s: 32,
+        prefixlen_d: 32,
+        proto: 6,
+        ..Selector::default()
+    };
+    let template = UserTemplate {
+        id: Id { daddr: Address::from_ip(&destination), spi: 0, proto: IPPROTO_ESP },
+        family: AF_INET,
+        saddr: Address::from_ip(&source),
+        reqid,
+        ..UserTemplate::default()
+    };
+    // struct xfrm_user_acquire: id, source, selector, policy, algorithms and a number
+    let mut body = vec![0; 40];
+    body.extend_from_slice(&emitted(&selector));
+    body.extend_from_slice(&emitted(&UserPolicyInfo::default()));
+    body.resize(280, 0);
+    body.extend_from_slice(&[68, 0, 5, 0]);
+    body.extend_from_slice(&emitted(&template));
+    body
+}
+
+#[test]
+fn an_acquire_for_what_is_no_trap_of_ours_is_skipped() {
+    let ledger = known();
+    let seen = |body: &[u8]| read(XFRM_MSG_ACQUIRE, body, &ledger);
+    assert!(seen(&acquire(0x8000_0003, trap::nowhere())).is_some());
+    let elsewhere = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+    assert_eq!(seen(&acquire(0x8000_0003, elsewhere)), None, "of another program");
+    assert_eq!(seen(&acquire(3, trap::nowhere())), None, "of a CHILD_SA");
+    let mut mixed = acquire(0x8000_0003, trap::nowhere());
+    mixed[80] = 99; // the selector's family
+    assert_eq!(seen(&mixed), None);
 }
 
 pub(super) fn read(kind: u16, body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
@@ -141,10 +188,9 @@ fn removals_of_ours_and_of_all_are_told() {
             assert_eq!(read(XFRM_MSG_DELPOLICY, &body[..length], &known()), None, "{length}");
         }
     }
-    for kind in [XFRM_MSG_FLUSHSA, XFRM_MSG_FLUSHPOLICY] {
-        assert_eq!(read(kind, &[50], &known()), disturbed);
-        assert_eq!(read(kind, &[50], &Shared::default()), None, "there are none of ours");
-    }
+    assert_eq!(read(XFRM_MSG_FLUSHSA, &[50], &known()), disturbed);
+    assert_eq!(read(XFRM_MSG_FLUSHSA, &[50], &Shared::default()), None, "there are none of ours");
+    assert_eq!(read(XFRM_MSG_FLUSHPOLICY, &[], &Shared::default()), disturbed, "a trap's, maybe");
 }
 
 #[test]

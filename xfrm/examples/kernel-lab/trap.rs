@@ -1,0 +1,122 @@
+//! Packets that no CHILD_SA carries yet: none leaves in the clear, and the first is told.
+
+use std::{thread, time::Duration};
+
+use bewick_ike::{EspSuite, Packet};
+use bewick_xfrm::{DataPlane, PlaneEvent, Reconciled, Trap, TrapId};
+use tokio::sync::mpsc::Receiver;
+
+use super::{
+    host::{
+        A0, A1, B0, B1, INNER_A, INNER_B, Result, check, ip, net, path, ping, ping_from, policies,
+        states,
+    },
+    pair::{CHILD, Pair},
+};
+
+const GCM: EspSuite = EspSuite::AesGcm16 { key_bits: 128 };
+
+/// How long the kernel's word may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sets traps, installs CHILD_SAs in their place and moves these, with MIGRATE or without it.
+pub fn trap(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
+    let mut pair = Pair::open(runtime, avoid_migrate)?;
+    println!("-- traps, and moves by {}", pair.a.describe().move_method);
+    let mut events = pair.a.take_events().ok_or("no events")?;
+    // Where packets would leave by in the clear, and somebody who counts them.
+    ip(&["-n", "a", "route", "replace", INNER_B, "via", B0, "dev", "va0", "src", INNER_A])?;
+    let before = echoes()?;
+    check(ping(3)? == 3, "nobody answers")?;
+    let clear = echoes()?;
+    check(clear == before + 3, "without a trap packets leave in the clear")?;
+
+    let same = one(3, "10.0.1.1/32", "10.0.2.1/32");
+    runtime.block_on(pair.a.set_trap(&same))?;
+    check(policies("a")? == 1, "a trap is one policy")?;
+    tells(runtime, &mut events, 3, INNER_B)?;
+    check(ping(3)? == 3 && next(runtime, &mut events, 300).is_none(), "it tells once")?;
+    runtime.block_on(pair.a.set_trap(&same))?;
+    tells(runtime, &mut events, 3, INNER_B)?;
+    check(echoes()? == clear, "with a trap none does")?;
+    check(asked()? == 1, "the kernel notes what it has asked for")?;
+
+    // What is asked for is in the way of nothing.
+    pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
+    check(ping(20)? == 0, "the CHILD_SA carries packets")?;
+    check(policies("a")? == 3, "its policy has the place of the trap's")?;
+    for next in [(path(A1, 4500, B0, 4500), false), (path(A1, 4500, B1, 4500), true)] {
+        pair.go(runtime, next)?;
+        check(ping(20)? == 0, "and moves")?;
+    }
+    check(asked()? == 1, "what was asked for was there all the time")?;
+    let whole = runtime.block_on(pair.a.reconcile())?;
+    check(whole == Reconciled::default(), "nothing is amiss")?;
+
+    runtime.block_on(pair.a.set_trap(&same))?;
+    check(asked()? == 0, "what was asked for is forgotten")?;
+    runtime.block_on(pair.a.remove(CHILD))?;
+    runtime.block_on(pair.b.remove(CHILD))?;
+    check(policies("a")? == 1 && states("a")? == 0, "the trap is there again")?;
+    tells(runtime, &mut events, 3, INNER_B)?;
+    check(echoes()? == clear + 60, "nothing has left in the clear")?;
+    ip(&["-n", "a", "xfrm", "policy", "flush"])?;
+    let restored = runtime.block_on(pair.a.reconcile())?;
+    check(restored.restored == 1 && policies("a")? == 1, "a trap that is gone comes back")?;
+    runtime.block_on(pair.a.clear_trap(TrapId(3)))?;
+    check(policies("a")? == 0 && asked()? == 0, "no trap is left")?;
+
+    // A CHILD_SA with less than the trap leaves the rest to it.
+    runtime.block_on(pair.a.set_trap(&one(4, "10.0.0.0/16", "10.0.2.0/24")))?;
+    ip(&["-n", "a", "route", "replace", "10.0.2.9", "via", B0, "dev", "va0", "src", INNER_A])?;
+    pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
+    check(ping(5)? == 0 && policies("a")? == 4, "both are there")?;
+    tells(runtime, &mut events, 4, "10.0.2.9")?;
+    check(ping(5)? == 0, "and the CHILD_SA goes on")?;
+    pair.close(runtime)
+}
+
+fn one(id: u32, local: &str, remote: &str) -> Trap {
+    Trap { id: TrapId(id), ts_local: vec![net(local)], ts_remote: vec![net(remote)] }
+}
+
+/// A ping is caught, and told as what it is.
+fn tells(
+    runtime: &tokio::runtime::Runtime,
+    events: &mut Receiver<PlaneEvent>,
+    trap: u32,
+    to: &str,
+) -> Result<()> {
+    check(ping_from(INNER_A, to, 1)? == 1, "a packet is caught")?;
+    let event = next(runtime, events, PATIENCE.as_millis() as u64);
+    println!("event: {event:?}");
+    let side = |address: &str| format!("{address}[icmp]").parse();
+    let packet = Packet { local: side(INNER_A)?, remote: side(to)? };
+    check(event == Some(PlaneEvent::Acquire { trap: TrapId(trap), packet }), "it is told")
+}
+
+fn next(
+    runtime: &tokio::runtime::Runtime,
+    events: &mut Receiver<PlaneEvent>,
+    ms: u64,
+) -> Option<PlaneEvent> {
+    let limit = Duration::from_millis(ms);
+    runtime.block_on(async { tokio::time::timeout(limit, events.recv()).await.ok().flatten() })
+}
+
+/// States that a's kernel has asked for and not got.
+fn asked() -> Result<usize> {
+    let text = ip(&["-n", "a", "xfrm", "state", "list", "nokeys"])?;
+    Ok(text.matches("proto esp spi 0x00000000").count())
+}
+
+/// The pings that have reached b.
+fn echoes() -> Result<u64> {
+    // It counts when it comes to it.
+    thread::sleep(Duration::from_millis(100));
+    let text = ip(&["netns", "exec", "b", "cat", "/proc/net/snmp"])?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Icmp: "));
+    let (names, counts) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let at = names.split_whitespace().position(|name| name == "InEchos").ok_or("no InEchos")?;
+    Ok(counts.split_whitespace().nth(at).ok_or("no count")?.parse()?)
+}
