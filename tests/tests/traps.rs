@@ -5,10 +5,12 @@ use bewick_ike::{
     ConnectionId, Packet, TrafficSelector,
     config::{ChildConfig, Selectors},
 };
-use bewick_mobike::{Command, Event};
+use bewick_mobike::{Command, Event, MoveTarget};
 use bewick_tests::{
     Lab, Plan,
     lab::{ESP_CBC, ESP_GCM, selectors},
+    node::interface,
+    seed::{below, stream},
 };
 
 const CONNECTION: ConnectionId = ConnectionId(0);
@@ -192,6 +194,27 @@ fn rfc_4301_5_1_a_child_sa_that_is_refused_is_held_off_and_the_ike_sa_stays() {
 }
 
 #[test]
+fn rfc_4301_5_1_what_the_data_plane_refuses_is_held_off_too() {
+    let mut lab = trapped(sites());
+    // The first one with its IKE_SA, the other one beside it.
+    for (child, net) in [(0, "10.1.0.9"), (1, "10.2.0.9")] {
+        let (held, refused) = (lab.count(lab.client, "held-off"), lab.reasons(lab.client).len());
+        lab.world.end_mut(lab.client).plane.refuse_next(1);
+        lab.world.caught(lab.client, child, packet(net));
+        lab.seconds(3);
+        assert_eq!(reaches(&lab).len(), child, "{}", lab.story());
+        assert_eq!(lab.children(lab.gateway).len(), child, "{}", lab.story());
+        assert_eq!(lab.count(lab.client, "held-off"), held + 1, "{}", lab.story());
+        lab.seconds(300);
+        assert_eq!(lab.count(lab.client, "held-off"), held + 1, "{}", lab.story());
+        assert!(lab.reasons(lab.client).len() <= refused + 2, "{}", lab.story());
+        lab.world.caught(lab.client, child, packet(net));
+        lab.seconds(3);
+        assert_eq!(reaches(&lab).len(), child + 1, "{}", lab.story());
+    }
+}
+
+#[test]
 fn rfc_4301_5_1_where_no_trap_is_set_a_packet_starts_nothing() {
     let mut lab = trapped(sites());
     lab.world.caught(lab.client, 2, packet("10.1.0.9"));
@@ -267,4 +290,61 @@ fn k_2_8_3_1_a_reauthentication_makes_what_there_was() {
     assert!(lab.is_up(), "{}", lab.story());
     assert_ne!(lab.sas(lab.client)[0].spis, old);
     assert_eq!(reaches(&lab), ["[10.2.0.0/16]"], "{}", lab.story());
+}
+
+/// Traps as a data plane has them: silent from the first packet on until they are set again.
+struct Silent([u32; 2]);
+
+impl Silent {
+    /// A packet for a CHILD_SA that no CHILD_SA carries; told if the trap is not silent.
+    fn packet(&mut self, lab: &mut Lab, child: usize) {
+        let (to, net) = [("10.1.0.9", "10.1."), ("10.2.0.9", "10.2.")][child];
+        let carried =
+            lab.children(lab.client).iter().any(|c| format!("{:?}", c.ts_remote).contains(net));
+        if !carried && set(lab, child) > self.0[child] {
+            self.0[child] = set(lab, child);
+            lab.world.caught(lab.client, child, packet(to));
+        }
+    }
+}
+
+#[test]
+fn rfc_4301_5_1_whatever_happens_no_trap_stays_silent() {
+    for seed in 0..400 {
+        let mut plan = sites();
+        plan.seed = seed;
+        for config in [&mut plan.client, &mut plan.gateway] {
+            config.liveness = std::time::Duration::from_secs(10);
+            config.retransmission.give_up = std::time::Duration::from_secs(40);
+        }
+        let (mut lab, mut random) = (trapped(plan), stream(seed, "traps"));
+        let mut silent = Silent([0; 2]);
+        for _ in 0..40 {
+            let child = usize::from(below(&mut random, 2) == 0);
+            let end = if below(&mut random, 2) == 0 { lab.client } else { lab.gateway };
+            match below(&mut random, 10) {
+                0..4 => silent.packet(&mut lab, child),
+                4 => lab.cut(true),
+                5 => lab.cut(false),
+                6 => drop(lab.world.command(lab.gateway, Command::Down(CONNECTION))),
+                7 => drop(lab.world.command(end, Command::Rekey(CONNECTION))),
+                8 => drop(lab.world.command(end, Command::RekeyIke(CONNECTION))),
+                _ => {
+                    let uplink = if child == 0 { lab.wlan } else { lab.lte() };
+                    let target = MoveTarget::Interface(interface(uplink));
+                    drop(lab.world.command(lab.client, Command::Move(CONNECTION, target)));
+                }
+            }
+            lab.ms(below(&mut random, 4000));
+        }
+        lab.cut(false);
+        lab.seconds(120);
+        for child in [0, 1] {
+            silent.packet(&mut lab, child);
+            lab.seconds(3);
+        }
+        assert_eq!(reaches(&lab), ["[10.1.0.0/16]", "[10.2.0.0/16]"], "{seed}: {}", lab.story());
+        assert_eq!(lab.sas(lab.client).len(), 1, "{seed}: {}", lab.story());
+        assert_eq!(lab.children(lab.gateway).len(), 2, "{seed}: {}", lab.story());
+    }
 }

@@ -198,7 +198,9 @@ impl Routes {
         own: &[IpAddr],
     ) -> Result<(), NetError> {
         let before = self.wanted.clone();
-        self.wanted.traps.insert(id, towards(ts_local, ts_remote, own));
+        let mut routes = towards(ts_local, ts_remote, own);
+        routes.retain(|(net, _)| exists(net));
+        self.wanted.traps.insert(id, routes);
         let result = self.reconcile().await;
         if result.is_err() {
             self.wanted = before;

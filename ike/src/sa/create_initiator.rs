@@ -189,14 +189,14 @@ pub(crate) fn on_response(sa: &mut Sa, cx: &mut Cx<'_>, create: CreateChild, pay
             }
             let then = match create.purpose {
                 Purpose::Rekey(old) => Then::Retire(old),
-                Purpose::New(_) => Then::Use,
+                Purpose::New(asked) => Then::Use(asked),
             };
             live.pending.push(Pending { action, child: info, then });
         }
     }
 }
 
-fn try_again(sa: &mut Sa, cx: &mut Cx<'_>, purpose: Purpose, kind: Option<NotifyType>) {
+pub(crate) fn try_again(sa: &mut Sa, cx: &mut Cx<'_>, purpose: Purpose, kind: Option<NotifyType>) {
     match purpose {
         Purpose::Rekey(old) => task::retry(sa, cx, old, kind),
         Purpose::New(Asked { config, packet: None }) => task::retry_new(sa, cx, config, kind),

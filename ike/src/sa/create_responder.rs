@@ -3,6 +3,7 @@
 //! asked.
 
 use crate::{
+    asked::Asked,
     child::{ChildId, ChildMove, ChildSa},
     config::{ChildView, Role, Selectors},
     crypto,
@@ -14,6 +15,7 @@ use crate::{
 use super::{
     Cx, Sa, State,
     child::{self, Agreed, Child},
+    create_initiator::{self, Purpose},
     fault::Fault,
     former::{self, Nonces},
     live::{HeldResponse, Refusal},
@@ -38,7 +40,7 @@ pub(crate) enum Then {
     /// we asked: delete the one that it replaces
     Retire(ChildId),
     /// we asked for another one
-    Use,
+    Use(Asked),
 }
 
 impl Then {
@@ -47,7 +49,7 @@ impl Then {
         match self {
             Then::Respond(_, old) => *old,
             Then::Retire(old) => Some(*old),
-            Then::Use => None,
+            Then::Use(_) => None,
         }
     }
 }
@@ -292,7 +294,6 @@ pub(crate) fn on_answer(
     };
     let Pending { mut child, then, .. } = live.pending.remove(at);
     let spi_in = child.spi_in;
-    let config = child.config;
     if result.is_ok() {
         // The tunnel may have moved while the data plane was at work.
         let (path, encap) = live.place();
@@ -336,10 +337,10 @@ pub(crate) fn on_answer(
                 live.tasks.push(Task::Delete(gone));
             }
         }
-        Then::Use if result.is_ok() => {}
-        Then::Use => {
+        Then::Use(_) if result.is_ok() => {}
+        Then::Use(asked) => {
             live.tasks.push(Task::Delete(vec![spi_in]));
-            task::retry_new(sa, cx, config, None);
+            create_initiator::try_again(sa, cx, Purpose::New(asked), None);
         }
     }
     task::arm(sa, cx);

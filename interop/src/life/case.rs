@@ -148,6 +148,9 @@ impl Case {
         running.ends.gateway.stop().context("end of the gateway")?;
         let captured = capture.finish()?;
         captured.none_in_the_clear()?;
+        if self.act == Act::Trap {
+            trap::would_be_seen(stage, self, out).context("after the end of both")?;
+        }
         if let Act::Travel(_) = self.act {
             // strongSwan does not ask whether an address answers before traffic goes there.
             captured.esp_only_where_heard(stage.life.gateway == Program::Bewick)?;

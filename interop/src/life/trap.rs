@@ -1,12 +1,15 @@
 //! A client that waits for packets: the first one brings the tunnel up, each CHILD_SA by itself.
 
+use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::case::Running;
+use super::case::{Case, Running, Stage};
 use crate::ends::AGREED;
 use crate::fail;
 use crate::failure::{Context, Result};
+use crate::peer::tunnel::Network;
 use crate::peer::{Plane, Program, SaView};
 use crate::process;
 use crate::topology::Node;
@@ -55,6 +58,9 @@ pub fn live(running: &mut Running<'_>) -> Result<()> {
     }
     running.works().context("the tunnel after a DELETE")?;
 
+    if running.stage.life.client == Program::Bewick {
+        dies(running, &hosts)?;
+    }
     running.ends.client.down().context("the client deletes")?;
     nothing_happens(running).context("after the client's DELETE")?;
     match running.stage.life.client {
@@ -69,6 +75,44 @@ pub fn live(running: &mut Running<'_>) -> Result<()> {
     running.works().context("the tunnel after the client's DELETE")?;
     running.ends.client.down().context("tunnel down")?;
     running.ends.both_have_none().context("after the last DELETE")
+}
+
+/// A client that is killed while it waits for packets waits for them when it is started again.
+fn dies(running: &mut Running<'_>, hosts: &[IpAddr]) -> Result<()> {
+    running.ends.gateway.down().context("the gateway deletes again")?;
+    nothing_happens(running).context("after the gateway's second DELETE")?;
+    let source = running.ends.virtual_ip(hosts[0])?;
+    running.ends.client.kill();
+    // What is sent meanwhile must not be seen in the capture.
+    for host in hosts {
+        let socket = running.ends.topology.udp_socket(Node::Client, (source, 0).into())?;
+        let _ = socket.send_to(b"nobody catches this", (*host, 9));
+    }
+    running.start_again(Node::Client)?;
+    nothing_happens(running).context("started again")?;
+    for (made, host) in (1..).zip(hosts) {
+        wakes(running, *host, made).context(format!("a packet to {host} after a crash"))?;
+    }
+    running.works().context("the tunnel after a crash").map(drop)
+}
+
+/// Once nobody waits for them any more, packets are seen in the clear where none was seen before: whoever
+/// looks is not blind.
+///
+/// # Errors
+/// They are not.
+pub fn would_be_seen(stage: &Stage<'_>, case: &Case, out: &Path) -> Result<()> {
+    let out = out.join("ended");
+    fs::create_dir_all(&out).context(out.display())?;
+    let capture = stage.topology.capture(&out)?;
+    let (source, host) = (Network::SITE.host, Network::FIRST.host);
+    let host = case.tunnel.networks().next().map_or(host, |net| net.host);
+    let socket = stage.topology.udp_socket(Node::Client, (source, 0).into())?;
+    for _ in 0..3 {
+        socket.send_to(b"in the clear", (host, 9)).context("sending in the clear")?;
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    capture.finish()?.shows("a packet in the clear", &format!("src {source} and dst {host}"))
 }
 
 /// No end has an IKE_SA, and none comes by itself.

@@ -9,7 +9,7 @@ use std::{
 
 use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, EspSuite};
 use bewick_xfrm::{
-    DataPlane, PlaneEvent, Reconciled,
+    DataPlane, PlaneEvent, Reconciled, Trap, TrapId,
     kernel::{Config, KernelPlane},
 };
 
@@ -54,7 +54,7 @@ pub fn killed(runtime: &tokio::runtime::Runtime) -> Result<()> {
             "killed: {left} states and {policies_left} policies are left, {held} of these hold packets"
         );
         check(left >= 2 * CHILDREN as usize - 1, "a killed plane clears nothing up")?;
-        check(policies_left == 3 * CHILDREN as usize, "nor its policies")?;
+        check(policies_left == 3 * CHILDREN as usize + 1, "nor its policies and its trap")?;
         if flush {
             // Policies alone would have their packets wait for nobody.
             ip(&["-n", "a", "xfrm", "state", "flush"])?;
@@ -88,6 +88,8 @@ pub fn victim(runtime: &tokio::runtime::Runtime) -> Result<()> {
         };
         runtime.block_on(plane.install(&sa))?;
     }
+    let (ts_local, ts_remote) = (vec![net("10.0.1.1/32")], vec![net("10.65.0.0/16")]);
+    runtime.block_on(plane.set_trap(&Trap { id: TrapId(0), ts_local, ts_remote }))?;
     println!("ready");
     for local in [A1, A0].into_iter().cycle() {
         let to = path(local, 4500, B0, 4500);

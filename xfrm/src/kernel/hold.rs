@@ -46,8 +46,8 @@ pub(super) fn nowhere() -> (IpAddr, IpAddr) {
 }
 
 /// ALLOCSPI for the state that never comes; the kernel forgets it by itself after half a minute
-/// (`net.core.xfrm_acq_expires`), and for as long it serves the next moves too. Without it, the first packet that waits would have every key
-/// manager of the machine asked for that state.
+/// (`net.core.xfrm_acq_expires`), and for as long it serves the next moves too. Without it, the first
+/// packet that waits would have every key manager of the machine asked for that state.
 pub(super) fn larva() -> Request {
     larval(nowhere(), 0, SPI)
 }

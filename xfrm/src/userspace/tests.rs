@@ -1,6 +1,7 @@
 //! The whole plane over real UDP sockets on the loopback, with queues in the place of TUN devices.
 
 mod batches;
+mod held;
 
 use std::{
     future::Future,
