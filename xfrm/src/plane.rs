@@ -132,6 +132,9 @@ pub enum PlaneEvent {
         /// the packet
         packet: Packet,
     },
+    /// another program has removed states or policies of ours, or all that there were: call
+    /// [`DataPlane::reconcile`], until which it is not said again
+    Disturbed,
     /// events were lost before they got here: a lifetime's end among them means that a CHILD_SA gets
     /// its successor late, or is gone from the kernel
     EventsLost,
@@ -211,7 +214,8 @@ pub trait DataPlane: Send {
     fn counters(&mut self, id: ChildId) -> Answer<'_, Counters>;
 
     /// Compares what is there with what was asked for, and puts it right. To be called after
-    /// [`PlaneEvent::EventsLost`]; a plane does so by itself at the start and after an error.
+    /// [`PlaneEvent::EventsLost`] and [`PlaneEvent::Disturbed`]; a plane does so by itself at the start
+    /// and after an error.
     fn reconcile(&mut self) -> Answer<'_, Reconciled> {
         Box::pin(async { Ok(Reconciled::default()) })
     }

@@ -633,6 +633,12 @@ impl Daemon {
         self.udp.keep_connections(&used);
     }
 
+    async fn reconcile_plane(&mut self) {
+        if let Err(e) = self.plane.reconcile().await {
+            warn!("{e}");
+        }
+    }
+
     async fn on_plane_event(&mut self, event: &PlaneEvent) {
         debug!(?event, "data plane");
         match event {
@@ -645,9 +651,13 @@ impl Daemon {
                      if one said that a CHILD_SA's limit of octets or packets is near, its new keys \
                      come with the next rekey by time only (`bewick rekey` asks for them now)"
                 );
-                if let Err(e) = self.plane.reconcile().await {
-                    warn!("{e}");
-                }
+                self.reconcile_plane().await;
+            }
+            PlaneEvent::Disturbed => {
+                warn!(
+                    "another program has removed IPsec states or policies of bewick's from the kernel:                      what can be is put back, and a CHILD_SA that has lost a state is made anew"
+                );
+                self.reconcile_plane().await;
             }
             PlaneEvent::Mapping { id, seen } => {
                 let input = Input::Mapping { child: *id, remote: *seen };

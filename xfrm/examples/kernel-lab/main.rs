@@ -38,7 +38,7 @@ fn main() -> Result<()> {
     set_up()?;
     planned::set_up()?;
     let both = |part: &dyn Fn(bool) -> Result<()>| part(false).and_then(|()| part(true));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 13] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 15] = [
         ("planned", &|| {
             both(&|avoid_migrate| {
                 both(&|encap| planned::planned(&runtime, avoid_migrate, encap, false))
@@ -52,6 +52,8 @@ fn main() -> Result<()> {
         ("rollback", &|| rollback(&runtime)),
         ("killed", &|| reconcile::killed(&runtime)),
         ("reconcile", &|| reconcile::differences(&runtime)),
+        ("flushed", &|| reconcile::flushed(&runtime)),
+        ("overflow", &reconcile::overflow),
         ("suites", &|| suites(&runtime)),
         ("families", &|| both(&|avoid_migrate| families(&runtime, avoid_migrate))),
         ("bypass", &|| bypass(&runtime)),

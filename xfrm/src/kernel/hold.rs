@@ -334,7 +334,7 @@ mod tests {
     };
 
     fn sent(mut request: Request) -> (u16, Vec<u8>) {
-        let octets = request.finish(1).to_vec();
+        let octets = request.finish(1, 3).to_vec();
         let all: Vec<_> = messages(&octets).map(|m| (m.kind, m.body.to_vec())).collect();
         let [(kind, body)] = &all[..] else { panic!("{} messages", all.len()) };
         (*kind, body.clone())

@@ -38,6 +38,8 @@ pub(super) struct Ledger {
     states: BTreeMap<Key, Entry>,
     /// traffic of states that a move has replaced
     carried: BTreeMap<ChildId, Counters>,
+    /// it was said that another program has removed something, and not looked after yet
+    disturbed: bool,
 }
 
 /// The ledger as the plane and its event task share it.
@@ -87,6 +89,20 @@ impl Ledger {
     pub(super) fn states_of(&self, id: ChildId) -> Vec<(Key, Entry)> {
         let ours = self.states.iter().filter(|(_, entry)| entry.id == id);
         ours.map(|(key, entry)| (*key, *entry)).collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.states.is_empty()
+    }
+
+    /// Notes that another program has removed something; whether that is news.
+    pub(super) fn disturb(&mut self) -> bool {
+        !std::mem::replace(&mut self.disturbed, true)
+    }
+
+    /// From here on what another program removes is news again.
+    pub(super) fn settle(&mut self) {
+        self.disturbed = false;
     }
 
     /// The traffic of the states of `id` that are gone.

@@ -43,7 +43,7 @@ impl Request {
         octets.extend_from_slice(&[0; 4]); // length, set by `finish`
         octets.extend_from_slice(&kind.to_ne_bytes());
         octets.extend_from_slice(&(NLM_F_REQUEST | NLM_F_ACK | flags).to_ne_bytes());
-        octets.extend_from_slice(&[0; 8]); // sequence, set by `finish`; port 0 is the kernel's
+        octets.extend_from_slice(&[0; 8]); // sequence and port, set by `finish`
         octets.extend_from_slice(body);
         let mut request = Request(octets);
         request.pad();
@@ -74,14 +74,18 @@ impl Request {
         self
     }
 
-    /// Sets length and sequence number; the octets are then ready to be sent.
-    pub(super) fn finish(&mut self, sequence: u32) -> &[u8] {
+    /// Sets length, sequence number and the sender's port, by which the kernel says who has changed
+    /// something; the octets are then ready to be sent.
+    pub(super) fn finish(&mut self, sequence: u32, port: u32) -> &[u8] {
         let length = u32::try_from(self.0.len()).unwrap_or(u32::MAX);
         if let Some(field) = self.0.get_mut(0..4) {
             field.copy_from_slice(&length.to_ne_bytes());
         }
         if let Some(field) = self.0.get_mut(8..12) {
             field.copy_from_slice(&sequence.to_ne_bytes());
+        }
+        if let Some(field) = self.0.get_mut(12..16) {
+            field.copy_from_slice(&port.to_ne_bytes());
         }
         &self.0
     }

@@ -152,7 +152,8 @@ impl KernelPlane {
         }
         let keeps_counts = method == Method::Migrate && keeps_counts(&mut xfrm, config.mark);
         let ledger = Shared::default();
-        let events::Started { events, receiver, task } = events::start(ledger.clone())?;
+        let events::Started { events, receiver, task } =
+            events::start(ledger.clone(), tag, xfrm.port())?;
         let mut route = Socket::open(libc::NETLINK_ROUTE)?;
         let watcher = Watcher::start(ledger.clone()).inspect_err(|_| task.abort())?;
         device::create(&mut route, &config.device).inspect_err(|_| task.abort())?;

@@ -35,7 +35,7 @@ const OPEN_BITS: u32 = 128 + 128 + 16 + 16 + 8;
 
 /// Octets of struct xfrm_selector, xfrm_userpolicy_info and xfrm_user_tmpl.
 const SELECTOR: usize = 56;
-const POLICY_INFO: usize = 168;
+pub(super) const POLICY_INFO: usize = 168;
 const TEMPLATE: usize = 64;
 
 const ICMP: [u8; 2] = [IPPROTO_ICMP, IPPROTO_ICMPV6];
@@ -201,7 +201,8 @@ impl Tag {
         if self.0 == 0 { 0 } else { self.0 | some << 3 | u32::from(direction.number()) }
     }
 
-    fn has(self, index: u32) -> bool {
+    /// Whether a policy of this index is of this plane.
+    pub(super) fn has(self, index: u32) -> bool {
         self.0 != 0 && index & !0x7_ffff == self.0
     }
 }

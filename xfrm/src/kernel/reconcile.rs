@@ -28,6 +28,7 @@ impl KernelPlane {
     }
 
     pub(super) fn reconcile_now(&mut self) -> Result<Reconciled, PlaneError> {
+        self.ledger.lock().settle();
         let states = self.xfrm.dump("listing states", state::dump(), state::found)?;
         let there: BTreeMap<Key, u32> = states.iter().map(|one| (one.key, one.mark)).collect();
         let ids: Vec<ChildId> = self.children.keys().copied().collect();

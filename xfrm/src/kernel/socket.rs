@@ -31,6 +31,8 @@ const TOGETHER: usize = 64;
 /// A netlink socket in the network namespace of the thread that opened it.
 pub(super) struct Socket {
     socket: netlink_sys::Socket,
+    /// our address, for which the kernel has the answers
+    port: u32,
     sequence: u32,
     sent: u32,
     datagrams: u32,
@@ -41,27 +43,33 @@ pub(super) struct Socket {
 impl Socket {
     /// A socket for `protocol` (NETLINK_XFRM or NETLINK_ROUTE).
     pub(super) fn open(protocol: libc::c_int) -> Result<Self, PlaneError> {
-        let open = || -> io::Result<netlink_sys::Socket> {
+        let open = || -> io::Result<(netlink_sys::Socket, u32)> {
             let mut socket = netlink_sys::Socket::new(protocol as isize)?;
-            socket.bind_auto()?;
+            let port = socket.bind_auto()?.port_number();
             socket.connect(&SocketAddr::new(0, 0))?;
             // Without it, an error carries our request back, keys and all.
             socket.set_cap_ack(true)?;
             socket.set_ext_ack(true)?;
             socket2::SockRef::from(&socket).set_read_timeout(Some(TIMEOUT))?;
-            Ok(socket)
+            Ok((socket, port))
         };
-        let socket = open().map_err(|error| {
+        let (socket, port) = open().map_err(|error| {
             let what = if protocol == libc::NETLINK_XFRM { "an XFRM" } else { "a route" };
             PlaneError::kernel(&format!("opening {what} netlink socket"), &error)
         })?;
         Ok(Socket {
             socket,
+            port,
             sequence: 0,
             sent: 0,
             datagrams: 0,
             buffer: Zeroizing::new(vec![0; BUFFER]),
         })
+    }
+
+    /// The port by which the kernel tells whose request has changed something.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// How many requests went out so far.
@@ -135,7 +143,7 @@ impl Socket {
             let mut together = Zeroizing::new(Vec::with_capacity(length));
             let mut count = 0;
             for request in some {
-                together.extend_from_slice(request.finish(self.next_sequence()));
+                together.extend_from_slice(request.finish(self.next_sequence(), self.port));
                 count += 1;
             }
             let sent = self.send(&together);
@@ -159,7 +167,7 @@ impl Socket {
         read: impl FnMut(u16, &[u8]),
     ) -> Result<(), PlaneError> {
         let sequence = self.next_sequence();
-        self.send(request.finish(sequence))
+        self.send(request.finish(sequence, self.port))
             .map_err(|error| PlaneError::kernel(operation, &error))?;
         drop(request);
         self.answer(operation, sequence, read)

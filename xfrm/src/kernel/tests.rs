@@ -1,30 +1,22 @@
 //! Octets of the requests, and what malformed messages from the kernel do: nothing.
 
-use std::net::{IpAddr, SocketAddr};
-
 use bewick_ike::{
-    ChildId, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits, Packet, Path, Secret,
-    TrafficSelector,
+    ChildId, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits, Path, Secret, TrafficSelector,
 };
-use netlink_packet_core::Emitable;
-use netlink_packet_xfrm::{
-    Address, Id, LifetimeConfig, Selector, UserExpire, UserMapping, UserPolicyInfo, UserSaId,
-    UserSaInfo, UserTemplate, constants::*,
-};
+use netlink_packet_xfrm::{LifetimeConfig, constants::*};
 use proptest::prelude::*;
 
 use super::{
-    events,
-    ledger::{Entry, Shared},
     message::{
         Message, NLM_F_REPLACE, Request, attribute, attributes, messages, refusal, u16_at, u32_at,
     },
     migrate::{self, Step},
     policy::{self, Direction, Tag},
     state::{self, Place, Replay, Side, Spent, Usage},
-    trap,
 };
-use crate::plane::{PlaneError, PlaneEvent, TrapId};
+use crate::plane::PlaneError;
+
+mod told;
 
 fn sa(suite: EspSuite) -> ChildSa {
     let keys = |octet: u8| EspKeys {
@@ -74,7 +66,7 @@ fn limits(sa: &ChildSa, lifetime: u64) -> LifetimeConfig {
 
 /// Message type, flags and body of a request that is complete.
 fn sent(mut request: Request) -> (u16, u16, Vec<u8>) {
-    let octets = request.finish(9).to_vec();
+    let octets = request.finish(9, 3).to_vec();
     let all: Vec<_> = messages(&octets).collect();
     assert_eq!(all.len(), 1);
     assert_eq!(u32_at(&octets, 0), Some(octets.len() as u32), "the length is the whole");
@@ -436,149 +428,6 @@ fn the_kernel_s_own_words_are_found() {
     assert_eq!(refusal.text.as_deref(), Some("Invalid replay window"));
 }
 
-fn known() -> Shared {
-    let ledger = Shared::default();
-    let sa = gcm();
-    let place = Place::of(&sa);
-    for side in [Side::In, Side::Out] {
-        let remote = sa.path.remote;
-        let entry = Entry {
-            id: sa.id,
-            side,
-            reqid: sa.reqid,
-            remote,
-            source: remote.ip(),
-            began: Spent::default(),
-            encap: sa.encap,
-            left: None,
-        };
-        ledger.lock().insert(place.key(&sa, side), entry);
-    }
-    ledger
-}
-
-fn emitted(body: &impl Emitable) -> Vec<u8> {
-    let mut octets = vec![0; body.buffer_len()];
-    body.emit(&mut octets);
-    octets
-}
-
-/// One well-formed event of each kind, about a state of [`known`].
-fn events() -> [(u16, Vec<u8>, PlaneEvent); 3] {
-    let ip: IpAddr = "192.0.2.1".parse().unwrap();
-    let seen: SocketAddr = "203.0.113.9:1024".parse().unwrap();
-    let state = UserSaInfo {
-        id: Id { daddr: Address::from_ip(&ip), spi: 0xc000_0001, proto: IPPROTO_ESP },
-        family: AF_INET,
-        ..UserSaInfo::default()
-    };
-    let expire = emitted(&UserExpire { state, hard: 1 });
-    let mapping = emitted(&UserMapping {
-        id: UserSaId {
-            daddr: Address::from_ip(&ip),
-            spi: 0xc000_0001,
-            family: AF_INET,
-            proto: IPPROTO_ESP,
-        },
-        new_saddr: Address::from_ip(&seen.ip()),
-        new_sport: seen.port(),
-        ..UserMapping::default()
-    });
-    let id = ChildId(5);
-    let packet = Packet {
-        local: "10.9.0.7[tcp/40000]".parse().unwrap(),
-        remote: "10.1.0.9[tcp/443]".parse().unwrap(),
-    };
-    let trap = TrapId(3);
-    let acquire = acquire(0x8000_0003, trap::nowhere());
-    [
-        (XFRM_MSG_EXPIRE, expire, PlaneEvent::Expire { id, hard: true }),
-        (XFRM_MSG_MAPPING, mapping, PlaneEvent::Mapping { id, seen }),
-        (XFRM_MSG_ACQUIRE, acquire, PlaneEvent::Acquire { trap, packet }),
-    ]
-}
-
-/// What the kernel sends for a packet from 10.9.0.7:40000 to 10.1.0.9:443 over TCP.
-fn acquire(reqid: u32, (source, destination): (IpAddr, IpAddr)) -> Vec<u8> {
-    let selector = Selector {
-        saddr: Address::from_ip(&"10.9.0.7".parse().unwrap()),
-        daddr: Address::from_ip(&"10.1.0.9".parse().unwrap()),
-        sport: 40000,
-        sport_mask: u16::MAX,
-        dport: 443,
-        dport_mask: u16::MAX,
-        family: AF_INET,
-        prefixlen_s: 32,
-        prefixlen_d: 32,
-        proto: 6,
-        ..Selector::default()
-    };
-    let template = UserTemplate {
-        id: Id { daddr: Address::from_ip(&destination), spi: 0, proto: IPPROTO_ESP },
-        family: AF_INET,
-        saddr: Address::from_ip(&source),
-        reqid,
-        ..UserTemplate::default()
-    };
-    // struct xfrm_user_acquire: id, source, selector, policy, algorithms and a number
-    let mut body = vec![0; 40];
-    body.extend_from_slice(&emitted(&selector));
-    body.extend_from_slice(&emitted(&UserPolicyInfo::default()));
-    body.resize(280, 0);
-    body.extend_from_slice(&[68, 0, 5, 0]);
-    body.extend_from_slice(&emitted(&template));
-    body
-}
-
-#[test]
-fn an_acquire_for_what_is_no_trap_of_ours_is_skipped() {
-    let ledger = known();
-    let seen = |body: &[u8]| read(XFRM_MSG_ACQUIRE, body, &ledger);
-    assert!(seen(&acquire(0x8000_0003, trap::nowhere())).is_some());
-    let elsewhere = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-    assert_eq!(seen(&acquire(0x8000_0003, elsewhere)), None, "of another program");
-    assert_eq!(seen(&acquire(3, trap::nowhere())), None, "of a CHILD_SA");
-    let mut mixed = acquire(0x8000_0003, trap::nowhere());
-    mixed[80] = 99; // the selector's family
-    assert_eq!(seen(&mixed), None);
-}
-
-fn read(kind: u16, body: &[u8], ledger: &Shared) -> Option<PlaneEvent> {
-    events::read(&Message { kind, flags: 0, sequence: 0, body }, ledger)
-}
-
-#[test]
-fn events_about_our_states_are_read() {
-    for (kind, body, event) in events() {
-        assert_eq!(read(kind, &body, &known()), Some(event));
-    }
-}
-
-#[test]
-fn events_about_others_states_and_our_own_moves_are_skipped() {
-    for (kind, body, _) in events().iter().take(2) {
-        assert_eq!(read(*kind, body, &Shared::default()), None, "not ours");
-    }
-    let ledger = known();
-    let sa = gcm();
-    let key = Place::of(&sa).key(&sa, Side::In);
-    ledger.lock().linger(&key, Usage::default());
-    for (kind, body, _) in events().iter().take(2) {
-        assert_eq!(read(*kind, body, &ledger), None, "left behind by a move");
-    }
-    assert_eq!(ledger.lock().get(&key), None, "expired");
-}
-
-#[test]
-fn a_truncated_event_is_skipped() {
-    for (kind, body, event) in events() {
-        for length in 0..body.len() {
-            let got = read(kind, &body[..length], &known());
-            assert!(got.is_none() || got == Some(event.clone()), "{kind:#x} {length}");
-        }
-    }
-}
-
 #[test]
 fn truncated_answers_and_datagrams_are_survived() {
     let body = answer(libc::EEXIST, "no");
@@ -592,7 +441,7 @@ fn truncated_answers_and_datagrams_are_survived() {
     let mut request =
         state::put(XFRM_MSG_NEWSA, &sa, Side::In, place, &Replay::fresh(), 1, limits(&sa, 0))
             .unwrap();
-    let octets = request.finish(1).to_vec();
+    let octets = request.finish(1, 3).to_vec();
     for length in 0..=octets.len() {
         for message in messages(&octets[..length]) {
             let _ = attributes(message.body.get(224..).unwrap_or_default()).count();
@@ -638,10 +487,9 @@ proptest! {
         kind in 0x10u16..0x30,
         flags in any::<u16>(),
     ) {
-        let ledger = known();
         let message = Message { kind, flags, sequence: 0, body: &octets };
         let _ = refusal(&message);
-        let _ = events::read(&message, &ledger);
+        let _ = told::read(kind, &octets, &told::known());
         let _ = state::usage(XFRM_MSG_NEWSA, &octets);
         let _ = state::snapshot(XFRM_MSG_NEWAE, &octets);
         let _ = state::found(XFRM_MSG_NEWSA, &octets);
