@@ -4,6 +4,7 @@ mod busy;
 mod handover;
 mod herd;
 mod planned;
+mod pump;
 mod setup;
 mod silent;
 mod storm;

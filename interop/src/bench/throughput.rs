@@ -3,13 +3,14 @@
 //! Both ends and the generator share the cores of this machine: the figures compare the three, and say
 //! nothing of two machines with a wire between them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
+use super::pump::{self, SMALL};
 use super::{Lane, Options, Outcome, median};
 use crate::ends::Ends;
 use crate::fail;
@@ -20,8 +21,6 @@ use crate::topology::{GATEWAY, INSIDE, Node, Topology};
 
 /// How long each sample takes, in seconds.
 const SECONDS: u32 = 5;
-/// Octets of UDP payload in an IPv4 packet of 64 octets.
-const SMALL: u32 = 64 - 20 - 8;
 /// The ESP proposal of both programs.
 const ESP: &str = "aes128gcm16";
 /// What the network without a tunnel is called.
@@ -36,10 +35,15 @@ pub struct Throughput {
     tcp_mbps: f64,
     /// Each of them.
     tcp_mbps_all: Vec<f64>,
-    /// The median of UDP packets of 64 octets delivered, a second.
+    /// The median of UDP packets of 64 octets delivered, a second, that are sent one by one: as many as
+    /// iperf3 makes.
     small_pps: f64,
     /// Each of them.
     small_pps_all: Vec<f64>,
+    /// The same of packets that are sent 64 at a time.
+    batched_pps: f64,
+    /// Each of them.
+    batched_pps_all: Vec<f64>,
     /// UDP packets delivered in all rounds together.
     delivered: u64,
     /// How many of them came after a later one.
@@ -48,11 +52,12 @@ pub struct Throughput {
     reordered_percent: f64,
 }
 
-/// A TCP flow or a flow of small UDP packets.
+/// A TCP flow, or a flow of small UDP packets one by one or in batches.
 #[derive(Clone, Copy)]
 enum Load {
     Tcp,
     Small,
+    Batched,
 }
 
 /// Where a flow goes, and what has come of it.
@@ -64,6 +69,7 @@ struct Way<'a> {
     to: IpAddr,
     tcp: Vec<f64>,
     small: Vec<f64>,
+    batched: Vec<f64>,
     delivered: u64,
     reordered: u64,
     /// they live for as long as traffic is to pass
@@ -103,7 +109,7 @@ pub fn run(options: &Options) -> Result<Vec<(&'static str, Throughput)>> {
     let log = options.out.join("bench-throughput-iperf3-server.log");
     ways.push(Way::new((PLAIN, version), &plain, ends, &log, None)?);
     for round in 1..=options.times {
-        for load in [Load::Tcp, Load::Small] {
+        for load in [Load::Tcp, Load::Small, Load::Batched] {
             for way in &mut ways {
                 let line = way.sample(load).context(format!("{}, round {round}", way.name))?;
                 eprintln!("{round} of {}  {:<10}  {line}", options.times, way.name);
@@ -132,6 +138,7 @@ impl<'a> Way<'a> {
             to,
             tcp: Vec::new(),
             small: Vec::new(),
+            batched: Vec::new(),
             delivered: 0,
             reordered: 0,
             _ends: ends,
@@ -141,6 +148,9 @@ impl<'a> Way<'a> {
 
     /// One flow; a line for people.
     fn sample(&mut self, load: Load) -> Result<String> {
+        if let Load::Batched = load {
+            return self.pump();
+        }
         let mut command = self.topology.command(Node::Client, "iperf3");
         let (to, from, seconds) = (self.to.to_string(), self.from.to_string(), SECONDS.to_string());
         command.args(["-c", &to, "-B", &from, "-t", &seconds, "-J"]);
@@ -164,7 +174,7 @@ impl<'a> Way<'a> {
                 self.tcp.push(mbps);
                 Ok(format!("TCP {mbps:.0} Mbit/s"))
             }
-            Load::Small => {
+            Load::Small | Load::Batched => {
                 let flow = |field| number(&result, &format!("/end/streams/0/udp/{field}"));
                 let delivered = flow("packets")? - flow("lost_packets")?;
                 let (pps, reordered) = (delivered / flow("seconds")?, flow("out_of_order")?);
@@ -176,14 +186,30 @@ impl<'a> Way<'a> {
         }
     }
 
+    /// Packets in batches; a line for people.
+    fn pump(&mut self) -> Result<String> {
+        let to = self.topology.udp_socket(Node::Gateway, SocketAddr::new(self.to, 0))?;
+        let from = self.topology.udp_socket(Node::Client, SocketAddr::new(self.from, 0))?;
+        let address = to.local_addr().context("address")?;
+        from.connect(address).context(address)?;
+        let pumped = pump::pump(&from, &to, Duration::from_secs(SECONDS.into()))?;
+        let pps = pumped.delivered as f64 / pumped.took.as_secs_f64();
+        self.batched.push(pps);
+        self.delivered += pumped.delivered;
+        self.reordered += pumped.reordered;
+        Ok(format!("UDP in batches {pps:.0} packets a second, {} reordered", pumped.reordered))
+    }
+
     fn outcome(self) -> Throughput {
         Throughput {
             tcp_mbps: median(self.tcp.iter().copied()),
             small_pps: median(self.small.iter().copied()),
+            batched_pps: median(self.batched.iter().copied()),
             reordered_percent: 100.0 * self.reordered as f64 / self.delivered.max(1) as f64,
             version: self.version,
             tcp_mbps_all: self.tcp,
             small_pps_all: self.small,
+            batched_pps_all: self.batched,
             delivered: self.delivered,
             reordered: self.reordered,
         }
@@ -192,10 +218,10 @@ impl<'a> Way<'a> {
 
 impl Outcome for Throughput {
     fn line(&self) -> String {
-        let Self { version, tcp_mbps, small_pps, reordered_percent, .. } = self;
+        let Self { version, tcp_mbps, small_pps, batched_pps, reordered_percent, .. } = self;
         format!(
-            "{version}: TCP {tcp_mbps:.0} Mbit/s, {small_pps:.0} small UDP packets a second, \
-             {reordered_percent:.3} % reordered"
+            "{version}: TCP {tcp_mbps:.0} Mbit/s, {small_pps:.0} small UDP packets a second \
+             ({batched_pps:.0} in batches), {reordered_percent:.3} % reordered"
         )
     }
 
