@@ -171,15 +171,7 @@ impl Routes {
 
     /// Adds what `sa` needs; on an error everything is as before.
     pub async fn add(&mut self, sa: &ChildSa, own: &[IpAddr]) -> Result<(), NetError> {
-        let before = self.wanted.clone();
-        self.wanted.children.insert(sa.id, child(sa, own));
-        let result = self.reconcile().await;
-        if result.is_err() {
-            self.wanted = before;
-            // what can't be put back is tried again with the next change
-            let _ = self.reconcile().await;
-        }
-        result
+        self.attempt(|wanted| drop(wanted.children.insert(sa.id, child(sa, own)))).await
     }
 
     /// Removes what only `id` needed.
@@ -197,13 +189,19 @@ impl Routes {
         ts_remote: &[TrafficSelector],
         own: &[IpAddr],
     ) -> Result<(), NetError> {
-        let before = self.wanted.clone();
         let mut routes = towards(ts_local, ts_remote, own);
         routes.retain(|(net, _)| exists(net));
-        self.wanted.traps.insert(id, routes);
+        self.attempt(|wanted| drop(wanted.traps.insert(id, routes))).await
+    }
+
+    /// Changes what is wanted; on an error everything is as before.
+    async fn attempt(&mut self, change: impl FnOnce(&mut Wanted)) -> Result<(), NetError> {
+        let before = self.wanted.clone();
+        change(&mut self.wanted);
         let result = self.reconcile().await;
         if result.is_err() {
             self.wanted = before;
+            // what can't be put back is tried again with the next change
             let _ = self.reconcile().await;
         }
         result

@@ -655,7 +655,8 @@ impl Daemon {
             }
             PlaneEvent::Disturbed => {
                 warn!(
-                    "another program has removed IPsec states or policies of bewick's from the kernel:                      what can be is put back, and a CHILD_SA that has lost a state is made anew"
+                    "another program has removed IPsec states or policies of bewick's from the kernel: \
+                     what can be is put back, and a CHILD_SA that has lost a state is made anew"
                 );
                 self.reconcile_plane().await;
             }

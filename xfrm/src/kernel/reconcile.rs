@@ -69,25 +69,17 @@ impl KernelPlane {
 
     fn reconcile_policies(&mut self, done: &mut Reconciled) -> Result<(), PlaneError> {
         let policies = self.xfrm.dump("listing policies", policy::dump(), policy::found)?;
-        let (mut wanted, mut requests) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
         for (flow, id) in self.owners.all() {
             let Some(child) = self.children.get(&id) else { continue };
-            for direction in DIRECTIONS {
-                let (reqid, place) = (child.sa.reqid, Place::of(&child.sa));
-                let request = policy::put(self.tag, flow, direction, reqid, place);
-                let Some(one) = request.parts().and_then(|(kind, body)| policy::found(kind, body))
-                else {
-                    continue;
-                };
-                if !policies.iter().any(|policy| policy.does(&one)) {
-                    requests.push(request);
-                }
-                wanted.push(one);
-            }
+            let (reqid, place) = (child.sa.reqid, Place::of(&child.sa));
+            let put = |direction| policy::put(self.tag, flow, direction, reqid, place);
+            all.extend(DIRECTIONS.map(put));
         }
-        for (flow, trap) in self.traps.all().filter(|(flow, _)| self.owners.current(flow).is_none())
-        {
-            let request = self.trap_policy(flow, trap);
+        let free = self.traps.all().filter(|(flow, _)| self.owners.current(flow).is_none());
+        all.extend(free.map(|(flow, trap)| self.trap_policy(flow, trap)));
+        let (mut wanted, mut requests) = (Vec::new(), Vec::new());
+        for request in all {
             let Some(one) = request.parts().and_then(|(kind, body)| policy::found(kind, body))
             else {
                 continue;

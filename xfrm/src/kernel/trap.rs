@@ -70,8 +70,9 @@ impl KernelPlane {
         if trap.id.0 >= MOST {
             return Err(PlaneError::Unsupported(format!("more than {MOST} traps")));
         }
+        // Also at first: a daemon that was killed may have left it so.
+        self.forget_asking(trap.id);
         if self.traps.0.contains_key(&trap.id) {
-            self.forget_asking(trap.id);
             return Ok(());
         }
         let flows = policy::flows_between(&trap.ts_local, &trap.ts_remote)?;

@@ -135,7 +135,7 @@ impl Flow {
                     count(&self.drops.unknown_spi);
                     continue;
                 };
-                run = Some(Run { slot, replay: slot.sa.replay(), arrived: false });
+                run = Some(Run { slot, replay: None, arrived: false });
             }
             let Some(run) = &mut run else { continue };
             let Some(inner) = self.open(run, low, now, path, class, octets) else { continue };
@@ -180,22 +180,30 @@ impl Flow {
         packet: &'p mut [u8],
     ) -> Option<&'p mut [u8]> {
         let octets = packet.len();
-        let sa = &*run.slot.sa;
-        let sequence = run.replay.whole(low);
+        let slot = run.slot;
+        let sa = &*slot.sa;
+        let expected = path == run.slot.path;
+        let window = run.window();
+        let sequence = window.whole(low);
+        let fresh = window.is_fresh(sequence);
+        // Anyone can send what fails the check below, and is not to keep the peer's own packets waiting.
+        run.keep(expected);
         // RFC 4303 §3.4.3: a copy is dropped before it costs a decryption.
-        if !run.replay.is_fresh(sequence) {
+        if !fresh {
             return skip(&sa.traffic.rejected);
         }
         let Ok(opened) = sa.inbound.open(sequence, packet) else {
             return skip(&sa.traffic.rejected);
         };
-        if !run.replay.accept(sequence) {
+        let accepted = run.window().accept(sequence);
+        run.keep(expected);
+        if !accepted {
             return skip(&sa.traffic.rejected);
         }
         if !std::mem::replace(&mut run.arrived, true) {
             sa.arrived(now);
         }
-        if path == run.slot.path {
+        if expected {
             sa.earn(octets);
         } else {
             self.wrong_path(sa, path, run.slot.path);
@@ -248,9 +256,24 @@ impl Flow {
 /// Packets of one SA that came one after the other.
 struct Run<'t> {
     slot: &'t Slot,
-    replay: MutexGuard<'t, ReplayWindow>,
+    /// kept from one packet of the peer's path to the next, which all come to this thread
+    replay: Option<MutexGuard<'t, ReplayWindow>>,
     /// the time of the first has been noted, which is that of all
     arrived: bool,
+}
+
+impl Run<'_> {
+    fn window(&mut self) -> &mut ReplayWindow {
+        let slot = self.slot;
+        self.replay.get_or_insert_with(|| slot.sa.replay())
+    }
+
+    /// Lets others have the window, unless it is to be kept.
+    fn keep(&mut self, keep: bool) {
+        if !keep {
+            self.replay = None;
+        }
+    }
 }
 
 impl EspSink for Flow {

@@ -96,6 +96,11 @@ impl UserspacePlane {
     }
 
     #[cfg(test)]
+    pub(super) fn is_replay_free(&self, id: ChildId) -> bool {
+        self.flow.table.load().child(id).unwrap().sa.is_replay_free()
+    }
+
+    #[cfg(test)]
     pub(super) fn set_sequence(&self, id: ChildId, sequence: u64) {
         self.flow.table.load().child(id).unwrap().sa.set_sequence(sequence);
     }

@@ -2,8 +2,9 @@
 
 /// The largest window, in packets.
 pub(super) const MAX_WINDOW: u32 = 4096;
-/// Wide enough for what reordering over two uplinks does during a move.
-pub(super) const DEFAULT_WINDOW: u32 = 1024;
+/// Wide enough for what reordering over two uplinks does during a move, and for what waits in one thread
+/// while another one already has what came by the new path: half a kilobyte for each SA.
+pub(super) const DEFAULT_WINDOW: u32 = MAX_WINDOW;
 
 /// Which sequence numbers have been accepted: the highest, and those of the `size` up to it.
 ///

@@ -224,6 +224,12 @@ impl Sa {
         }
     }
 
+    /// Whether nobody has the replay window now.
+    #[cfg(test)]
+    pub(super) fn is_replay_free(&self) -> bool {
+        self.replay.try_lock().is_ok()
+    }
+
     #[cfg(test)]
     pub(super) fn set_sequence(&self, sequence: u64) {
         *self.turn().last = sequence;

@@ -9,11 +9,8 @@ use super::esp::{NEXT_IPV4, NEXT_IPV6};
 const ICMP: u8 = 1;
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
-const DCCP: u8 = 33;
 const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
 const MOBILITY: u8 = 135;
-const UDP_LITE: u8 = 136;
 
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
@@ -131,7 +128,7 @@ fn upper_layer(mut next: u8, mut body: &[u8]) -> (u8, Option<(u16, u16)>) {
 fn ports(protocol: u8, body: &[u8]) -> Option<(u16, u16)> {
     let &[a, b, c, d] = body.first_chunk()?;
     match protocol {
-        TCP | UDP | DCCP | SCTP | UDP_LITE => {
+        _ if TrafficSelector::has_ports(protocol) => {
             Some((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
         }
         // RFC 7296 §3.13.1: type and code stand for the port, on either side.

@@ -2,6 +2,7 @@
 
 mod batches;
 mod held;
+mod workers;
 
 use std::{
     future::Future,

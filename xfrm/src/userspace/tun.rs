@@ -164,6 +164,8 @@ impl Device for Tun {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whoever does not wait may hold up others meanwhile.
+                Err(error) if !wait => return Err(error),
                 // The device is gone, and waiting for it returns at once: stopping still counts.
                 Err(error) => return if self.wait()? { Err(error) } else { Ok(Read::Stopped) },
             }
@@ -293,8 +295,14 @@ fn negotiate(
 ) -> io::Result<Negotiated> {
     let plain = libc::IFF_TUN | libc::IFF_NO_PI;
     let vnet = plain | libc::IFF_VNET_HDR;
-    let wishes = [multi.then_some(vnet | libc::IFF_MULTI_QUEUE), Some(vnet)];
-    let Some(flags) = wishes.into_iter().flatten().find(|flags| attach(*flags).is_ok()) else {
+    let queues = vnet | libc::IFF_MULTI_QUEUE;
+    // Another program's device with several queues would take us in as one more.
+    let flags = if multi && attach(queues | libc::IFF_TUN_EXCL).is_ok() {
+        Some(queues)
+    } else {
+        attach(vnet).is_ok().then_some(vnet)
+    };
+    let Some(flags) = flags else {
         attach(plain)?;
         return Ok(Negotiated { flags: plain, vnet: false, merges: Merges::Nothing });
     };
@@ -341,11 +349,13 @@ mod tests {
         };
         let all = TUN_F_CSUM | TUN_F_TSO | TUN_F_USO;
         let (header, queues) = (libc::IFF_VNET_HDR, libc::IFF_MULTI_QUEUE);
+        let mine = queues | libc::IFF_TUN_EXCL;
         let vnet = plain | header;
         for (multi, attached, flags) in [
-            (false, vnet | queues, header),
+            (false, vnet | mine, header),
             (true, vnet, header),
-            (true, vnet | queues, header | queues),
+            (true, vnet | queues, header),
+            (true, vnet | mine, header | queues),
         ] {
             let outcome = |offered| outcome(multi, attached, offered);
             assert_eq!(outcome(all), (Some((flags, Merges::TcpAndUdp)), 1));
@@ -354,7 +364,7 @@ mod tests {
             assert_eq!(outcome(0), (Some((flags, Merges::Nothing)), 2));
         }
         // Without the header there is nothing that could say what a frame is made of.
-        assert_eq!(outcome(true, plain | queues, all), (Some((0, Merges::Nothing)), 0));
+        assert_eq!(outcome(true, plain | mine, all), (Some((0, Merges::Nothing)), 0));
         assert_eq!(outcome(true, 0, all), (None, 0));
     }
 
