@@ -113,6 +113,7 @@ impl Tun {
         configure(request_name, mtu)
             .map_err(failed(format!("setting up TUN device {name} with an MTU of {mtu}")))?;
         if merges != Merges::Nothing
+            && !forwards()
             && let Some(octets) = largest_frame(mtu)
             && let Err(error) = crate::kernel::limit_frames(name, octets)
         {
@@ -199,6 +200,15 @@ fn open() -> Result<File, PlaneError> {
         source,
     })?;
     Ok(file)
+}
+
+/// Whether this machine forwards packets of others, which come in frames as large as they made them: the
+/// kernel would cut those that are beyond the limit into single packets.
+fn forwards() -> bool {
+    ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].iter().any(|setting| {
+        let value = fs::read_to_string(format!("/proc/sys/net/{setting}"));
+        value.is_ok_and(|value| value.trim() != "0")
+    })
 }
 
 /// Octets of a frame at most, so that what it becomes fits into one send; `None` for an MTU that leaves
