@@ -150,6 +150,7 @@ fn client(user: &str, (local_auth, remote_auth): (LocalAuth, RemoteAuth)) -> Con
         liveness: Duration::from_secs(30),
         child_lifetime: Duration::from_secs(3600),
         child_limits: Default::default(),
+        carriage: Default::default(),
         ike_lifetime: Duration::ZERO,
         reauth_lifetime: Duration::ZERO,
         window: 1,

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     auth::{LocalAuth, RemoteAuth},
-    child::{EspSuite, Limits},
+    child::{Carriage, EspSuite, Limits},
     crypto::{KeyExchangeMethod, suite::IkeSuite},
     selector::TrafficSelector,
     wire::identity::{Identity, IdentityPattern},
@@ -187,6 +187,8 @@ pub struct ConnectionConfig {
     pub child_lifetime: Duration,
     /// a CHILD_SA is rekeyed when about so much has gone through it in one direction
     pub child_limits: Limits,
+    /// how the data plane is to carry the CHILD_SAs
+    pub carriage: Carriage,
     /// the IKE_SA is rekeyed when it is about this old (RFC 7296 §2.8); zero for never
     pub ike_lifetime: Duration,
     /// initiator: a whole new IKE_SA takes the place of one this old, so that both ends prove again who they

@@ -26,7 +26,10 @@ pub mod time;
 pub mod wire;
 
 pub use asked::{Asked, Packet};
-pub use child::{ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits};
+pub use child::{
+    Carriage, ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits,
+    REPLAY_WINDOWS,
+};
 pub use config::{ConnectionConfig, ConnectionId, Role};
 pub use crash::CrashSecrets;
 pub use endpoint::Endpoint;

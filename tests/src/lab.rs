@@ -153,6 +153,7 @@ pub fn client_config() -> ConnectionConfig {
         liveness: Duration::from_secs(30),
         child_lifetime: Duration::from_secs(3600),
         child_limits: Limits::default(),
+        carriage: Default::default(),
         ike_lifetime: Duration::from_secs(14_400),
         reauth_lifetime: Duration::ZERO,
         window: 1,

@@ -421,6 +421,7 @@ mod tests {
             virtual_ips: vec![virtual_ip],
             waits: false,
             limits: Default::default(),
+            carriage: Default::default(),
         };
         let other = ChildSa {
             id: ChildId(7),

@@ -14,7 +14,7 @@ use bewick_mobike::{ConnectionPolicy, ReturnRoutability};
 use ipnet::IpNet;
 
 use crate::config::{
-    PlaneChoice, Seen, auth, child, moving, networks, proposal, reader::TableReader,
+    PlaneChoice, Seen, auth, carriage, child, moving, networks, proposal, reader::TableReader,
 };
 
 /// Whether IKE_AUTH makes a CHILD_SA (RFC 6023).
@@ -114,6 +114,7 @@ pub(super) fn read(
         octets: reader.number("child_octets", least..=most, "octets").map(|field| field.value),
         packets: reader.number("child_packets", 1000..=most, "packets").map(|field| field.value),
     };
+    let carriage = carriage::read(reader, seen.dataplane);
     let ike_lifetime =
         reader.number("ike_lifetime", 0..=86_400, "seconds").map_or(14_400, |field| field.value);
     let window = reader.number("window", 1..=16, "requests").map_or(1, |field| field.value as u32);
@@ -172,6 +173,7 @@ pub(super) fn read(
         liveness: Duration::from_secs(liveness),
         child_lifetime: Duration::from_secs(child_lifetime),
         child_limits,
+        carriage,
         ike_lifetime: Duration::from_secs(ike_lifetime),
         reauth_lifetime: Duration::from_secs(initiator.reauth_lifetime),
         window,

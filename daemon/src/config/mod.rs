@@ -4,6 +4,7 @@
 //! nothing is started.
 
 mod auth;
+mod carriage;
 mod child;
 mod connection;
 mod moving;

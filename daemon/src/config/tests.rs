@@ -9,6 +9,8 @@ use bewick_mobike::{ReturnRoutability, TcpUse};
 
 use super::*;
 
+mod carriage;
+
 const GATEWAY: &str = r#"[[connection]]
 name = "road-warriors"
 role = "responder"

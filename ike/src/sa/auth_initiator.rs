@@ -301,7 +301,7 @@ fn agree(
         });
     };
     let id = cx.shared.fresh_id();
-    let limits = task::limits(cx.shared, state.init.connection);
+    let (limits, carriage) = task::terms(cx.shared, state.init.connection);
     let Some(config) = cx.shared.connection(state.init.connection) else {
         return Err("no such connection".into());
     };
@@ -330,6 +330,7 @@ fn agree(
         ts_remote: ts_r.clone(),
         virtual_ips: told.addresses.clone(),
         limits,
+        carriage,
     };
     let keys = sa.channel.keys.as_ref().ok_or("no keys")?;
     let nonces = (state.init.nonce_i.as_slice(), state.init.nonce_r.as_slice());

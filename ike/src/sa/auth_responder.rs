@@ -413,15 +413,23 @@ fn agree(
         return Err((Fault::Selectors, text));
     };
     let (id, spi_in) = (cx.shared.fresh_id(), cx.shared.draw_esp_spi());
-    let limits = task::limits(cx.shared, connection);
+    let (limits, carriage) = task::terms(cx.shared, connection);
     answer.spi = spi_in.to_be_bytes().to_vec();
     let mut response = Vec::new();
     response.extend(configuration::reply(&config, request, &assigned));
     response.push(Payload::SecurityAssociation(vec![answer]));
     response.push(Payload::TsInitiator(ts_remote.clone()));
     response.push(Payload::TsResponder(ts_local.clone()));
-    let agreed =
-        Agreed { proposal, spi_in, spi_out, ts_local, ts_remote, virtual_ips: assigned, limits };
+    let agreed = Agreed {
+        proposal,
+        spi_in,
+        spi_out,
+        ts_local,
+        ts_remote,
+        virtual_ips: assigned,
+        limits,
+        carriage,
+    };
     let internal = |text: String| (Fault::Busy, text);
     let keys = sa.channel.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
     let nonces = (state.nonce_i.as_slice(), state.nonce_r.as_slice());

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::{
-    child::{ChildId, ChildSa, EspSpi, EspSuite, Limits},
+    child::{Carriage, ChildId, ChildSa, EspSpi, EspSuite, Limits},
     config::{ConnectionConfig, EspProposal, Role, Selectors},
     crypto::{CryptoError, derive_child},
     path::Path,
@@ -91,6 +91,7 @@ pub(crate) struct Agreed {
     pub(crate) ts_remote: Vec<TrafficSelector>,
     pub(crate) virtual_ips: Vec<IpAddr>,
     pub(crate) limits: Limits,
+    pub(crate) carriage: Carriage,
 }
 
 /// Cuts the keys of a CHILD_SA out of KEYMAT; `secret` is that of the key exchange, if there was one of
@@ -127,6 +128,7 @@ pub(crate) fn build(
         virtual_ips: agreed.virtual_ips,
         waits: false,
         limits: agreed.limits,
+        carriage: agreed.carriage,
     })
 }
 

@@ -289,7 +289,7 @@ fn agree(
         }
     };
     let id = cx.shared.fresh_id();
-    let limits = task::limits(cx.shared, live.connection);
+    let (limits, carriage) = task::terms(cx.shared, live.connection);
     let settings = cx.shared.connection(live.connection).ok_or("no such connection")?;
     let of_child = settings.child(create.config).ok_or("no such CHILD_SA is configured")?;
     let (proposal, spi_out) = negotiate::accept_esp(of_child.esp_proposals, answer, true)
@@ -323,6 +323,7 @@ fn agree(
         ts_remote: ts_r.clone(),
         virtual_ips: live.virtual_ips.clone(),
         limits,
+        carriage,
     };
     let keys = sa.channel.keys.as_ref().ok_or("no keys")?;
     let nonces = (create.nonce.as_slice(), nonce_r.as_slice());

@@ -220,7 +220,7 @@ fn agree(
         secret = Some(shared);
     }
     let (id, spi_in) = (cx.shared.fresh_id(), cx.shared.draw_esp_spi());
-    let limits = task::limits(cx.shared, live.connection);
+    let (limits, carriage) = task::terms(cx.shared, live.connection);
     let nonce_r = cx.shared.random.array::<32>().to_vec();
     answer.spi = spi_in.to_be_bytes().to_vec();
     let agreed = Agreed {
@@ -231,6 +231,7 @@ fn agree(
         ts_remote: ts_remote.clone(),
         virtual_ips: live.virtual_ips.clone(),
         limits,
+        carriage,
     };
     let keys = sa.channel.keys.as_ref().ok_or(Refused::from(Fault::Busy))?;
     let nonces = (nonce_i.as_slice(), nonce_r.as_slice());

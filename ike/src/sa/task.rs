@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     asked::Asked,
-    child::{ChildId, EspSpi, Limits},
+    child::{Carriage, ChildId, EspSpi, Limits},
     config::ConnectionId,
     crypto::KeyExchangeMethod,
     event::{CloseReason, Event, Tag},
@@ -241,12 +241,13 @@ fn due(cx: &mut Cx<'_>, lifetime: Duration) -> Option<Time> {
     Some(cx.now + Duration::from_micros(micros - jitter))
 }
 
-/// The limits of a CHILD_SA made now: those of the configuration less a tenth by chance, for the same
-/// reason.
-pub(crate) fn limits(shared: &mut Shared, connection: ConnectionId) -> Limits {
-    let configured = shared.connection(connection).map(|c| c.child_limits).unwrap_or_default();
+/// What the data plane is told of a CHILD_SA made now, and no peer is: the limits of the configuration
+/// less a tenth by chance, for the same reason, and how it is to be carried.
+pub(crate) fn terms(shared: &mut Shared, connection: ConnectionId) -> (Limits, Carriage) {
+    let configured = shared.connection(connection).map(|c| (c.child_limits, c.carriage));
+    let (Limits { octets, packets }, carriage) = configured.unwrap_or_default();
     let mut less = |limit: u64| limit - shared.random.u64() % (limit / 10).max(1);
-    Limits { octets: configured.octets.map(&mut less), packets: configured.packets.map(&mut less) }
+    (Limits { octets: octets.map(&mut less), packets: packets.map(&mut less) }, carriage)
 }
 
 /// When a CHILD_SA made now is to be rekeyed.

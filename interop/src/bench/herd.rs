@@ -373,6 +373,7 @@ fn connection(proofs: &Proofs, identity: &str) -> Result<ConnectionConfig> {
         liveness: NEVER,
         child_lifetime: NEVER,
         child_limits: Default::default(),
+        carriage: Default::default(),
         ike_lifetime: Duration::ZERO,
         reauth_lifetime: Duration::ZERO,
         window: 1,

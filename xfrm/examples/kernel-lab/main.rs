@@ -4,6 +4,7 @@
 //! Ends with status 0 only if every check held; prints what each move cost. With arguments it runs only
 //! the parts with these names.
 
+mod carriage;
 mod host;
 mod pair;
 mod planned;
@@ -38,7 +39,7 @@ fn main() -> Result<()> {
     set_up()?;
     planned::set_up()?;
     let both = |part: &dyn Fn(bool) -> Result<()>| part(false).and_then(|()| part(true));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 15] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 17] = [
         ("planned", &|| {
             both(&|avoid_migrate| {
                 both(&|encap| planned::planned(&runtime, avoid_migrate, encap, false))
@@ -56,6 +57,8 @@ fn main() -> Result<()> {
         ("overflow", &reconcile::overflow),
         ("suites", &|| suites(&runtime)),
         ("families", &|| both(&|avoid_migrate| families(&runtime, avoid_migrate))),
+        ("windows", &|| both(&|avoid_migrate| carriage::windows(&runtime, avoid_migrate))),
+        ("offload", &|| carriage::offload(&runtime)),
         ("bypass", &|| bypass(&runtime)),
         ("trap", &|| both(&|avoid_migrate| trap::trap(&runtime, avoid_migrate))),
     ];

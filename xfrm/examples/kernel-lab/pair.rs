@@ -2,7 +2,9 @@
 
 use std::net::UdpSocket;
 
-use bewick_ike::{ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, Limits, Path, Secret};
+use bewick_ike::{
+    Carriage, ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, Limits, Path, Secret,
+};
 use bewick_xfrm::{
     DataPlane,
     kernel::{Config, KernelPlane},
@@ -18,6 +20,7 @@ pub struct Pair {
     pub b: KernelPlane,
     pub esn: bool,
     pub limits: Limits,
+    pub carriage: Carriage,
     /// sockets that take ESP out of UDP
     pub _encap: Vec<UdpSocket>,
 }
@@ -42,7 +45,8 @@ impl Pair {
                 sockets.push(in_host(host, move || encap_socket(port))?);
             }
         }
-        Ok(Pair { a, b, esn: false, limits: Limits::default(), _encap: sockets })
+        let (limits, carriage) = (Limits::default(), Carriage::default());
+        Ok(Pair { a, b, esn: false, limits, carriage, _encap: sockets })
     }
 
     pub fn install(
@@ -52,8 +56,8 @@ impl Pair {
         place: (Path, bool),
     ) -> Result<()> {
         for (plane, host) in [(&mut self.a, Host::A), (&mut self.b, Host::B)] {
-            let (esn, limits) = (self.esn, self.limits);
-            let sa = ChildSa { esn, limits, ..child(suite, place, host) };
+            let (esn, limits, carriage) = (self.esn, self.limits, self.carriage);
+            let sa = ChildSa { esn, limits, carriage, ..child(suite, place, host) };
             runtime.block_on(plane.install(&sa))?;
         }
         Ok(())
@@ -127,6 +131,7 @@ pub fn child(suite: EspSuite, (path, encap): (Path, bool), host: Host) -> ChildS
         virtual_ips: Vec::new(),
         waits: false,
         limits: Default::default(),
+        carriage: Default::default(),
     };
     match host {
         Host::A => a,

@@ -192,7 +192,7 @@ impl KernelPlane {
         let sides: &[Side] = if waits { &[Side::In] } else { &[Side::In, Side::Out] };
         for &side in sides {
             let new = Spent::default();
-            if let Err(error) = self.put_state(sa, side, place, &Replay::fresh(), new) {
+            if let Err(error) = self.put_state(sa, side, place, &Replay::fresh(sa), new) {
                 if side == Side::Out {
                     let _ = self.delete_state(place.key(sa, Side::In));
                 }
@@ -274,7 +274,7 @@ impl KernelPlane {
         };
         let sa = child.sa.clone();
         let place = Place::of(&sa);
-        self.put_state(&sa, Side::Out, place, &Replay::fresh(), Spent::default())?;
+        self.put_state(&sa, Side::Out, place, &Replay::fresh(&sa), Spent::default())?;
         self.enter(&sa, Side::Out, place, Spent::default());
         if let Some(child) = self.children.get_mut(&id) {
             child.waits = false;
@@ -343,9 +343,20 @@ impl KernelPlane {
         spent: Spent,
     ) -> Result<(), PlaneError> {
         let (mark, limits) = (self.config.mark, state::limits(sa, spent, 0));
+        let operation = words(side, "adding the inbound state", "adding the outbound state");
         let request = state::put(XFRM_MSG_NEWSA, sa, side, place, replay, mark, limits)?;
-        self.xfrm
-            .request(words(side, "adding the inbound state", "adding the outbound state"), request)
+        let result = self.xfrm.request(operation, request);
+        // Without a device that can the kernel mostly does it by itself; some drivers refuse.
+        match &result {
+            Err(error) if state::offloads(sa, place) && error.errno() != Some(libc::EEXIST) => {
+                tracing::info!(%error, id = ?sa.id, "no offload: the kernel does ESP itself");
+            }
+            _ => return result,
+        }
+        let mut plain = sa.clone();
+        plain.carriage.offload = false;
+        let request = state::put(XFRM_MSG_NEWSA, &plain, side, place, replay, mark, limits)?;
+        self.xfrm.request(operation, request)
     }
 
     /// Changes ports and limits, the latter to those of a state that `began` after so much, and the
@@ -374,7 +385,7 @@ impl KernelPlane {
         began: Spent,
         lifetime: u64,
     ) -> Result<Request, PlaneError> {
-        let replay = Replay::fresh(); // has to be well-formed, and is not applied
+        let replay = Replay::fresh(sa); // has to be well-formed, and is not applied
         let (mark, limits) = (self.config.mark, state::limits(sa, began, lifetime));
         state::put(XFRM_MSG_UPDSA, sa, side, place, &replay, mark, limits)
     }
@@ -518,7 +529,7 @@ fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
     let place = Place::of(&sa);
     let limits = state::limits(&sa, Spent::default(), 0);
     let request: Request =
-        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, place, &Replay::fresh(), 0, limits)?;
+        state::put(XFRM_MSG_NEWSA, &sa, Side::Out, place, &Replay::fresh(&sa), 0, limits)?;
     match xfrm.request("adding a state", request) {
         // Another probe at the same moment.
         Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
@@ -540,7 +551,7 @@ fn keeps_counts(xfrm: &mut Socket, mark: u32) -> bool {
     let mut ask = || -> Result<bool, PlaneError> {
         let limits = state::limits(&sa, Spent::default(), 0);
         let state =
-            state::put(XFRM_MSG_NEWSA, &sa, Side::Out, from, &Replay::fresh(), mark, limits)?;
+            state::put(XFRM_MSG_NEWSA, &sa, Side::Out, from, &Replay::fresh(&sa), mark, limits)?;
         xfrm.request("adding a state", state::with_packets(state, 1))?;
         let steps = [migrate::Step::new(Side::Out, from, to)];
         for flow in policy::flows(&sa)? {
@@ -587,5 +598,6 @@ fn nobody() -> ChildSa {
         virtual_ips: Vec::new(),
         waits: false,
         limits: Default::default(),
+        carriage: Default::default(),
     }
 }

@@ -221,6 +221,8 @@ impl KernelPlane {
             && self.method == Method::Migrate
             && alone
             && !encap_ends
+            // MIGRATE leaves the device behind.
+            && !state::offloads(sa, to)
         {
             let mut before = Vec::new();
             for side in moved(sa, from, to) {

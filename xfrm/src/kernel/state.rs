@@ -11,11 +11,6 @@ use netlink_packet_xfrm::{
 use super::message::{NLM_F_DUMP, NLM_F_REPLACE, Request, attribute, u32_at, u64_at};
 use crate::plane::PlaneError;
 
-/// Packets that the anti-replay window spans: two paths whose delays differ by 20 ms overlap by as
-/// many at 100,000 packets a second (RFC 4303 §3.4.3 wants 64 at least and leaves the rest to us).
-pub(super) const WINDOW: u32 = 2048;
-const WINDOW_WORDS: usize = (WINDOW / 32) as usize;
-
 /// The sequence number without ESN at which a successor is due.
 const SOON: u64 = 0xf000_0000;
 
@@ -94,12 +89,14 @@ impl Place {
 pub(super) struct Replay(ReplayEsn);
 
 impl Replay {
-    /// A state that has neither sent nor received.
-    pub(super) fn fresh() -> Self {
+    /// A state of `sa` that has neither sent nor received.
+    pub(super) fn fresh(sa: &ChildSa) -> Self {
+        let window = sa.carriage.replay_window;
+        let words = window.div_ceil(32);
         Replay(ReplayEsn {
-            bmp_len: WINDOW_WORDS as u32,
-            replay_window: WINDOW,
-            bmp: vec![0; WINDOW_WORDS],
+            bmp_len: words,
+            replay_window: window,
+            bmp: vec![0; words as usize],
             ..ReplayEsn::default()
         })
     }
@@ -225,6 +222,11 @@ pub(super) fn put(
     };
     let mut request = algorithms(Request::new(message, 0, &info), sa.suite, keys)?
         .xfrm(&XfrmAttrs::ReplayStateEsn(replay.0.clone()));
+    if message == XFRM_MSG_NEWSA && offloads(sa, place) {
+        // struct xfrm_user_offload: the kernel finds the device by the addresses.
+        let inbound = if side == Side::In { XFRM_OFFLOAD_INBOUND } else { 0 };
+        request = request.attribute(XFRMA_OFFLOAD_DEV, &[&0u32.to_ne_bytes(), &[inbound, 0, 0, 0]]);
+    }
     if let Some(template) = place.encapsulation(side) {
         request = request.xfrm(&XfrmAttrs::EncapsulationTemplate(template));
         if side == Side::In {
@@ -238,6 +240,11 @@ pub(super) fn put(
         request = request.xfrm(&XfrmAttrs::MarkVal(mark)).xfrm(&XfrmAttrs::MarkMask(mask));
     }
     Ok(request)
+}
+
+/// Whether the network card is asked to do the ESP of `sa` at `place`: it can't where that is in UDP.
+pub(super) fn offloads(sa: &ChildSa, place: Place) -> bool {
+    sa.carriage.offload && !place.encap
 }
 
 /// Has a state begin as if it had carried so many packets (struct xfrm_lifetime_cur).

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::plane::PlaneError;
 
+mod carriage;
 mod told;
 
 fn sa(suite: EspSuite) -> ChildSa {
@@ -39,6 +40,7 @@ fn sa(suite: EspSuite) -> ChildSa {
         virtual_ips: Vec::new(),
         waits: false,
         limits: Default::default(),
+        carriage: Default::default(),
     }
 }
 
@@ -82,7 +84,7 @@ fn an_outbound_state_is_what_the_kernel_reads() {
         &sa,
         Side::Out,
         Place::of(&sa),
-        &Replay::fresh(),
+        &Replay::fresh(&sa),
         0xbe1c,
         limits(&sa, 0),
     );
@@ -119,9 +121,9 @@ fn an_outbound_state_is_what_the_kernel_reads() {
     assert_eq!(attribute(&body, 224, XFRMA_SET_MARK), Some(&0xbe1cu32.to_ne_bytes()[..]));
     assert_eq!(attribute(&body, 224, XFRMA_SET_MARK_MASK), Some(&[0xff; 4][..]));
     let replay = attribute(&body, 224, XFRMA_REPLAY_ESN_VAL).unwrap();
-    assert_eq!(replay.len(), 24 + 2048 / 8);
-    assert_eq!(u32_at(replay, 0), Some(64));
-    assert_eq!(u32_at(replay, 20), Some(2048));
+    assert_eq!(replay.len(), 24 + 4096 / 8);
+    assert_eq!(u32_at(replay, 0), Some(128));
+    assert_eq!(u32_at(replay, 20), Some(4096));
 }
 
 #[test]
@@ -132,7 +134,7 @@ fn an_inbound_state_has_the_ports_of_packets_to_us_and_marks_no_packet() {
         &sa,
         Side::In,
         Place::of(&sa),
-        &Replay::fresh(),
+        &Replay::fresh(&sa),
         0xbe1c,
         limits(&sa, 7),
     );
@@ -156,7 +158,7 @@ fn cbc_names_the_truncation_of_its_hmac() {
         &sa,
         Side::In,
         Place::of(&sa),
-        &Replay::fresh(),
+        &Replay::fresh(&sa),
         0,
         limits(&sa, 0),
     );
@@ -180,7 +182,7 @@ fn a_key_of_the_wrong_length_never_reaches_the_kernel() {
         &sa,
         Side::In,
         Place::of(&sa),
-        &Replay::fresh(),
+        &Replay::fresh(&sa),
         0,
         limits(&sa, 0),
     )
@@ -309,8 +311,8 @@ fn a_migration_names_old_and_new_addresses_and_the_encapsulation() {
 
 #[test]
 fn skipped_sequence_numbers_never_wrap() {
-    assert_eq!(Replay::fresh().skip(1024, false).unwrap().last(Side::Out), 1024);
-    let late = Replay::fresh().skip(u32::MAX - 10, false).unwrap();
+    assert_eq!(Replay::fresh(&gcm()).skip(1024, false).unwrap().last(Side::Out), 1024);
+    let late = Replay::fresh(&gcm()).skip(u32::MAX - 10, false).unwrap();
     assert!(late.clone().skip(10, false).is_some());
     assert!(late.clone().skip(11, false).is_none(), "RFC 4303 §3.3.3");
     assert_eq!(late.skip(11, true).unwrap().last(Side::Out), 1 << 32);
@@ -322,7 +324,7 @@ fn soft(sa: &ChildSa, side: Side, spent: Spent) -> (u64, u64) {
     let mut read = Vec::new();
     for kind in [XFRM_MSG_NEWSA, XFRM_MSG_UPDSA] {
         let limits = state::limits(sa, spent, 0);
-        let request = state::put(kind, sa, side, Place::of(sa), &Replay::fresh(), 0, limits);
+        let request = state::put(kind, sa, side, Place::of(sa), &Replay::fresh(sa), 0, limits);
         let (_, _, body) = sent(request.unwrap());
         let limit = |at| u64::from_ne_bytes(body[at..at + 8].try_into().unwrap());
         assert_eq!((limit(104), limit(120)), (u64::MAX, u64::MAX), "hard");
@@ -370,13 +372,13 @@ fn states_that_moves_make_have_what_those_before_have_left() {
     for (round, left) in
         [(750_000, 700), (500_000, 400), (250_000, 100), (0, 0), (0, 0)].into_iter().enumerate()
     {
-        let replay = Replay::fresh().skip(1 + round as u32 * 300, false).unwrap();
+        let replay = Replay::fresh(&gcm()).skip(1 + round as u32 * 300, false).unwrap();
         spent = spent.after(Side::Out, used, &replay);
         assert_eq!(spent.sequence, 1 + round as u64 * 300);
         assert_eq!(soft(&sa, Side::Out, spent), left);
     }
     // The end of the numbers comes first where the jumps of many moves have used them.
-    let late = Replay::fresh().skip(0xf000_0000 - 10, false).unwrap();
+    let late = Replay::fresh(&gcm()).skip(0xf000_0000 - 10, false).unwrap();
     let spent = Spent::default().after(Side::Out, used, &late);
     assert_eq!(soft(&sa, Side::Out, spent), (750_000, 10));
     assert_eq!(Spent::default().after(Side::In, used, &late).sequence, 0, "the other direction");
@@ -385,7 +387,7 @@ fn states_that_moves_make_have_what_those_before_have_left() {
 /// An acknowledgement or error as the kernel writes it with cap_ack and ext_ack.
 #[test]
 fn a_state_that_is_taken_up_again_counts_what_it_had_carried_once() {
-    let at = |sequence| Replay::fresh().skip(sequence, false).unwrap();
+    let at = |sequence| Replay::fresh(&gcm()).skip(sequence, false).unwrap();
     let usage = |packets| Usage { octets: 100 * packets, packets, ..Usage::default() };
     // It began at 10 and had carried 20 when it was left; the one after it carried 5.
     let began = Spent { octets: 1000, packets: 10, sequence: 10 };
@@ -400,7 +402,7 @@ fn a_state_that_is_taken_up_again_counts_what_it_had_carried_once() {
 #[test]
 fn a_state_s_window_is_set_by_replacing_it() {
     let key = Place::of(&gcm()).key(&gcm(), Side::In);
-    let window = Replay::fresh().skip(7, false).unwrap();
+    let window = Replay::fresh(&gcm()).skip(7, false).unwrap();
     let (kind, flags, body) = sent(state::set_replay(key, &window));
     assert_eq!((kind, flags & NLM_F_REPLACE), (XFRM_MSG_NEWAE, NLM_F_REPLACE));
     let value = attribute(&body, 48, XFRMA_REPLAY_ESN_VAL).unwrap();
@@ -439,7 +441,7 @@ fn truncated_answers_and_datagrams_are_survived() {
     let sa = gcm();
     let place = Place::of(&sa);
     let mut request =
-        state::put(XFRM_MSG_NEWSA, &sa, Side::In, place, &Replay::fresh(), 1, limits(&sa, 0))
+        state::put(XFRM_MSG_NEWSA, &sa, Side::In, place, &Replay::fresh(&sa), 1, limits(&sa, 0))
             .unwrap();
     let octets = request.finish(1, 3).to_vec();
     for length in 0..=octets.len() {
@@ -464,8 +466,15 @@ fn what_an_earlier_run_has_left_is_known_by_its_mark() {
     let sa = gcm();
     let place = Place::of(&sa);
     for side in [Side::In, Side::Out] {
-        let request =
-            state::put(XFRM_MSG_NEWSA, &sa, side, place, &Replay::fresh(), 0xbe1c, limits(&sa, 0));
+        let request = state::put(
+            XFRM_MSG_NEWSA,
+            &sa,
+            side,
+            place,
+            &Replay::fresh(&sa),
+            0xbe1c,
+            limits(&sa, 0),
+        );
         let (kind, _, body) = sent(request.unwrap());
         let found = state::found(kind, &body).unwrap();
         assert_eq!((found.key, found.reqid, found.mark), (place.key(&sa, side), 0x77, 0xbe1c));

@@ -55,6 +55,7 @@ impl KernelPlane {
         let (key, there) = (from.key(&sa, Side::In), to.key(&sa, Side::In));
         if !(migrates && held && elsewhere && from.encap == to.encap && self.is_alone(sa.reqid))
             || moved(&sa, from, to) != [Side::Out]
+            || state::offloads(&sa, to)
         {
             return None;
         }

@@ -1,10 +1,6 @@
 //! The anti-replay window and the sequence number's unsent half (RFC 4303 §3.4.3, Appendix A).
 
-/// The largest window, in packets.
-pub(super) const MAX_WINDOW: u32 = 4096;
-/// Wide enough for what reordering over two uplinks does during a move, and for what waits in one thread
-/// while another one already has what came by the new path: half a kilobyte for each SA.
-pub(super) const DEFAULT_WINDOW: u32 = MAX_WINDOW;
+use bewick_ike::REPLAY_WINDOWS;
 
 /// Which sequence numbers have been accepted: the highest, and those of the `size` up to it.
 ///
@@ -20,9 +16,9 @@ pub(super) struct ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// A window of `size` packets, kept within 64 and [`MAX_WINDOW`]; none has been accepted.
+    /// A window of `size` packets, kept within [`REPLAY_WINDOWS`]; none has been accepted.
     pub(super) fn new(size: u32, esn: bool) -> Self {
-        let size = size.clamp(64, MAX_WINDOW);
+        let size = size.clamp(*REPLAY_WINDOWS.start(), *REPLAY_WINDOWS.end());
         let words = vec![0; size.div_ceil(64) as usize + 1].into_boxed_slice();
         ReplayWindow { words, size: u64::from(size), top: 0, accepted: 0, esn }
     }

@@ -13,10 +13,7 @@ use std::{
 
 use bewick_ike::{ChildId, ChildSa, EspSpi, Limits, TrafficSelector};
 
-use super::{
-    esp::Transform,
-    replay::{DEFAULT_WINDOW, ReplayWindow},
-};
+use super::{esp::Transform, replay::ReplayWindow};
 use crate::{Counters, PlaneError, Since};
 
 /// Nothing limits what is sent.
@@ -122,7 +119,7 @@ impl Sa {
             ts_remote: sa.ts_remote.clone(),
             sequence: Mutex::new(0),
             last_sequence: if sa.esn { u64::MAX - u64::from(u32::MAX) } else { u32::MAX.into() },
-            replay: Mutex::new(ReplayWindow::new(DEFAULT_WINDOW, sa.esn)),
+            replay: Mutex::new(ReplayWindow::new(sa.carriage.replay_window, sa.esn)),
             traffic: Traffic::default(),
             arrivals: Arrivals::default(),
             limits: sa.limits,

@@ -63,6 +63,7 @@ pub(super) fn child(id: u64) -> ChildSa {
         virtual_ips: Vec::new(),
         waits: false,
         limits: Default::default(),
+        carriage: Default::default(),
     }
 }
 

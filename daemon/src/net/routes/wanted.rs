@@ -165,6 +165,7 @@ mod tests {
             virtual_ips: virtual_ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             waits: false,
             limits: Default::default(),
+            carriage: Default::default(),
         }
     }
 
