@@ -246,6 +246,22 @@ impl World<Node> {
         self.pump(id);
     }
 
+    /// Has the data plane of the host at `id` be unable to set the trap for a CHILD_SA of its first
+    /// connection.
+    ///
+    /// # Panics
+    /// If the end is a puppet.
+    pub fn uncaught(&mut self, id: EndId, child: usize) {
+        let now = self.now();
+        let Node::Honest(honest) = &mut self.end_mut(id).machine else {
+            panic!("a puppet has no traps")
+        };
+        honest.now = now;
+        let connection = ConnectionId(0);
+        honest.host.handle(now, HostInput::Untrapped { connection, child });
+        self.pump(id);
+    }
+
     /// Lets a test play the puppet at `id`, then carries out what follows.
     ///
     /// # Panics

@@ -169,8 +169,43 @@ fn rfc_4301_5_1_a_peer_that_deletes_at_once_is_not_asked_in_a_loop() {
         let _ = lab.world.command(lab.gateway, Command::Down(CONNECTION));
         lab.ms(100);
     }
+    // After 1, 2 and 4 s.
     let tries = lab.count(lab.client, "connecting");
-    assert!((5..=11).contains(&tries), "{tries} in 10 s: {}", lab.story());
+    assert!((3..=5).contains(&tries), "{tries} in 10 s: {}", lab.story());
+    assert_ne!(lab.count(lab.client, "held-off"), 0, "it is told");
+    for _ in 0..3000 {
+        lab.world.caught(lab.client, 0, packet("10.1.0.9"));
+        lab.ms(100);
+        let _ = lab.world.command(lab.gateway, Command::Down(CONNECTION));
+        lab.ms(100);
+    }
+    // And in the end once a minute.
+    let more = lab.count(lab.client, "connecting") - tries;
+    assert!((10..=14).contains(&more), "{more} in 10 minutes: {}", lab.story());
+    // One that lasts ends that.
+    lab.seconds(60);
+    lab.world.caught(lab.client, 0, packet("10.1.0.9"));
+    lab.seconds(20);
+    let before = lab.count(lab.client, "connecting");
+    for _ in 0..2 {
+        assert!(lab.is_up(), "{}", lab.story());
+        lab.world.command(lab.gateway, Command::Down(CONNECTION)).expect("down");
+        lab.ms(500);
+        lab.world.caught(lab.client, 0, packet("10.1.0.9"));
+        lab.seconds(20);
+    }
+    assert_eq!(lab.count(lab.client, "connecting"), before + 2);
+}
+
+#[test]
+fn rfc_4301_5_1_what_the_data_plane_can_not_catch_is_asked_for_again() {
+    let mut lab = trapped(sites());
+    let before = set(&lab, 0);
+    lab.world.uncaught(lab.client, 0);
+    lab.seconds(59);
+    assert_eq!(set(&lab, 0), before);
+    lab.seconds(2);
+    assert_eq!((set(&lab, 0), set(&lab, 1)), (before + 1, 1));
 }
 
 #[test]

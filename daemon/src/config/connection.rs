@@ -128,7 +128,8 @@ pub(super) fn read(
         Some(Role::Initiator) => {
             initiator = InitiatorPart::read(reader, remote_ts.as_deref());
             if initiator.start == Start::Trap {
-                trap(reader, local_ts.is_some(), &more_children);
+                let own = (local_ts.as_deref(), remote_ts.as_deref());
+                trap(reader, own, &more_children, seen);
             }
             for key in RESPONDER_KEYS {
                 reader.refuse(key, "is for role = \"responder\"; remove it");
@@ -257,11 +258,16 @@ impl InitiatorPart {
 }
 
 /// What waits for packets has to know which, before a gateway tells anything.
-fn trap(reader: &mut TableReader<'_, '_, '_>, has_local_ts: bool, more: &[ChildConfig]) {
+fn trap(
+    reader: &mut TableReader<'_, '_, '_>,
+    (local_ts, remote_ts): (Option<&[TrafficSelector]>, Option<&[TrafficSelector]>),
+    more: &[ChildConfig],
+    seen: &mut Seen,
+) {
     let Some(span) = reader.key_span("start") else { return };
     let virtual_ip = reader.bool("virtual_ip").is_some_and(|field| field.value);
     let without = more.iter().find(|child| child.ts_local == Selectors::Dynamic);
-    let problem = match (virtual_ip, has_local_ts, without) {
+    let problem = match (virtual_ip, local_ts.is_some(), without) {
         (true, ..) => {
             "start is \"trap\" and virtual_ip is true: a packet that comes before the tunnel can't have \
              the address that the gateway assigns with it; let start be \"auto\", or take virtual_ip out \
@@ -277,9 +283,44 @@ fn trap(reader: &mut TableReader<'_, '_, '_>, has_local_ts: bool, more: &[ChildC
             "start is \"trap\", which needs local_ts in [[connection.child]] {:?} too",
             child.name
         ),
-        _ => return,
+        _ => {
+            let of = |child: &ChildConfig| match (&child.ts_local, &child.ts_remote) {
+                (Selectors::List(local), Selectors::List(remote)) => Some((local.clone(), remote.clone())),
+                _ => None,
+            };
+            let first = local_ts.zip(remote_ts).map(|(a, b)| (a.to_vec(), b.to_vec()));
+            for (locals, remotes) in first.into_iter().chain(more.iter().filter_map(of)) {
+                catches(reader, &span, &locals, &remotes, seen);
+            }
+            return;
+        }
     };
     reader.report.add(&span, problem);
+}
+
+/// A packet brings up one connection.
+fn catches(
+    reader: &mut TableReader<'_, '_, '_>,
+    span: &std::ops::Range<usize>,
+    locals: &[TrafficSelector],
+    remotes: &[TrafficSelector],
+    seen: &mut Seen,
+) {
+    let name = reader.string("name", "a name").map_or("", |field| field.value).to_owned();
+    for local in locals {
+        for remote in remotes {
+            let same = seen.traps.iter().find(|(a, b, _)| (a, b) == (local, remote));
+            if let Some((.., owner)) = same {
+                let text = format!(
+                    "start is \"trap\", and {owner:?} waits for packets from {local:?} to {remote:?} too; \
+                     let one of the two start otherwise, or give each its own local_ts or remote_ts"
+                );
+                reader.report.add(span, text);
+                return;
+            }
+            seen.traps.push((*local, *remote, name.clone()));
+        }
+    }
 }
 
 /// What only a responder has.

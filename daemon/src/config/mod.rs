@@ -14,7 +14,7 @@ pub mod report;
 pub mod secret;
 pub mod uplink;
 
-use bewick_ike::endpoint::HalfOpenLimits;
+use bewick_ike::{TrafficSelector, endpoint::HalfOpenLimits};
 use std::{
     ops::Range,
     path::{Path, PathBuf},
@@ -253,7 +253,7 @@ fn connection_tables(
         }
     };
     let mut out: Vec<Connection> = Vec::new();
-    let mut seen = Seen { dataplane, names: Vec::new(), pools: Vec::new() };
+    let mut seen = Seen { dataplane, names: Vec::new(), pools: Vec::new(), traps: Vec::new() };
     for item in tables.iter() {
         let DeValue::Table(table) = item.get_ref() else {
             let found = type_name(item.get_ref());
@@ -273,6 +273,8 @@ struct Seen {
     dataplane: PlaneChoice,
     names: Vec<String>,
     pools: Vec<(IpNet, String)>,
+    /// the packets that bring a connection up, from here to there, and its name
+    traps: Vec<(TrafficSelector, TrafficSelector, String)>,
 }
 
 /// A network as the operator may write it: with a prefix length, or one address.

@@ -16,7 +16,8 @@ impl Daemon {
         let Some((id, trap)) = trap_of(&self.connections, connection, child) else { return };
         let name = self.connections.get(connection.0).map(Connection::name).unwrap_or_default();
         if let Err(e) = self.plane.set_trap(&trap).await {
-            warn!(connection = name, "packets can't bring it up: {e}");
+            warn!(connection = name, "packets can't bring it up, which is tried again: {e}");
+            self.host.handle(self.clock.now(), Input::Untrapped { connection, child });
             return;
         }
         if self.trapped.insert(id, (connection, child)).is_none() {
@@ -92,16 +93,16 @@ mod tests {
 
     #[test]
     fn each_child_sa_has_a_trap_of_its_own() {
-        let one = |name: &str| {
+        let one = |name: &str, local: u8| {
             format!(
                 "[[connection]]\nname = \"{name}\"\nrole = \"initiator\"\nlocal_id = \"a@example.com\"\n\
                  remote_id = \"b.example.com\"\npsk = \"swordfish\"\ngateway = \"192.0.2.1\"\n\
-                 start = \"trap\"\nlocal_ts = [\"10.7.0.0/16\"]\nremote_ts = [\"10.1.0.0/16\"]\n\
-                 [[connection.child]]\nname = \"two\"\nlocal_ts = [\"10.7.0.0/16\"]\n\
+                 start = \"trap\"\nlocal_ts = [\"10.{local}.0.0/16\"]\nremote_ts = [\"10.1.0.0/16\"]\n\
+                 [[connection.child]]\nname = \"two\"\nlocal_ts = [\"10.{local}.0.0/16\"]\n\
                  remote_ts = [\"10.2.0.0/16\"]\n"
             )
         };
-        let text = one("a") + &one("b");
+        let text = one("a", 7) + &one("b", 8);
         let source = Source { file: "b.toml", text: &text };
         let config = config::parse(source, std::path::Path::new(""), true).unwrap();
         let mut names = Vec::new();

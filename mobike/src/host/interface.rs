@@ -123,6 +123,13 @@ pub enum Input<'a> {
         /// the packet
         packet: Packet,
     },
+    /// the data plane could not set a trap (see [`Output::SetTrap`])
+    Untrapped {
+        /// whose trap
+        connection: ConnectionId,
+        /// for which CHILD_SA of its configuration
+        child: usize,
+    },
     /// the machine has slept: NATs may have forgotten us, and networks may have gone
     Resumed,
     /// the data plane's answer

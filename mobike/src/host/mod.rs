@@ -278,6 +278,7 @@ impl Host {
             Input::Acquire { connection, child, packet } => {
                 self.on_acquire(now, connection, child, packet);
             }
+            Input::Untrapped { connection, child } => self.on_untrapped(now, connection, child),
             Input::Answer { id, result } => self.ike.answer(now, id, result, &mut self.movers),
         }
         self.settle(now);

@@ -18,8 +18,13 @@ use crate::event::Event;
 /// longer than the second.
 const HOLD_OFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
-/// The least time between two tries for one CHILD_SA: of a peer that takes it and deletes it at once.
+/// The least time between two tries for one CHILD_SA. It doubles with each one that did not last, up to
+/// the longest hold-off: the peer takes it and deletes it at once, or somebody else with our identity has
+/// the peer do so.
 const BETWEEN: Duration = Duration::from_secs(1);
+
+/// A CHILD_SA that has stood for so long has lasted.
+const LASTS: Duration = Duration::from_secs(10);
 
 /// One CHILD_SA of a connection that waits for packets.
 #[derive(Debug, Default)]
@@ -32,8 +37,19 @@ pub(super) struct Trap {
     tried: Option<Time>,
     /// tries in a row that came to nothing
     failures: u32,
+    /// since when what the last try has made stands
+    stood: Option<Time>,
+    /// what earlier tries in a row have made, and did not last
+    brief: u32,
     /// when it is set again
     again_at: Option<Time>,
+}
+
+impl Trap {
+    /// The least time between the last try and the next.
+    fn between(&self) -> Duration {
+        BETWEEN.saturating_mul(1 << self.brief.saturating_sub(1).min(6)).min(HOLD_OFF.1)
+    }
 }
 
 impl Host {
@@ -79,7 +95,6 @@ impl Host {
         if trap.packet.is_some() || trap.again_at.is_some() {
             return;
         }
-        let just_now = trap.tried.filter(|tried| now.since(*tried) < BETWEEN);
         let none = self.of_connection(connection).is_empty();
         // The last IKE_SA is still going.
         let going = none && self.wanted.get(&connection).is_some_and(|w| w.current.is_some());
@@ -100,8 +115,18 @@ impl Host {
             }
             None => {}
         }
+        if let Some(since) = trap.stood.take() {
+            trap.brief = if now.since(since) < LASTS { trap.brief.saturating_add(1) } else { 0 };
+        }
+        let between = trap.between();
+        let just_now = trap.tried.filter(|tried| now.since(*tried) < between);
         if just_now.is_some() || going {
-            trap.again_at = Some(just_now.unwrap_or(now) + BETWEEN);
+            let at = just_now.unwrap_or(now) + between;
+            trap.again_at = Some(at);
+            if between > BETWEEN {
+                let after = at.since(now);
+                self.event(Event::HeldOff { connection, child, after });
+            }
             return;
         }
         (trap.packet, trap.told, trap.tried) = (Some(packet), None, Some(now));
@@ -167,6 +192,7 @@ impl Host {
         let Some(packet) = trap.packet else { return false };
         if done {
             (trap.packet, trap.told, trap.failures) = (None, None, 0);
+            trap.stood = Some(now);
             self.outputs.push_back(Output::SetTrap { connection, child });
             return false;
         }
@@ -188,6 +214,13 @@ impl Host {
                 self.event(Event::HeldOff { connection, child, after });
                 false
             }
+        }
+    }
+
+    /// The data plane can't catch packets for this CHILD_SA: it is asked again later.
+    pub(super) fn on_untrapped(&mut self, now: Time, connection: ConnectionId, child: usize) {
+        if let Some(trap) = self.traps.get_mut(&(connection, child)) {
+            trap.again_at = Some(now + HOLD_OFF.1);
         }
     }
 

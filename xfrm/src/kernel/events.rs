@@ -130,7 +130,7 @@ pub(super) fn read(message: &Message<'_>, ledger: &Shared, tag: Tag) -> Option<P
     match message.kind {
         XFRM_MSG_EXPIRE => expire(message.body, ledger),
         XFRM_MSG_MAPPING => mapping(message.body, ledger),
-        XFRM_MSG_ACQUIRE => trap::acquired(message.body),
+        XFRM_MSG_ACQUIRE => trap::acquired(message.body, tag),
         XFRM_MSG_DELSA => removed_state(message.body, ledger),
         XFRM_MSG_DELPOLICY => removed_policy(message.body, tag),
         // All of a kind, and so of ours, if there are any.

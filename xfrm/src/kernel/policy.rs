@@ -21,6 +21,7 @@ use netlink_packet_xfrm::{
 use super::{
     message::{NLM_F_DUMP, Request, attribute},
     state::{Place, Side, family},
+    trap,
 };
 use crate::plane::PlaneError;
 
@@ -201,6 +202,11 @@ impl Tag {
         if self.0 == 0 { 0 } else { self.0 | some << 3 | u32::from(direction.number()) }
     }
 
+    /// The 12 bits of it.
+    pub(super) fn bits(self) -> u32 {
+        self.0 >> 19
+    }
+
     /// Whether a policy of this index is of this plane.
     pub(super) fn has(self, index: u32) -> bool {
         self.0 != 0 && index & !0x7_ffff == self.0
@@ -293,6 +299,8 @@ pub(super) struct Found {
     direction: u8,
     priority: u32,
     reqid: u32,
+    /// a trap's, with the tag of its plane
+    trap: Option<Tag>,
     /// struct xfrm_selector
     selector: Vec<u8>,
     /// what counts of its templates: SPI, protocol and addresses, reqid and mode
@@ -300,10 +308,11 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Whether we have made it: by its tag, or else it is such as we make for one of `reqids`.
+    /// Whether we have made it: by its tag, or else it is such as we make for a trap or one of `reqids`.
     pub(super) fn is_ours(&self, tag: Tag, reqids: &BTreeSet<u32>) -> bool {
         let ours = PRIORITY..=PRIORITY + OPEN_BITS;
-        tag.has(self.index) || ours.contains(&self.priority) && reqids.contains(&self.reqid)
+        let known = reqids.contains(&self.reqid) || tag.0 != 0 && self.trap == Some(tag);
+        tag.has(self.index) || ours.contains(&self.priority) && known
     }
 
     /// Whether packets that it is for are held back.
@@ -342,7 +351,7 @@ pub(super) fn found(kind: u16, body: &[u8]) -> Option<Found> {
     let info = body.get(..POLICY_INFO).filter(|_| is_policy(kind))?;
     let info = UserPolicyInfo::parse(info).ok()?;
     let all = attribute(body, POLICY_INFO, XFRMA_TMPL)?;
-    let reqid = UserTemplate::parse(all.get(..TEMPLATE)?).ok()?.reqid;
+    let first = UserTemplate::parse(all.get(..TEMPLATE)?).ok()?;
     let counts = |template: &[u8]| -> Vec<u8> {
         // struct xfrm_user_tmpl: id and family, the source, reqid and mode
         let parts = [template.get(..26), template.get(28..49)];
@@ -352,7 +361,8 @@ pub(super) fn found(kind: u16, body: &[u8]) -> Option<Found> {
         index: info.index,
         direction: info.direction,
         priority: info.priority,
-        reqid,
+        reqid: first.reqid,
+        trap: trap::tag_of(&first),
         selector: body.get(..SELECTOR)?.to_vec(),
         templates: all.chunks_exact(TEMPLATE).map(counts).collect(),
     })

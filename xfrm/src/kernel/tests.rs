@@ -13,6 +13,7 @@ use super::{
     migrate::{self, Step},
     policy::{self, Direction, Tag},
     state::{self, Place, Replay, Side, Spent, Usage},
+    trap,
 };
 use crate::plane::PlaneError;
 
@@ -487,6 +488,13 @@ fn what_an_earlier_run_has_left_is_known_by_its_mark() {
     assert!(!found.is_ours(Tag::of(0xbe1d), &[0x78].into()), "another plane's");
     assert!(!found.is_ours(Tag::default(), &[0x78].into()));
     assert!(found.is_ours(Tag::default(), &[0x77].into()), "by its reqid");
+    // A trap's whose index the kernel has not given.
+    let lost = policy::trap(Tag::default(), &flows[0], 0x8e1c_0003, trap::nowhere());
+    let (_, _, body) = sent(lost);
+    let found = policy::found(XFRM_MSG_NEWPOLICY, &body).unwrap();
+    assert!(found.is_ours(tag, &[].into()), "by its template");
+    assert!(!found.is_ours(Tag::of(0xbe1d), &[].into()), "another plane's");
+    assert!(!found.is_ours(Tag::default(), &[].into()));
 }
 
 proptest! {

@@ -20,12 +20,12 @@ use netlink_packet_xfrm::{Selector, UserTemplate, constants::*};
 use super::{
     KernelPlane, gone, hold,
     message::{Request, attribute},
-    policy::{self, Direction, Flow},
+    policy::{self, Direction, Flow, Tag},
     state::{self, Key, ip},
 };
 use crate::plane::{PlaneError, PlaneEvent, Trap, TrapId};
 
-/// Set in the reqid of a trap, and in no other of ours.
+/// Set in the reqid of a trap, and in no other of ours. Beside it stand the plane's tag and the trap's number.
 const REQID: u32 = 0x8000_0000;
 
 /// The SPI by which the state that was asked for is removed; the trap's number is added.
@@ -42,6 +42,20 @@ const SELECTOR: std::ops::Range<usize> = 40..96;
 /// The source and destination of the states that never come: nobody's (RFC 5737).
 pub(super) fn nowhere() -> (IpAddr, IpAddr) {
     (Ipv4Addr::new(192, 0, 2, 249).into(), Ipv4Addr::new(192, 0, 2, 248).into())
+}
+
+/// The reqid of all traps of a plane, but for their numbers.
+fn reqid(tag: Tag) -> u32 {
+    REQID | tag.bits() << 16
+}
+
+/// Of which plane the trap is that has this template; `None` if none has.
+pub(super) fn tag_of(template: &UserTemplate) -> Option<Tag> {
+    let tag = Tag::of(template.reqid >> 16);
+    let is_one = template.reqid & !(MOST - 1) == reqid(tag)
+        && ip(&template.id.daddr, template.family) == Some(nowhere().1)
+        && ip(&template.saddr, template.family) == Some(nowhere().0);
+    is_one.then_some(tag)
 }
 
 /// The traps that are set, and what they catch.
@@ -109,7 +123,7 @@ impl KernelPlane {
 
     /// UPDPOLICY for a flow that a trap catches.
     pub(super) fn trap_policy(&self, flow: &Flow, trap: TrapId) -> Request {
-        policy::trap(self.tag, flow, REQID | trap.0, nowhere())
+        policy::trap(self.tag, flow, reqid(self.tag) | trap.0, nowhere())
     }
 
     /// Has the kernel ask anew for the state of this trap: the one that it notes as asked for gets an SPI, by
@@ -117,7 +131,7 @@ impl KernelPlane {
     fn forget_asking(&mut self, trap: TrapId) {
         let (spi, destination) = (SPI | trap.0, nowhere().1);
         let requests = vec![
-            hold::larval(nowhere(), REQID | trap.0, spi),
+            hold::larval(nowhere(), reqid(self.tag) | trap.0, spi),
             state::delete(Key { destination, spi }),
         ];
         for result in self.xfrm.batch("asking anew for a state", requests, |_, _, _| {}) {
@@ -129,16 +143,13 @@ impl KernelPlane {
 }
 
 /// Reads ACQUIRE: the packet that a trap of ours has caught.
-pub(super) fn acquired(body: &[u8]) -> Option<PlaneEvent> {
+pub(super) fn acquired(body: &[u8], tag: Tag) -> Option<PlaneEvent> {
     let template = attribute(body, ACQUIRE, XFRMA_TMPL)?.get(..TEMPLATE)?;
     let template = UserTemplate::parse(template).ok()?;
-    let (source, destination) = nowhere();
     // Of other policies a packet may miss the state for a moment, as a move deletes and adds it; nobody has to
     // act on that.
-    let ours = template.reqid & REQID != 0
-        && ip(&template.id.daddr, template.family) == Some(destination)
-        && ip(&template.saddr, template.family) == Some(source);
-    let trap = TrapId(template.reqid & !REQID);
+    let ours = tag_of(&template) == Some(tag);
+    let trap = TrapId(template.reqid & (MOST - 1));
     let selector = Selector::parse(body.get(SELECTOR)?).ok().filter(|_| ours)?;
     let side = |address, (port, mask): (u16, u16)| {
         let has_port = TrafficSelector::has_ports(selector.proto) && mask == u16::MAX;

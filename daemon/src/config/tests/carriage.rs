@@ -25,3 +25,20 @@ fn no_network_card_helps_the_userspace_plane() {
         ]
     );
 }
+
+#[test]
+fn two_connections_that_wait_for_one_packet_are_a_mistake() {
+    let client = |name: &str| {
+        CLIENT.replace("\"office\"", &format!("{name:?}")).replace("virtual_ip = true\n", "")
+    };
+    let waits = "start = \"trap\"\nlocal_ts = [\"10.7.0.0/16\"]\n";
+    let text = format!("{}{waits}{}{waits}", client("one"), client("two"));
+    assert_eq!(
+        problems(&text),
+        [
+            "b.toml:19:1: start is \"trap\", and \"one\" waits for packets from 10.7.0.0/16 to 10.1.0.0/16 \
+          too; let one of the two start otherwise, or give each its own local_ts or remote_ts"
+        ]
+    );
+    read(&text.replacen("10.7.0.0/16", "10.8.0.0/16", 1)).expect("each has its own");
+}

@@ -76,7 +76,7 @@ fn events() -> [(u16, Vec<u8>, PlaneEvent); 3] {
         remote: "10.1.0.9[tcp/443]".parse().unwrap(),
     };
     let trap = TrapId(3);
-    let acquire = acquire(0x8000_0003, trap::nowhere());
+    let acquire = acquire(0x8e1c_0003, trap::nowhere());
     [
         (XFRM_MSG_EXPIRE, expire, PlaneEvent::Expire { id, hard: true }),
         (XFRM_MSG_MAPPING, mapping, PlaneEvent::Mapping { id, seen }),
@@ -120,11 +120,12 @@ fn acquire(reqid: u32, (source, destination): (IpAddr, IpAddr)) -> Vec<u8> {
 fn an_acquire_for_what_is_no_trap_of_ours_is_skipped() {
     let ledger = known();
     let seen = |body: &[u8]| read(XFRM_MSG_ACQUIRE, body, &ledger);
-    assert!(seen(&acquire(0x8000_0003, trap::nowhere())).is_some());
+    assert!(seen(&acquire(0x8e1c_0003, trap::nowhere())).is_some());
     let elsewhere = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-    assert_eq!(seen(&acquire(0x8000_0003, elsewhere)), None, "of another program");
+    assert_eq!(seen(&acquire(0x8e1c_0003, elsewhere)), None, "of another program");
     assert_eq!(seen(&acquire(3, trap::nowhere())), None, "of a CHILD_SA");
-    let mut mixed = acquire(0x8000_0003, trap::nowhere());
+    assert_eq!(seen(&acquire(0x8e1d_0003, trap::nowhere())), None, "of another plane");
+    let mut mixed = acquire(0x8e1c_0003, trap::nowhere());
     mixed[80] = 99; // the selector's family
     assert_eq!(seen(&mixed), None);
 }
