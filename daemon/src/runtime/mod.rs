@@ -1,6 +1,7 @@
 //! The running daemon: one task that owns the machines, feeds them what comes from sockets, kernel,
 //! clock and operator, and carries out what they say.
 
+mod amends;
 mod calls;
 mod carry;
 mod crash;
@@ -170,6 +171,7 @@ struct Daemon {
     interfaces: BTreeMap<IpAddr, u32>,
     /// the CHILD_SAs that packets bring up
     trapped: BTreeMap<TrapId, (ConnectionId, usize)>,
+    amends: amends::Amends,
     /// what is known of each IKE_SA that is up, addresses that were assigned included
     established: BTreeMap<SaId, Established>,
     resolver: Resolver,
@@ -407,6 +409,7 @@ impl Daemon {
             addresses: Vec::new(),
             interfaces: BTreeMap::new(),
             trapped: BTreeMap::new(),
+            amends: amends::Amends::default(),
             established: BTreeMap::new(),
             resolver,
             gateways: BTreeMap::new(),
@@ -479,7 +482,8 @@ impl Daemon {
             let due = [self.host.next_timeout(), self.waiters.next_deadline()];
             let due = due.into_iter().flatten().min().map(|time| self.clock.instant(time));
             let measure = self.history.next_measure().map(tokio::time::Instant::from_std);
-            let due = due.into_iter().chain(measure).min();
+            let amend = self.amends.due().map(tokio::time::Instant::from_std);
+            let due = due.into_iter().chain(measure).chain(amend).min();
             tokio::select! {
                 biased;
                 () = inputs.signals.next() => break,
@@ -501,6 +505,7 @@ impl Daemon {
             }
             self.notice_sleep();
             self.measure();
+            self.amend().await;
             self.carry_out().await;
         }
         info!("bewick ends");
@@ -633,12 +638,6 @@ impl Daemon {
         self.udp.keep_connections(&used);
     }
 
-    async fn reconcile_plane(&mut self) {
-        if let Err(e) = self.plane.reconcile().await {
-            warn!("{e}");
-        }
-    }
-
     async fn on_plane_event(&mut self, event: &PlaneEvent) {
         debug!(?event, "data plane");
         match event {
@@ -651,14 +650,14 @@ impl Daemon {
                      if one said that a CHILD_SA's limit of octets or packets is near, its new keys \
                      come with the next rekey by time only (`bewick rekey` asks for them now)"
                 );
-                self.reconcile_plane().await;
+                self.amends.want(Instant::now());
             }
             PlaneEvent::Disturbed => {
                 warn!(
                     "another program has removed IPsec states or policies of bewick's from the kernel: \
                      what can be is put back, and a CHILD_SA that has lost a state is made anew"
                 );
-                self.reconcile_plane().await;
+                self.amends.want(Instant::now());
             }
             PlaneEvent::Mapping { id, seen } => {
                 let input = Input::Mapping { child: *id, remote: *seen };

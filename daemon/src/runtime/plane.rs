@@ -42,22 +42,19 @@ pub(super) fn open(config: &DaemonConfig, tcp: Option<TcpConfig>) -> Result<Open
     if tcp.is_some() && config.dataplane == PlaneChoice::Auto {
         decision.reason = "TCP is configured, and the kernel's plane has no ESP in TCP".into();
     }
-    // In the kernel's plane nobody but the kernel carries much.
-    let workers = if decision.kind == Kind::Userspace { workers() } else { 1 };
-    let sockets = UdpConfig { mark: Some(MARK), receivers: workers, tcp, ..UdpConfig::default() };
-    let (udp, ike) = UdpSockets::open(&sockets)?;
+    let sockets = UdpConfig { mark: Some(MARK), tcp, ..UdpConfig::default() };
     let (device, mut reason) = (config.device.clone(), decision.reason);
     if decision.kind == Kind::Kernel {
+        // Nobody but the kernel carries much.
+        let (udp, ike) = UdpSockets::open(&sockets)?;
         match kernel_plane(device.clone(), reason, &udp) {
             Ok(plane) => return Ok(Opened { plane, udp, ike, force_encap: false }),
-            Err(e) => {
-                reason = fall_back(config.dataplane, e)?;
-                // it may have got half way, and then ESP would not come to us
-                let failed = |e| RunError::System("take ESP in UDP back from the kernel", e);
-                udp.set_kernel_encap(false).map_err(failed)?;
-            }
+            // It may have got half way: with these sockets ESP would not come to us.
+            Err(e) => reason = fall_back(config.dataplane, e)?,
         }
     }
+    let workers = workers();
+    let (udp, ike) = UdpSockets::open(&UdpConfig { receivers: workers, ..sockets })?;
     let config = UserspaceConfig { device, mtu: DEFAULT_MTU, workers, reason };
     let plane = Box::new(UserspacePlane::new(config, udp.clone())?);
     Ok(Opened { plane, udp, ike, force_encap: true })

@@ -320,14 +320,16 @@ impl Found {
         self.templates.len() > 1
     }
 
-    /// Whether it is the one of `other` but for its templates: the kernel has one of these at most.
-    pub(super) fn is_for(&self, other: &Found) -> bool {
-        self.direction == other.direction && self.selector == other.selector
+    /// Which one it is, whatever its templates: the kernel has one of these at most.
+    pub(super) fn place(&self) -> (u8, &[u8]) {
+        (self.direction, &self.selector)
     }
 
     /// Whether it does what `other` does.
     pub(super) fn does(&self, other: &Found) -> bool {
-        self.is_for(other) && self.priority == other.priority && self.templates == other.templates
+        self.place() == other.place()
+            && self.priority == other.priority
+            && self.templates == other.templates
     }
 
     /// DELPOLICY for exactly this one.

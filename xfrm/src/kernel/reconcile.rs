@@ -78,22 +78,29 @@ impl KernelPlane {
         }
         let free = self.traps.all().filter(|(flow, _)| self.owners.current(flow).is_none());
         all.extend(free.map(|(flow, trap)| self.trap_policy(flow, trap)));
-        let (mut wanted, mut requests) = (Vec::new(), Vec::new());
+        let mut there = BTreeMap::<_, Vec<&policy::Found>>::new();
+        for policy in &policies {
+            there.entry(policy.place()).or_default().push(policy);
+        }
+        let (mut wanted, mut requests) = (BTreeSet::new(), Vec::new());
         for request in all {
             let Some(one) = request.parts().and_then(|(kind, body)| policy::found(kind, body))
             else {
                 continue;
             };
-            if !policies.iter().any(|policy| policy.does(&one)) {
+            let mut same = there.get(&one.place()).into_iter().flatten();
+            if !same.any(|policy| policy.does(&one)) {
                 requests.push(request);
             }
-            wanted.push(one);
+            let (direction, selector) = one.place();
+            wanted.insert((direction, selector.to_vec()));
         }
         done.restored = requests.len();
         self.xfrm.requests("restoring a policy", requests)?;
         let unwanted = |policy: &&policy::Found| {
+            let (direction, selector) = policy.place();
             policy.is_ours(self.tag, &BTreeSet::new())
-                && !wanted.iter().any(|one| policy.is_for(one))
+                && !wanted.contains(&(direction, selector.to_vec()))
         };
         let requests: Vec<Request> =
             policies.iter().filter(unwanted).map(policy::Found::delete).collect();

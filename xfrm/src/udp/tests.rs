@@ -128,6 +128,11 @@ fn a_port_with_several_receivers_is_still_taken_once() {
         let error = UdpSockets::open(&UdpConfig { receivers, ..config.clone() }).err().unwrap();
         assert!(matches!(error, UdpError::InUse { port, .. } if port == a.nat_port()));
     }
+    // When it is dropped the port is free at once, for any number.
+    drop(a);
+    for receivers in [1, 3, 1] {
+        UdpSockets::open(&UdpConfig { receivers, ..config.clone() }).unwrap();
+    }
 }
 
 #[test]
