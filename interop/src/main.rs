@@ -80,7 +80,7 @@ enum Action {
         #[arg(required = true)]
         folders: Vec<PathBuf>,
     },
-    /// Say which Debian packages are missing; status 0 if none is
+    /// Say how to get what is missing: Debian packages, a guest's kernel; status 0 if nothing is
     Check,
     #[command(name = run::IN_GUEST, hide = true)]
     InGuest { name: String, bewick: Option<PathBuf> },
@@ -212,10 +212,16 @@ fn judge(folders: &[PathBuf]) -> Result<ExitCode> {
 
 fn check() -> ExitCode {
     let missing = prerequisites::missing_packages();
-    if missing.is_empty() {
-        println!("everything that the scenarios need is here");
-        return ExitCode::SUCCESS;
+    let kernel = prerequisites::missing_kernel();
+    if !missing.is_empty() {
+        println!("{}", prerequisites::install_line(&missing));
     }
-    println!("{}", prerequisites::install_line(&missing));
-    ExitCode::FAILURE
+    if let Some(fetch) = &kernel {
+        println!("{fetch}");
+    }
+    if !missing.is_empty() || kernel.is_some() {
+        return ExitCode::FAILURE;
+    }
+    println!("everything that the scenarios need is here");
+    ExitCode::SUCCESS
 }

@@ -109,8 +109,10 @@ fn judge_one(capture: &Path, keys: &Path) -> Result<Judged> {
     // What UDP port 4500 carries tshark knows; a NAT's ports it does not, but the other side's is 4500.
     command.args(["-o", "esp.enable_encryption_decode:FALSE"]);
     // A stream has frames that are no packets, and may have a packet twice; an ICMP error quotes what somebody
-    // else has sent: both are left alone.
-    let carried = "(isakmp || esp || _ws.malformed) && !tcp && !icmp && !icmpv6";
+    // else has sent: both are left alone. So is what programs try to get out with (port 9), which tshark takes
+    // for whatever their ports would mean.
+    let carried =
+        "(isakmp || esp || _ws.malformed) && !tcp && !icmp && !icmpv6 && !(udp.dstport == 9)";
     command.args(["-Y", carried, "-T", "fields"]);
     command.args(["-E", "separator=\t", "-E", "aggregator=;"]);
     for field in FIELDS {

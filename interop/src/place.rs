@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use crate::fail;
 use crate::failure::{Context, Result};
+use crate::peer::Plane;
 
 /// The `interop` folder of the workspace that this runner was built in.
 pub fn interop() -> &'static Path {
@@ -13,8 +14,15 @@ pub fn interop() -> &'static Path {
 }
 
 /// The program that runs a script in a kernel with ESP.
-pub fn guest() -> PathBuf {
-    interop().join("lab/guest")
+pub fn guest(plane: Plane) -> PathBuf {
+    interop().join(if plane == Plane::CloudKernel { "lab/guest-qemu" } else { "lab/guest" })
+}
+
+/// A file that is there if Debian's cloud kernel has been fetched for the guest.
+pub fn cloud_kernel() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| interop().join("../target"));
+    target.join("guest-kernel/initrd")
 }
 
 /// The `bewick` binary: `$BEWICK` if set, else the one built beside the runner.

@@ -70,13 +70,13 @@ fn attempt(scenario: Scenario, folder: &Path, verdict: &mut Verdict) -> Result<(
     fs::create_dir_all(folder).context(folder.display())?;
     match scenario.plane() {
         Plane::Userspace => scenario.judge(folder, verdict),
-        Plane::Kernel => *verdict = in_guest(scenario, folder, bewick)?,
+        Plane::Kernel | Plane::CloudKernel => *verdict = in_guest(scenario, folder, bewick)?,
     }
     Ok(())
 }
 
 fn in_guest(scenario: Scenario, folder: &Path, bewick: Option<PathBuf>) -> Result<Verdict> {
-    let launcher = place::guest();
+    let launcher = place::guest(scenario.plane());
     if !launcher.is_file() {
         return Err(fail!("{} is not there", launcher.display()));
     }

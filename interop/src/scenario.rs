@@ -41,7 +41,7 @@ impl Scenario {
     /// Whether `run --quick` runs it: all that runs on this machine and is done in seconds, and of the
     /// guest's what differs most from it.
     pub fn is_quick(&self) -> bool {
-        let in_guest = self.plane() == Plane::Kernel;
+        let in_guest = self.plane().is_in_kernel();
         match self {
             Scenario::Roam(roam) => !in_guest || roam.client != roam.gateway,
             Scenario::Life(life) => life.topic.is_quick(in_guest),
@@ -74,6 +74,7 @@ impl Scenario {
         let place = match self.plane() {
             Plane::Userspace => "userspace ESP on this machine",
             Plane::Kernel => "kernel XFRM in the guest",
+            Plane::CloudKernel => "kernel XFRM in the guest with Debian's cloud kernel",
         };
         format!("{purpose}; {place}")
     }

@@ -231,7 +231,7 @@ impl Settings {
         let folder = options.out.join(format!("bench-{what}-rtt-{rtt}"));
         prerequisites::require(options.programs, Plane::Kernel)?;
         let own = std::env::current_exe().context("own path")?;
-        let mut command = Command::new(place::guest());
+        let mut command = Command::new(place::guest(Plane::Kernel));
         let limit = BOOT + EACH * u32::try_from(options.times).unwrap_or(u32::MAX);
         command.env("GUEST_SECONDS", limit.as_secs().to_string());
         command.arg(&folder).arg(own).args(["bench", what, "--rtt"]).arg(rtt.to_string());

@@ -14,7 +14,7 @@ use crate::ends::Ends;
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::peer::tunnel::Tunnel;
-use crate::peer::{self, Peer, Place, Plane, Program, SaView};
+use crate::peer::{self, Peer, Place, Program, SaView};
 use crate::process;
 use crate::report::CaseVerdict;
 use crate::topology::{Node, Topology};
@@ -275,7 +275,7 @@ impl Case {
                     return Err(fail!("the {end}'s CHILD_SA has {shown:?}, not {expected:?}"));
                 }
             }
-            if running.stage.life.plane == Plane::Kernel {
+            if running.stage.life.plane.is_in_kernel() {
                 let esn = expected.ends_with("esn");
                 kernel_has(running.stage.topology, node, sa, esn)?;
             }

@@ -12,6 +12,7 @@ use socket2::{Domain, Socket, Type};
 use super::case::Running;
 use crate::fail;
 use crate::failure::{Context, Result};
+use crate::peer::Plane;
 use crate::place;
 use crate::process::{self, Daemon};
 use crate::topology::{Loss, Node, Topology};
@@ -103,6 +104,9 @@ impl Leak {
         let (topology, out) = (running.ends.topology, running.out.clone());
         let part = |name| Part { topology, out: &out, name, ports: &PORTS };
         part("while-up").closed(|| Ok(()))?;
+        if running.stage.life.plane != Plane::Kernel {
+            by_nftables(topology)?;
+        }
 
         let [client, _] = running.ends.agree(1)?;
         let lost = topology.uplink_of(client.local.ip())?;
@@ -141,6 +145,17 @@ impl Leak {
             topology.ip(Node::Client, &route.replace(" replace ", " del "))?;
         }
         Ok(())
+    }
+}
+
+/// The guard's rules are those of nftables, where the kernel has them.
+fn by_nftables(topology: &Topology) -> Result<()> {
+    let mut command = topology.command(Node::Client, "nft");
+    command.args(["list", "chain", "inet", "bewick", "leaving"]);
+    let listed = process::output(&mut command, Duration::from_secs(10))?;
+    match listed.contains("drop") && listed.contains("hook postrouting") {
+        true => Ok(()),
+        false => Err(fail!("the guard's chain is {}", process::one_line(&listed))),
     }
 }
 

@@ -388,6 +388,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     // A few packets are lost.
     (Topic::Planned, Plane::Kernel, [false, false]),
     (Topic::Leaks, Plane::Kernel, [true, false]),
+    (Topic::Leaks, Plane::CloudKernel, [true, false]),
     (Topic::Trap, Plane::Kernel, [true, true]),
     (Topic::Suites, Plane::Kernel, [true, true]),
     (Topic::ForcedEncap, Plane::Kernel, [true, true]),

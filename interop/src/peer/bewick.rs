@@ -50,8 +50,8 @@ impl Bewick {
             bewick.status().map(drop)
         })?;
         let kind = bewick.status()?.dataplane.kind;
-        if kind != place.plane.name() {
-            return Err(fail!("bewick runs the {kind} data plane, not {}", place.plane.name()));
+        if kind != place.plane.word() {
+            return Err(fail!("bewick runs the {kind} data plane, not {}", place.plane.word()));
         }
         Ok(bewick)
     }

@@ -35,12 +35,14 @@ pub enum Program {
 
 /// Who handles ESP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Plane {
     /// The daemons themselves, on this machine.
     Userspace,
     /// The guest kernel's XFRM.
     Kernel,
+    /// The XFRM of Debian's cloud kernel in another guest, which has XFRM interfaces and nftables for IP.
+    CloudKernel,
 }
 
 impl Program {
@@ -59,7 +61,18 @@ impl Plane {
         match self {
             Plane::Userspace => "userspace",
             Plane::Kernel => "kernel",
+            Plane::CloudKernel => "cloud-kernel",
         }
+    }
+
+    /// Whether it is in a guest's kernel.
+    pub fn is_in_kernel(self) -> bool {
+        self != Plane::Userspace
+    }
+
+    /// The word for it in bewick's configuration.
+    pub fn word(self) -> &'static str {
+        if self.is_in_kernel() { "kernel" } else { "userspace" }
     }
 }
 

@@ -21,7 +21,7 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     let keys = keys.context("where keys go")?;
     let mut text = format!(
         "[daemon]\ndataplane = \"{}\"\nstate_dir = {:?}\n",
-        place.plane.name(),
+        place.plane.word(),
         state.display().to_string(),
     );
     text += &match tunnel.crowd {

@@ -20,7 +20,7 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
     let kernel = match place.plane {
         // kernel-netlink still does addresses and routes.
         Plane::Userspace => "kernel-libipsec kernel-netlink",
-        Plane::Kernel => "kernel-netlink",
+        Plane::Kernel | Plane::CloudKernel => "kernel-netlink",
     };
     let side = place.tunnel.side(place.node);
     let mut options = String::new();
