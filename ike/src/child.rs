@@ -1,6 +1,6 @@
 //! A CHILD_SA as a data plane needs it: SPIs, algorithms, keys, selectors and the outer path.
 
-use std::{fmt, net::IpAddr, ops::RangeInclusive};
+use std::{fmt, net::IpAddr, num::NonZeroU32, ops::RangeInclusive};
 
 use crate::{path::Path, secret::Secret, selector::TrafficSelector};
 
@@ -143,6 +143,8 @@ pub struct Carriage {
     pub replay_window: u32,
     /// the network card is to do ESP, where it can
     pub offload: bool,
+    /// the XFRM interface whose packets alone are carried, in a data plane that knows such
+    pub if_id: Option<NonZeroU32>,
 }
 
 /// The anti-replay windows that there can be, in packets: RFC 4303 §3.4.3 recommends 64 at least, and the
@@ -153,7 +155,7 @@ impl Default for Carriage {
     /// The widest window: it spans two paths whose delays differ by 40 ms at 100,000 packets a second, and
     /// costs half a kilobyte.
     fn default() -> Self {
-        Carriage { replay_window: *REPLAY_WINDOWS.end(), offload: false }
+        Carriage { replay_window: *REPLAY_WINDOWS.end(), offload: false, if_id: None }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The trait that the data planes share.
 
-use std::{future::Future, net::SocketAddr, pin::Pin, time::Duration};
+use std::{future::Future, net::SocketAddr, num::NonZeroU32, pin::Pin, time::Duration};
 
 use bewick_ike::{ChildId, ChildMove, ChildSa, Packet, Path, TrafficSelector};
 use tokio::sync::mpsc;
@@ -106,6 +106,8 @@ pub struct Trap {
     pub ts_local: Vec<TrafficSelector>,
     /// what is on the peer's side
     pub ts_remote: Vec<TrafficSelector>,
+    /// as in [`bewick_ike::Carriage`]
+    pub if_id: Option<NonZeroU32>,
 }
 
 /// What a plane reports by itself. All are hints to the machines above: none moves an SA.

@@ -13,7 +13,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use crate::net::{NetError, is_our_table};
+use crate::net::{NetError, is_our_table, routes::if_id};
 
 /// RT_TABLE_LOCAL: the kernel's own entries for every address, which lead nowhere.
 const TABLE_LOCAL: u32 = 255;
@@ -104,7 +104,8 @@ impl Snapshot {
             LinkAttribute::IfName(name) => Some(name),
             _ => None,
         });
-        if let Some(name) = name.filter(|name| *name != own) {
+        // what leaves by an XFRM interface goes into a tunnel
+        if let Some(name) = name.filter(|name| *name != own && if_id(link).is_none()) {
             self.links.insert(link.header.index, (name.clone(), mtu_of(link).unwrap_or(u32::MAX)));
         }
     }

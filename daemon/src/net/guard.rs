@@ -25,6 +25,8 @@ pub(super) struct Guard {
     means: &'static [Means],
     exits: Exits,
     closed: BTreeSet<IpNet>,
+    /// the exits are others than those that the rules know
+    outdated: bool,
     /// by which means, and what that lists, if all is as it should be
     made: Option<(Means, String)>,
 }
@@ -32,8 +34,8 @@ pub(super) struct Guard {
 /// Which packets may leave whatever is closed, besides those with our mark, DHCP's and what IPv6's
 /// links are made of.
 struct Exits {
-    /// those by the tunnel device of this name, if there is one
-    device: String,
+    /// those by devices of these names, which lead into tunnels alone
+    devices: BTreeSet<String>,
     /// those that the kernel encrypts
     kernel_esp: bool,
 }
@@ -53,8 +55,16 @@ impl Means {
 impl Guard {
     /// For the tunnel device of this name; nothing is done yet.
     pub(super) fn new(device: &str, kernel_esp: bool, means: &'static [Means]) -> Self {
-        let exits = Exits { device: device.into(), kernel_esp };
-        Guard { means, exits, closed: BTreeSet::new(), made: None }
+        let devices = [device.to_owned()].into_iter().filter(|name| !name.is_empty()).collect();
+        let exits = Exits { devices, kernel_esp };
+        Guard { means, exits, closed: BTreeSet::new(), outdated: false, made: None }
+    }
+
+    /// Lets packets pass by these interfaces besides, from the next [`Guard::set`] on; whether that is news.
+    pub(super) fn let_pass(&mut self, interfaces: BTreeSet<String>) -> bool {
+        self.outdated |= !interfaces.is_subset(&self.exits.devices);
+        self.exits.devices.extend(interfaces);
+        self.outdated
     }
 
     /// Whether all that is to be closed is.
@@ -81,9 +91,10 @@ impl Guard {
 
     /// Closes these networks and no other ones.
     pub(super) async fn set(&mut self, nets: BTreeSet<IpNet>) -> Result<(), NetError> {
-        if self.closed == nets && self.holds() {
+        if self.closed == nets && self.holds() && !self.outdated {
             return Ok(());
         }
+        self.outdated = false;
         if nets.is_empty() {
             self.remove().await?;
             self.closed = nets;
@@ -160,13 +171,13 @@ impl Exits {
     /// The device's name goes into the rules, where more than letters would mean something.
     fn check_name(&self) -> Result<(), NetError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_.@-".contains(c);
-        if self.device.chars().all(plain) && !self.device.starts_with('-') {
-            return Ok(());
+        let odd = |device: &&String| !device.chars().all(plain) || device.starts_with('-');
+        match self.devices.iter().find(odd) {
+            None => Ok(()),
+            Some(device) => Err(refused(format!(
+                "the packet filter can't be told of a device with the name {device:?}"
+            ))),
         }
-        let device = &self.device;
-        Err(refused(format!(
-            "the packet filter can't be told of a device with the name {device:?}"
-        )))
     }
 }
 
@@ -192,10 +203,10 @@ mod tests {
     #[test]
     fn a_device_whose_name_means_something_to_the_packet_filter_is_refused() {
         for name in ["eth*", "a\"b", "a b", "-j"] {
-            let exits = Exits { device: name.into(), kernel_esp: false };
+            let exits = Exits { devices: [name.into()].into(), kernel_esp: false };
             assert!(exits.check_name().is_err(), "{name}");
         }
-        let none = Exits { device: String::new(), kernel_esp: false };
+        let none = Exits { devices: BTreeSet::new(), kernel_esp: false };
         assert!(none.check_name().is_ok());
     }
 }

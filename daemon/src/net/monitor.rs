@@ -274,10 +274,12 @@ fn losses(mut octets: &[u8]) -> Vec<Loss> {
 }
 
 /// Whether a datagram of the kernel's says that a rule which leads to the tunnel is gone, or a route that
-/// leads nowhere. Those for uplinks come and go with each move.
+/// leads nowhere, or that there is an XFRM interface. Those for uplinks come and go with each move.
 fn disturbs(mut octets: &[u8]) -> bool {
     /// where the type stands in rtmsg
     const TYPE: usize = 7;
+    /// what kind of link it is, as an attribute's value
+    const XFRM: &[u8] = b"xfrm\0";
     while let Some((len, kind, body)) = message(octets) {
         let nowhere = || body.get(TYPE) == Some(&libc::RTN_UNREACHABLE);
         match kind {
@@ -288,6 +290,7 @@ fn disturbs(mut octets: &[u8]) -> bool {
                 }
             }
             libc::RTM_DELROUTE if nowhere() => return true,
+            libc::RTM_NEWLINK if body.windows(XFRM.len()).any(|some| some == XFRM) => return true,
             _ => {}
         }
         octets = octets.get(len.next_multiple_of(4)..).unwrap_or_default();

@@ -15,11 +15,16 @@
 //! The kill switch: what is closed leads nowhere in our table, and `guard` holds those sockets that
 //! ask no route. The kernel keeps all of it when the daemon dies, and the next one starts with it.
 
+mod interfaces;
 mod leftovers;
 mod rules;
 mod wanted;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    num::NonZeroU32,
+};
 
 use bewick_ike::{ChildId, ChildMove, ChildSa, TrafficSelector};
 use futures_util::TryStreamExt;
@@ -33,7 +38,9 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
+pub(super) use self::interfaces::if_id;
 use self::{
+    interfaces::Interfaces,
     rules::Rule,
     wanted::{Block, Inner, Kind, State, Wanted, child, towards},
 };
@@ -64,6 +71,7 @@ pub struct Routes {
     made: State,
     uplinks: Uplinks,
     guard: Guard,
+    interfaces: Interfaces,
     /// what was said last of what the guard can't do
     told: String,
     /// what the uplinks are, for how big a packet may be
@@ -123,6 +131,7 @@ impl Routes {
             made,
             uplinks,
             guard,
+            interfaces: Interfaces::default(),
             told,
             locals,
         };
@@ -171,7 +180,9 @@ impl Routes {
 
     /// Adds what `sa` needs; on an error everything is as before.
     pub async fn add(&mut self, sa: &ChildSa, own: &[IpAddr]) -> Result<(), NetError> {
-        self.attempt(|wanted| drop(wanted.children.insert(sa.id, child(sa, own)))).await
+        self.attempt(|wanted| drop(wanted.children.insert(sa.id, child(sa, own)))).await?;
+        self.let_interfaces_pass().await;
+        Ok(())
     }
 
     /// Removes what only `id` needed.
@@ -187,11 +198,18 @@ impl Routes {
         id: u32,
         ts_local: &[TrafficSelector],
         ts_remote: &[TrafficSelector],
+        if_id: Option<NonZeroU32>,
         own: &[IpAddr],
     ) -> Result<(), NetError> {
         let mut routes = towards(ts_local, ts_remote, own);
         routes.retain(|(net, _)| exists(net));
-        self.attempt(|wanted| drop(wanted.traps.insert(id, routes))).await
+        self.attempt(|wanted| {
+            wanted.traps.insert(id, routes);
+            wanted.trap_interfaces.extend(if_id.map(|if_id| (id, if_id)));
+        })
+        .await?;
+        self.let_interfaces_pass().await;
+        Ok(())
     }
 
     /// Changes what is wanted; on an error everything is as before.
@@ -210,6 +228,7 @@ impl Routes {
     /// Ends [`Routes::trap`].
     pub async fn untrap(&mut self, id: u32) -> Result<(), NetError> {
         self.wanted.traps.remove(&id);
+        self.wanted.trap_interfaces.remove(&id);
         self.reconcile().await
     }
 
@@ -246,6 +265,13 @@ impl Routes {
         routes
     }
 
+    /// Has the guard know the XFRM interfaces that routes lead to.
+    async fn let_interfaces_pass(&mut self) {
+        if self.guard.let_pass(self.interfaces.names().cloned().collect()) {
+            self.close().await;
+        }
+    }
+
     /// Has the guard close what is wanted; what it can't do is told, and no reason to go without the
     /// routes.
     async fn close(&mut self) {
@@ -280,7 +306,9 @@ impl Routes {
         self.locals = locals.to_vec();
         self.made.routes.clear();
         self.made.rules.clear();
-        self.reconcile().await.and(uplinks)
+        let result = self.reconcile().await.and(uplinks);
+        self.let_interfaces_pass().await;
+        result
     }
 
     /// Puts back what another program has removed from the packet filter.
@@ -296,6 +324,7 @@ impl Routes {
     pub async fn shutdown(&mut self) -> Result<bool, NetError> {
         self.wanted.children.clear();
         self.wanted.traps.clear();
+        self.wanted.trap_interfaces.clear();
         self.wanted.blocks.retain(|_, block| block.stays);
         let result = self.reconcile().await;
         let result = result.and(self.uplinks.refresh(&[]).await);
@@ -320,30 +349,32 @@ impl Routes {
             ok
         };
         // before anything points to it there is what it points to, and the other way round
-        let inside = |(_, kind): &(IpNet, Kind)| *kind == Kind::Device;
-        let link = match goal.addresses.is_empty() && !goal.routes.keys().any(inside) {
-            true => None,
-            false => match self.find_device().await {
-                Ok(link) => Some(link),
-                Err(e) => {
-                    note(Err(e));
-                    None
-                }
-            },
-        };
+        let new =
+            |(key, inner): &(&(IpNet, Kind), &Inner)| self.made.routes.get(key) != Some(*inner);
+        let added: Vec<((IpNet, Kind), Inner)> =
+            goal.routes.iter().filter(new).map(|(key, inner)| (*key, *inner)).collect();
+        let mut kinds: BTreeSet<Kind> = added.iter().map(|((_, kind), _)| *kind).collect();
+        kinds.extend((!goal.addresses.is_subset(&self.made.addresses)).then_some(Kind::Device));
+        let mut links = BTreeMap::new();
+        for kind in kinds {
+            match self.find(kind).await {
+                Ok(link) => links.extend(link.map(|link| (kind, link))),
+                Err(e) => drop(note(Err(e))),
+            }
+        }
         for address in goal.addresses.difference(&self.made.addresses.clone()) {
-            if let Some(link) = link
+            if let Some(link) = links.get(&Kind::Device)
                 && note(self.add_address(link.index, *address).await)
             {
                 self.made.addresses.insert(*address);
             }
         }
-        for (key, inner) in &goal.routes {
-            if self.made.routes.get(key) != Some(inner)
-                && (link.is_some() || !inside(key))
-                && note(self.add_route(link, *key, *inner).await)
+        for (key, inner) in added {
+            let link = links.get(&key.1).copied();
+            if (link.is_some() || !key.1.is_inside())
+                && note(self.add_route(link, key, inner).await)
             {
-                self.made.routes.insert(*key, *inner);
+                self.made.routes.insert(key, inner);
             }
         }
         for rule in goal.rules.difference(&self.made.rules.clone()) {
@@ -424,10 +455,10 @@ impl Routes {
         route = match (kind, link) {
             (Kind::Block, _) => route.kind(RouteType::Unreachable).priority(BLOCK_METRIC),
             (Kind::Pass, _) => route.kind(RouteType::Throw).priority(BLOCK_METRIC),
-            (Kind::Device, Some(link)) => {
+            (Kind::Device | Kind::Interface(_), Some(link)) => {
                 route.scope(RouteScope::Link).output_interface(link.index)
             }
-            (Kind::Device, None) => route.scope(RouteScope::Link),
+            (Kind::Device | Kind::Interface(_), None) => route.scope(RouteScope::Link),
         };
         if let Some(source) = inner.source {
             route = route.pref_source(source).map_err(|e| what(&e))?;
@@ -452,6 +483,9 @@ impl Routes {
             (net, Kind::Block) => format!("block {net}"),
             (net, Kind::Pass) => format!("keep {net} out of the tunnel"),
             (net, Kind::Device) => format!("route {net} to {}", self.device),
+            (net, Kind::Interface(if_id)) => {
+                format!("route {net} to the XFRM interface with if_id {if_id}")
+            }
         };
         let request = self.handle.route().add(route).replace();
         request.execute().await.map_err(|e| NetError::new(what, &e))

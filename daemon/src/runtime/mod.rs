@@ -101,6 +101,17 @@ pub enum RunError {
         /// why it is userspace
         reason: String,
     },
+    /// an XFRM interface is wanted, and the plane knows none
+    #[error(
+        "connection \"{name}\" has if_id, which needs the kernel's data plane, and the data plane is \
+         userspace ({reason})"
+    )]
+    NoInterface {
+        /// the connection
+        name: String,
+        /// why it is userspace
+        reason: String,
+    },
     /// no randomness
     #[error("the operating system gives no randomness: {0}")]
     Random(getrandom::Error),
@@ -114,6 +125,12 @@ impl RunError {
                 return Some(
                     "remove nat_traversal, or load the modules that are missing (`modprobe -a esp4 esp6 \
                      xfrm_user dummy`)",
+                );
+            }
+            RunError::NoInterface { .. } => {
+                return Some(
+                    "remove if_id, or load the modules that are missing (`modprobe -a esp4 esp6 xfrm_user \
+                     xfrm_interface dummy`)",
                 );
             }
             RunError::Net(e) => e.errno,
@@ -328,6 +345,11 @@ impl Daemon {
         if force_encap && let Some(one) = config.connections.iter().find(refuses_nat) {
             let name = one.name().to_owned();
             return Err(RunError::NoNats { name, reason: description.reason.clone() });
+        }
+        let bound = |connection: &&Connection| connection.ike.carriage.if_id.is_some();
+        if force_encap && let Some(one) = config.connections.iter().find(bound) {
+            let name = one.name().to_owned();
+            return Err(RunError::NoInterface { name, reason: description.reason.clone() });
         }
         for note in udp.notes() {
             warn!("{note}");

@@ -49,7 +49,9 @@ impl Daemon {
 
     async fn lead_to_trap(&mut self, trap: &Trap) {
         let led = match self.monitor.all_addresses().await {
-            Ok(own) => self.routes.trap(trap.id.0, &trap.ts_local, &trap.ts_remote, &own).await,
+            Ok(own) => {
+                self.routes.trap(trap.id.0, &trap.ts_local, &trap.ts_remote, trap.if_id, &own).await
+            }
             Err(e) => Err(e),
         };
         if let Err(e) = led {
@@ -75,7 +77,8 @@ fn trap_of(
 ) -> Option<(TrapId, Trap)> {
     let before = connections.get(..connection.0)?.iter().map(|c| c.ike.children().count());
     let id = TrapId(u32::try_from(before.sum::<usize>() + child).ok()?);
-    let of_child = connections.get(connection.0)?.ike.child(child)?;
+    let ike = &connections.get(connection.0)?.ike;
+    let of_child = ike.child(child)?;
     let list = |selectors: &Selectors| -> Option<Vec<TrafficSelector>> {
         match selectors {
             Selectors::List(list) => Some(list.clone()),
@@ -83,7 +86,7 @@ fn trap_of(
         }
     };
     let (ts_local, ts_remote) = (list(of_child.ts_local)?, list(of_child.ts_remote)?);
-    Some((id, Trap { id, ts_local, ts_remote }))
+    Some((id, Trap { id, ts_local, ts_remote, if_id: ike.carriage.if_id }))
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ impl Case {
         }
         let out = out.to_owned();
         let mut running = Running { ends, case: self, sent: 0, lost: 0, gap: None, stage, out };
-        let lived = self.live(&mut running);
+        let lived = self.interfaces(stage.topology, true).and_then(|()| self.live(&mut running));
         (verdict.sent, verdict.lost) = (running.sent, running.lost);
         verdict.gap_ms = running.gap.map(|gap| gap.as_secs_f64() * 1000.0);
         let out = &running.out;
@@ -148,6 +148,7 @@ impl Case {
         running.ends.gateway.stop().context("end of the gateway")?;
         let captured = capture.finish()?;
         captured.none_in_the_clear()?;
+        self.interfaces(stage.topology, false)?;
         if self.act == Act::Trap {
             trap::would_be_seen(stage, self, out).context("after the end of both")?;
         }
@@ -176,6 +177,20 @@ impl Case {
             (Some(_), 0) => Err(fail!("no request was seen")),
             _ => Ok(()),
         }
+    }
+
+    /// Makes the XFRM interfaces of ends that have some, as their operators would; or takes them away.
+    fn interfaces(&self, topology: &Topology, there: bool) -> Result<()> {
+        for node in [Node::Client, Node::Gateway] {
+            let Some(if_id) = self.tunnel.side(node).if_id else { continue };
+            if there {
+                topology.ip(node, &format!("link add ipsec0 type xfrm dev lo if_id {if_id}"))?;
+                topology.ip(node, "link set ipsec0 up")?;
+            } else {
+                topology.ip(node, "link delete ipsec0")?;
+            }
+        }
+        Ok(())
     }
 
     fn live(&self, running: &mut Running<'_>) -> Result<()> {

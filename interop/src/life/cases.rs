@@ -429,6 +429,16 @@ pub fn nat_mappings(client: Program) -> Vec<Case> {
     vec![case]
 }
 
+/// XFRM interfaces at both ends, and at one of them.
+pub fn interfaces() -> Vec<Case> {
+    let case = |name, client, gateway| {
+        let mut case = travels(name, Travel::LosesUplink);
+        (case.tunnel.client.if_id, case.tunnel.gateway.if_id) = (client, gateway);
+        case
+    };
+    vec![case("both", Some(42), Some(7)), case("client", Some(42), None)]
+}
+
 /// A move on request.
 pub fn planned() -> Vec<Case> {
     vec![travels("planned", Travel::Planned)]

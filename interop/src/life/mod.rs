@@ -111,6 +111,8 @@ pub enum Topic {
     Leaks,
     /// A client that waits for packets.
     Trap,
+    /// XFRM interfaces.
+    Interfaces,
 }
 
 impl Topic {
@@ -159,6 +161,7 @@ impl Topic {
             Topic::Announced => "announced",
             Topic::Leaks => "leaks",
             Topic::Trap => "trap",
+            Topic::Interfaces => "interfaces",
         }
     }
 
@@ -223,6 +226,7 @@ impl Topic {
             Topic::Trap => {
                 "the first packet brings the tunnel up, each CHILD_SA by itself, and again after each DELETE"
             }
+            Topic::Interfaces => "packets come by XFRM interfaces, and the current uplink is lost",
             Topic::Leaks => {
                 "nothing leaves in the clear before, between and after, whatever programs and routes say"
             }
@@ -252,7 +256,14 @@ impl Topic {
             Topic::Lifetimes | Topic::ManyMoves | Topic::TwoClients | Topic::NatForgetsSoon
         );
         (!in_guest && !slow)
-            || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned | Topic::Leaks)
+            || matches!(
+                self,
+                Topic::Moves
+                    | Topic::SilentPath
+                    | Topic::Planned
+                    | Topic::Leaks
+                    | Topic::Interfaces
+            )
     }
 
     fn ground(self) -> Ground {
@@ -265,6 +276,7 @@ impl Topic {
             | Topic::TcpFallback
             | Topic::ForcedEncap
             | Topic::Rough
+            | Topic::Interfaces
             | Topic::ManyMoves => Ground::Plain,
             Topic::TcpOnly => Ground::OnlyTcp,
             Topic::NatForgetsSoon => Ground::BehindForgetfulNat,
@@ -322,6 +334,7 @@ impl Topic {
             Topic::Announced => cases::moves::announced(),
             Topic::Leaks => cases::leaks(),
             Topic::Trap => cases::traps::traps(),
+            Topic::Interfaces => cases::interfaces(),
             Topic::GatewayBehindNat | Topic::BothBehindNat => cases::moves::gateway_behind_nat(),
         })
     }
@@ -389,6 +402,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Planned, Plane::Kernel, [false, false]),
     (Topic::Leaks, Plane::Kernel, [true, false]),
     (Topic::Leaks, Plane::CloudKernel, [true, false]),
+    (Topic::Interfaces, Plane::CloudKernel, [true, false]),
     (Topic::Trap, Plane::Kernel, [true, true]),
     (Topic::Suites, Plane::Kernel, [true, true]),
     (Topic::ForcedEncap, Plane::Kernel, [true, true]),
@@ -428,9 +442,15 @@ pub fn all() -> impl Iterator<Item = Life> {
             Topic::SilentPath | Topic::Planned | Topic::Leaks if life.client == Strongswan => None,
             // In userspace it drops packets for which it has no SA, and tells nobody.
             Topic::Trap if (life.client, life.plane) == (Strongswan, Plane::Userspace) => None,
-            // It has no TCP at all: bewick is with itself.
-            Topic::TcpFallback | Topic::TcpOnly if life.client == Strongswan => None,
-            Topic::TcpFallback | Topic::TcpOnly => Some(Life { gateway: Bewick, ..life }),
+            // It has no TCP at all, and XFRM interfaces are nothing that a peer sees: bewick is with itself.
+            Topic::TcpFallback | Topic::TcpOnly | Topic::Interfaces
+                if life.client == Strongswan =>
+            {
+                None
+            }
+            Topic::TcpFallback | Topic::TcpOnly | Topic::Interfaces => {
+                Some(Life { gateway: Bewick, ..life })
+            }
             _ => Some(life),
         })
 }

@@ -85,6 +85,8 @@ pub struct Side {
     pub window: Option<u8>,
     /// When bewick closes everything but the tunnel, in its own word.
     pub kill_switch: Option<&'static str>,
+    /// The XFRM interface by which a bewick's packets come.
+    pub if_id: Option<u32>,
 }
 
 /// How strongSwan's RSA keys sign, and what signatures it takes.

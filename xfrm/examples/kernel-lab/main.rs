@@ -2,10 +2,11 @@
 //! run through it. Needs root and a kernel with ESP: `interop/lab/kernel-plane` runs it in the guest.
 //!
 //! Ends with status 0 only if every check held; prints what each move cost. With arguments it runs only
-//! the parts with these names.
+//! the parts with these names; `interface`, which not every guest's kernel can do, only then.
 
 mod carriage;
 mod host;
+mod interface;
 mod pair;
 mod planned;
 mod reconcile;
@@ -28,6 +29,9 @@ use bewick_xfrm::{
 
 use self::{host::*, pair::*};
 
+/// The part that needs XFRM interfaces.
+const INTERFACE: &str = "interface";
+
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if std::env::args().nth(1).as_deref() == Some(reconcile::VICTIM) {
@@ -39,7 +43,7 @@ fn main() -> Result<()> {
     set_up()?;
     planned::set_up()?;
     let both = |part: &dyn Fn(bool) -> Result<()>| part(false).and_then(|()| part(true));
-    let parts: [(&str, &dyn Fn() -> Result<()>); 17] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 19] = [
         ("planned", &|| {
             both(&|avoid_migrate| {
                 both(&|encap| planned::planned(&runtime, avoid_migrate, encap, false))
@@ -61,13 +65,15 @@ fn main() -> Result<()> {
         ("offload", &|| carriage::offload(&runtime)),
         ("bypass", &|| bypass(&runtime)),
         ("trap", &|| both(&|avoid_migrate| trap::trap(&runtime, avoid_migrate))),
+        ("if_id", &|| both(&|avoid_migrate| interface::if_id(&runtime, avoid_migrate))),
+        (INTERFACE, &|| both(&|avoid_migrate| interface::interface(&runtime, avoid_migrate))),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = wanted.iter().find(|name| parts.iter().all(|part| part.0 != *name)) {
         return Err(format!("there is no part {unknown:?}").into());
     }
     for (name, part) in parts {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+        if wanted.is_empty() && name != INTERFACE || wanted.iter().any(|wanted| wanted == name) {
             part()?;
         }
     }

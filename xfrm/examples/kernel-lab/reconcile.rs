@@ -89,7 +89,7 @@ pub fn victim(runtime: &tokio::runtime::Runtime) -> Result<()> {
         runtime.block_on(plane.install(&sa))?;
     }
     let (ts_local, ts_remote) = (vec![net("10.0.1.1/32")], vec![net("10.65.0.0/16")]);
-    runtime.block_on(plane.set_trap(&Trap { id: TrapId(0), ts_local, ts_remote }))?;
+    runtime.block_on(plane.set_trap(&Trap { id: TrapId(0), ts_local, ts_remote, if_id: None }))?;
     println!("ready");
     for local in [A1, A0].into_iter().cycle() {
         let to = path(local, 4500, B0, 4500);

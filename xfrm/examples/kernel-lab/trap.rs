@@ -132,7 +132,7 @@ fn keep(on: bool) -> Result<()> {
 }
 
 fn one(id: u32, local: &str, remote: &str) -> Trap {
-    Trap { id: TrapId(id), ts_local: vec![net(local)], ts_remote: vec![net(remote)] }
+    Trap { id: TrapId(id), ts_local: vec![net(local)], ts_remote: vec![net(remote)], if_id: None }
 }
 
 /// A ping is caught, and told as what it is.

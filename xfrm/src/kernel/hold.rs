@@ -5,13 +5,15 @@
 //! rise any more when it is read. The kernel has a queue of 100 packets for each policy that needs a
 //! state which is to come (`net.core.xfrm_larval_drop` = 0; by default it drops them): for the time of
 //! a move the out policies need a second state, one that was asked for and never comes. The next
-//! change of the policy sends on what waited.
+//! change of the policy sends on what waited. What comes by an XFRM interface is never queued, and so is
+//! not held back: the kernel asks for that with the first look for a route only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     io,
     net::{IpAddr, Ipv4Addr},
+    num::NonZeroU32,
     os::unix::fs::FileExt,
     time::{Duration, Instant},
 };
@@ -49,11 +51,16 @@ pub(super) fn nowhere() -> (IpAddr, IpAddr) {
 /// (`net.core.xfrm_acq_expires`), and for as long it serves the next moves too. Without it, the first
 /// packet that waits would have every key manager of the machine asked for that state.
 pub(super) fn larva() -> Request {
-    larval(nowhere(), 0, SPI)
+    larval(nowhere(), 0, SPI, None)
 }
 
 /// ALLOCSPI for a state from and to somewhere: gives `spi` to the one that is asked for, or notes that it is.
-pub(super) fn larval((source, destination): (IpAddr, IpAddr), reqid: u32, spi: u32) -> Request {
+pub(super) fn larval(
+    (source, destination): (IpAddr, IpAddr),
+    reqid: u32,
+    spi: u32,
+    if_id: Option<NonZeroU32>,
+) -> Request {
     let mut info = UserSaInfo {
         id: Id { daddr: Address::from_ip(&destination), spi: 0, proto: IPPROTO_ESP },
         reqid,
@@ -67,7 +74,7 @@ pub(super) fn larval((source, destination): (IpAddr, IpAddr), reqid: u32, spi: u
     for bound in [spi, spi] {
         body.extend_from_slice(&bound.to_ne_bytes());
     }
-    Request::with_body(XFRM_MSG_ALLOCSPI, 0, &body)
+    Request::with_body(XFRM_MSG_ALLOCSPI, 0, &body).interface(if_id)
 }
 
 /// DELSA for the state that never comes.
@@ -187,12 +194,12 @@ impl KernelPlane {
     }
 
     /// Whom a move disturbs: its CHILD_SA, the reqid, and the states that are read for it. `None` if
-    /// all states stay.
+    /// all states stay, and for an XFRM interface, whose packets the kernel never queues.
     fn disturbed(&self, one: &ChildMove) -> Option<(ChildId, u32, Vec<Key>)> {
         let sa = &self.children.get(&one.id)?.sa;
         let (from, to) = (Place::of(sa), Place { path: one.path, encap: one.encap });
         let ports = from.addresses(Side::Out) == to.addresses(Side::Out) && from.encap && to.encap;
-        if from == to || ports {
+        if from == to || ports || sa.carriage.if_id.is_some() {
             return None;
         }
         let mut keys = Vec::new();

@@ -6,8 +6,10 @@
 //! print them in `Debug`. Everything that comes from the kernel is length-checked here before that
 //! crate sees it, as it slices without looking.
 
+use std::num::NonZeroU32;
+
 use netlink_packet_core::Emitable;
-use netlink_packet_xfrm::XfrmAttrs;
+use netlink_packet_xfrm::{XfrmAttrs, constants::XFRMA_IF_ID};
 use zeroize::Zeroizing;
 
 /// Octets of a netlink message header.
@@ -72,6 +74,15 @@ impl Request {
         }
         self.pad();
         self
+    }
+
+    /// Says that it is about an XFRM interface's packets (XFRMA_IF_ID): the kernel looks for a policy by
+    /// that too, also where it is named by its index.
+    pub(super) fn interface(self, if_id: Option<NonZeroU32>) -> Self {
+        match if_id {
+            Some(if_id) => self.attribute(XFRMA_IF_ID, &[&if_id.get().to_ne_bytes()]),
+            None => self,
+        }
     }
 
     /// Sets length, sequence number and the sender's port, by which the kernel says who has changed
@@ -143,6 +154,12 @@ pub(super) fn attributes(mut octets: &[u8]) -> impl Iterator<Item = (u16, &[u8])
 /// The value of the first attribute of type `kind` behind the first `fixed` octets of `body`.
 pub(super) fn attribute(body: &[u8], fixed: usize, kind: u16) -> Option<&[u8]> {
     attributes(body.get(fixed.next_multiple_of(4)..)?).find(|(k, _)| *k == kind).map(|(_, v)| v)
+}
+
+/// The XFRM interface that a state or a policy is for, of which the first `fixed` octets of `body` tell
+/// the rest.
+pub(super) fn interface(body: &[u8], fixed: usize) -> Option<NonZeroU32> {
+    NonZeroU32::new(u32_at(attribute(body, fixed, XFRMA_IF_ID)?, 0)?)
 }
 
 /// What the kernel answered to a request.

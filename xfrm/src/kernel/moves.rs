@@ -394,7 +394,7 @@ impl KernelPlane {
     fn swap(&mut self, sa: &ChildSa, side: Side, from: Place, to: Place) -> Result<(), PlaneError> {
         let key = from.key(sa, side);
         let (replay, used) = self.snapshot(key)?;
-        let replay = skipped(replay, if side == Side::Out { self.skip() } else { 0 }, sa)?;
+        let replay = skipped(replay, if side == Side::Out { self.skip(sa) } else { 0 }, sa)?;
         let spent = self.began(key).after(side, used, &replay);
         self.delete_state(key)?;
         // Whichever of the two states is there now has counted nothing yet.
@@ -417,7 +417,7 @@ impl KernelPlane {
     ) -> Result<(), PlaneError> {
         let (old, new) = (from.key(sa, Side::Out), to.key(sa, Side::Out));
         let (replay, used) = self.snapshot(old)?;
-        let replay = skipped(replay, self.skip(), sa)?;
+        let replay = skipped(replay, self.skip(sa), sa)?;
         let spent = self.began(old).after(Side::Out, used, &replay);
         self.put_state(sa, Side::Out, to, &replay, spent)?;
         if let Err(error) = self.put_policies(sa, mine, to) {
@@ -449,8 +449,8 @@ impl KernelPlane {
     }
 
     /// Sequence numbers to leave out between an outbound state and the one that takes its place.
-    fn skip(&self) -> u32 {
-        if self.held.is_some() { 0 } else { SKIP }
+    fn skip(&self, sa: &ChildSa) -> u32 {
+        if self.held.is_some() && sa.carriage.if_id.is_none() { 0 } else { SKIP }
     }
 
     /// Makes room for an inbound state where an earlier move has left one behind.

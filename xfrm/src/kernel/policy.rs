@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{Hash, Hasher},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU32,
 };
 
 use bewick_ike::{ChildId, ChildSa, TrafficSelector};
@@ -19,7 +20,7 @@ use netlink_packet_xfrm::{
 };
 
 use super::{
-    message::{NLM_F_DUMP, Request, attribute},
+    message::{NLM_F_DUMP, Request, attribute, interface},
     state::{Place, Side, family},
     trap,
 };
@@ -52,6 +53,8 @@ pub(super) struct Flow {
     protocol: u8,
     local_ports: Ports,
     remote_ports: Ports,
+    /// the XFRM interface whose packets alone are selected
+    if_id: Option<NonZeroU32>,
 }
 
 /// The direction of a policy.
@@ -76,6 +79,11 @@ impl Direction {
 }
 
 impl Flow {
+    /// The XFRM interface by which its packets come.
+    pub(super) fn if_id(&self) -> Option<NonZeroU32> {
+        self.if_id
+    }
+
     /// The selector of the policy in `direction`.
     pub(super) fn selector(&self, direction: Direction) -> Selector {
         let ours = (self.local, self.local_ports);
@@ -115,13 +123,14 @@ impl Flow {
 
 /// The flows between the selectors of both sides of `sa`.
 pub(super) fn flows(sa: &ChildSa) -> Result<Vec<Flow>, PlaneError> {
-    flows_between(&sa.ts_local, &sa.ts_remote)
+    flows_between(&sa.ts_local, &sa.ts_remote, sa.carriage.if_id)
 }
 
 /// The flows between selectors of ours and the peer's.
 pub(super) fn flows_between(
     ts_local: &[TrafficSelector],
     ts_remote: &[TrafficSelector],
+    if_id: Option<NonZeroU32>,
 ) -> Result<Vec<Flow>, PlaneError> {
     let mut flows = Vec::new();
     for local in ts_local {
@@ -139,7 +148,14 @@ pub(super) fn flows_between(
                 for &remote in &remote.nets() {
                     for &local_ports in &local_ports {
                         for &remote_ports in &remote_ports {
-                            flows.push(Flow { local, remote, protocol, local_ports, remote_ports });
+                            flows.push(Flow {
+                                local,
+                                remote,
+                                protocol,
+                                local_ports,
+                                remote_ports,
+                                if_id,
+                            });
                         }
                     }
                 }
@@ -276,6 +292,7 @@ fn with_templates(
     };
     let nlas = vec![XfrmAttrs::Template(templates)];
     Request::new(XFRM_MSG_UPDPOLICY, 0, &ModifyMessage { user_policy_info: info, nlas })
+        .interface(flow.if_id)
 }
 
 /// DELPOLICY.
@@ -285,9 +302,11 @@ pub(super) fn delete(flow: &Flow, direction: Direction) -> Request {
         0,
         &DelGetMessage { user_policy_id: policy_id(flow, direction), nlas: Vec::new() },
     )
+    .interface(flow.if_id)
 }
 
-/// The fixed part of a message that is about the policy for `flow` in `direction`.
+/// The fixed part of a message that is about the policy for `flow` in `direction`; what is for an
+/// XFRM interface needs [`Request::interface`] besides.
 pub(super) fn policy_id(flow: &Flow, direction: Direction) -> UserPolicyId {
     UserPolicyId { selector: flow.selector(direction), index: 0, direction: direction.number() }
 }
@@ -301,6 +320,7 @@ pub(super) struct Found {
     reqid: u32,
     /// a trap's, with the tag of its plane
     trap: Option<Tag>,
+    if_id: Option<NonZeroU32>,
     /// struct xfrm_selector
     selector: Vec<u8>,
     /// what counts of its templates: SPI, protocol and addresses, reqid and mode
@@ -321,8 +341,8 @@ impl Found {
     }
 
     /// Which one it is, whatever its templates: the kernel has one of these at most.
-    pub(super) fn place(&self) -> (u8, &[u8]) {
-        (self.direction, &self.selector)
+    pub(super) fn place(&self) -> (u8, Option<NonZeroU32>, &[u8]) {
+        (self.direction, self.if_id, &self.selector)
     }
 
     /// Whether it does what `other` does.
@@ -340,6 +360,7 @@ impl Found {
             ..UserPolicyId::default()
         };
         Request::new(XFRM_MSG_DELPOLICY, 0, &DelGetMessage { user_policy_id, nlas: Vec::new() })
+            .interface(self.if_id)
     }
 }
 
@@ -365,6 +386,7 @@ pub(super) fn found(kind: u16, body: &[u8]) -> Option<Found> {
         priority: info.priority,
         reqid: first.reqid,
         trap: trap::tag_of(&first),
+        if_id: interface(body, POLICY_INFO),
         selector: body.get(..SELECTOR)?.to_vec(),
         templates: all.chunks_exact(TEMPLATE).map(counts).collect(),
     })

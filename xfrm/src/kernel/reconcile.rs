@@ -30,14 +30,18 @@ impl KernelPlane {
     pub(super) fn reconcile_now(&mut self) -> Result<Reconciled, PlaneError> {
         self.ledger.lock().settle();
         let states = self.xfrm.dump("listing states", state::dump(), state::found)?;
-        let there: BTreeMap<Key, u32> = states.iter().map(|one| (one.key, one.mark)).collect();
+        let there: BTreeMap<Key, _> =
+            states.iter().map(|one| (one.key, (one.mark, one.if_id))).collect();
         let ids: Vec<ChildId> = self.children.keys().copied().collect();
         let (mut wanted, mut incomplete) = (BTreeSet::new(), BTreeSet::new());
         for id in ids {
+            let if_id = self.children.get(&id).and_then(|child| child.sa.carriage.if_id);
             let entries = self.ledger.lock().states_of(id);
             for (key, entry) in entries {
                 match (there.get(&key), entry.left) {
-                    (Some(mark), _) if *mark == self.config.mark => drop(wanted.insert(key)),
+                    (Some(found), _) if *found == (self.config.mark, if_id) => {
+                        wanted.insert(key);
+                    }
                     // It has ended as it was to, and the event that says so was lost.
                     (_, Some(left)) => self.ledger.lock().close(&key, left),
                     (_, None) => drop(incomplete.insert(id)),
@@ -92,15 +96,15 @@ impl KernelPlane {
             if !same.any(|policy| policy.does(&one)) {
                 requests.push(request);
             }
-            let (direction, selector) = one.place();
-            wanted.insert((direction, selector.to_vec()));
+            let (direction, if_id, selector) = one.place();
+            wanted.insert((direction, if_id, selector.to_vec()));
         }
         done.restored = requests.len();
         self.xfrm.requests("restoring a policy", requests)?;
         let unwanted = |policy: &&policy::Found| {
-            let (direction, selector) = policy.place();
+            let (direction, if_id, selector) = policy.place();
             policy.is_ours(self.tag, &BTreeSet::new())
-                && !wanted.contains(&(direction, selector.to_vec()))
+                && !wanted.contains(&(direction, if_id, selector.to_vec()))
         };
         let requests: Vec<Request> =
             policies.iter().filter(unwanted).map(policy::Found::delete).collect();

@@ -1,6 +1,6 @@
 //! States: one direction of a CHILD_SA in the kernel (struct xfrm_usersa_info and its attributes).
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU32};
 
 use bewick_ike::{ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path};
 use netlink_packet_xfrm::{
@@ -8,7 +8,7 @@ use netlink_packet_xfrm::{
     XfrmAttrs, constants::*, state::DelGetMessage,
 };
 
-use super::message::{NLM_F_DUMP, NLM_F_REPLACE, Request, attribute, u32_at, u64_at};
+use super::message::{NLM_F_DUMP, NLM_F_REPLACE, Request, attribute, interface, u32_at, u64_at};
 use crate::plane::PlaneError;
 
 /// The sequence number without ESN at which a successor is due.
@@ -239,7 +239,7 @@ pub(super) fn put(
         let mask = if side == Side::Out { u32::MAX } else { 0 };
         request = request.xfrm(&XfrmAttrs::MarkVal(mark)).xfrm(&XfrmAttrs::MarkMask(mask));
     }
-    Ok(request)
+    Ok(request.interface(sa.carriage.if_id))
 }
 
 /// Whether the network card is asked to do the ESP of `sa` at `place`: it can't where that is in UDP.
@@ -291,6 +291,7 @@ pub(super) struct Found {
     pub(super) reqid: u32,
     /// 0 if there is none
     pub(super) mark: u32,
+    pub(super) if_id: Option<NonZeroU32>,
 }
 
 /// GETSA for all states; each part of the answer is read by [`found`] and holds keys.
@@ -331,6 +332,7 @@ pub(super) fn found(kind: u16, body: &[u8]) -> Option<Found> {
         key: Key { destination, spi: info.id.spi },
         reqid: info.reqid,
         mark: mark.unwrap_or(0),
+        if_id: interface(body, SA_INFO),
     })
 }
 

@@ -18,6 +18,7 @@ use super::{
 use crate::plane::PlaneError;
 
 mod carriage;
+mod interface;
 mod told;
 
 fn sa(suite: EspSuite) -> ChildSa {

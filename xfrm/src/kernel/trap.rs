@@ -12,6 +12,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
+    num::NonZeroU32,
 };
 
 use bewick_ike::{Packet, TrafficSelector};
@@ -85,11 +86,11 @@ impl KernelPlane {
             return Err(PlaneError::Unsupported(format!("more than {MOST} traps")));
         }
         // Also at first: a daemon that was killed may have left it so.
-        self.forget_asking(trap.id);
+        self.forget_asking(trap.id, trap.if_id);
         if self.traps.0.contains_key(&trap.id) {
             return Ok(());
         }
-        let flows = policy::flows_between(&trap.ts_local, &trap.ts_remote)?;
+        let flows = policy::flows_between(&trap.ts_local, &trap.ts_remote, trap.if_id)?;
         self.traps.0.insert(trap.id, flows.clone());
         let free = flows.iter().filter(|flow| self.owners.current(flow).is_none());
         let requests = free.map(|flow| self.trap_policy(flow, trap.id)).collect();
@@ -106,7 +107,7 @@ impl KernelPlane {
                 result = result.and(self.vacate(flow));
             }
         }
-        self.forget_asking(id);
+        self.forget_asking(id, flows.first().and_then(Flow::if_id));
         result
     }
 
@@ -128,10 +129,10 @@ impl KernelPlane {
 
     /// Has the kernel ask anew for the state of this trap: the one that it notes as asked for gets an SPI, by
     /// which it is then removed.
-    fn forget_asking(&mut self, trap: TrapId) {
+    fn forget_asking(&mut self, trap: TrapId, if_id: Option<NonZeroU32>) {
         let (spi, destination) = (SPI | trap.0, nowhere().1);
         let requests = vec![
-            hold::larval(nowhere(), reqid(self.tag) | trap.0, spi),
+            hold::larval(nowhere(), reqid(self.tag) | trap.0, spi, if_id),
             state::delete(Key { destination, spi }),
         ];
         for result in self.xfrm.batch("asking anew for a state", requests, |_, _, _| {}) {

@@ -162,7 +162,7 @@ mod tests {
 
     fn trap(id: u32, remote: &str) -> Trap {
         let ts = |text: &str| vec![text.parse().unwrap()];
-        Trap { id: TrapId(id), ts_local: ts("10.9.0.0/24"), ts_remote: ts(remote) }
+        Trap { id: TrapId(id), ts_local: ts("10.9.0.0/24"), ts_remote: ts(remote), if_id: None }
     }
 
     fn packet_of(source: &str, destination: &str, from: u16, to: u16) -> Vec<u8> {

@@ -42,3 +42,19 @@ fn two_connections_that_wait_for_one_packet_are_a_mistake() {
     );
     read(&text.replacen("10.7.0.0/16", "10.8.0.0/16", 1)).expect("each has its own");
 }
+
+#[test]
+fn an_xfrm_interface_is_the_kernels() {
+    let text = format!("{CLIENT}if_id = 42\n");
+    let if_id =
+        |text: &str| read(text).unwrap().connections[0].ike.carriage.if_id.map(|id| id.get());
+    assert_eq!((if_id(&text), if_id(CLIENT)), (Some(42), None));
+    assert_eq!(if_id(&format!("[daemon]\ndataplane = \"kernel\"\n{text}")), Some(42));
+    assert_eq!(if_id(&format!("{GATEWAY}if_id = 0xffffffff\n")), Some(u32::MAX));
+    let found = problems(&format!("[daemon]\ndataplane = \"userspace\"\n{text}"));
+    let line = CLIENT.lines().count() + 3;
+    assert!(found.len() == 1 && found[0].starts_with(&format!("b.toml:{line}:")), "{found:?}");
+    assert!(found[0].contains("remove if_id, or let dataplane be \"kernel\""), "{found:?}");
+    let found = problems(&text.replace("42", "0"));
+    assert!(found.len() == 1 && found[0].contains("if_id is 0"), "{found:?}");
+}

@@ -51,11 +51,8 @@ async fn nft(arguments: &[&str], input: &str) -> Result<String, ToolError> {
 /// All of it stands in postrouting: there the interface is known, and whether the kernel will
 /// encrypt. A packet that it has encrypted comes by again, with our mark.
 fn text(exits: &Exits, nets: &BTreeSet<IpNet>) -> String {
-    let device = &exits.device;
-    let ours = match exits.device.is_empty() {
-        true => "\"lo\"".to_owned(),
-        false => format!("{{ \"lo\", \"{device}\" }}"),
-    };
+    let quoted = exits.devices.iter().map(|device| format!(", \"{device}\""));
+    let ours = format!("{{ \"lo\"{} }}", quoted.collect::<String>());
     let mut text = format!(
         "add table inet {TABLE_NAME}\ndelete table inet {TABLE_NAME}\n\
              table inet {TABLE_NAME} {{\n"
@@ -109,7 +106,7 @@ mod tests {
 
     #[test]
     fn what_may_leave_comes_before_what_may_not() {
-        let exits = Exits { device: "bewick0".into(), kernel_esp: true };
+        let exits = Exits { devices: ["bewick0".into()].into(), kernel_esp: true };
         let text = text(&exits, &nets(&["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"]));
         let set = "set ipv4 { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }";
         assert!(text.contains(set), "{text}");
@@ -123,7 +120,7 @@ mod tests {
 
     #[test]
     fn only_the_kernels_esp_is_asked_for_and_only_the_families_that_are_closed() {
-        let exits = Exits { device: "bewick0".into(), kernel_esp: false };
+        let exits = Exits { devices: ["bewick0".into()].into(), kernel_esp: false };
         let text = text(&exits, &nets(&["0.0.0.0/0"]));
         assert!(!text.contains("ipsec") && !text.contains("@ipv6"), "{text}");
     }

@@ -106,8 +106,8 @@ fn text(exits: &Exits, nets: &BTreeSet<IpNet>, ipv4: bool) -> String {
         let _ = writeln!(text, "-A {CHAIN} {rule}");
     };
     rule("-o lo -j RETURN");
-    if !exits.device.is_empty() {
-        rule(&format!("-o {} -j RETURN", exits.device));
+    for device in &exits.devices {
+        rule(&format!("-o {device} -j RETURN"));
     }
     rule(&format!("-m mark --mark {MARK:#x} -j RETURN"));
     if exits.kernel_esp {
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn each_family_drops_its_own_networks_after_what_may_leave() {
-        let exits = Exits { device: "bewick0".into(), kernel_esp: true };
+        let exits = Exits { devices: ["bewick0".into()].into(), kernel_esp: true };
         let nets = ["0.0.0.0/0", "2001:db8::/32"].map(|net| net.parse().unwrap()).into();
         let v4 = text(&exits, &nets, true);
         assert!(v4.ends_with("-A BEWICK -d 0.0.0.0/0 -j DROP\nCOMMIT\n"), "{v4}");

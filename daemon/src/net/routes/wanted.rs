@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
 };
 
 use bewick_ike::{ChildId, ChildSa, TrafficSelector};
@@ -21,6 +22,8 @@ pub(super) struct Wanted {
     /// where packets are to lead that a CHILD_SA waits for, with the address that those of this machine are
     /// to have
     pub(super) traps: BTreeMap<u32, Vec<(IpNet, Option<IpAddr>)>>,
+    /// the XFRM interface of those traps that have one
+    pub(super) trap_interfaces: BTreeMap<u32, NonZeroU32>,
     /// by connection, what must not leave in clear
     pub(super) blocks: BTreeMap<String, Block>,
 }
@@ -41,6 +44,8 @@ pub(super) struct Child {
     pub(super) addresses: Vec<IpAddr>,
     /// with the address that packets of this machine are to have
     pub(super) routes: Vec<(IpNet, Option<IpAddr>)>,
+    /// where they lead
+    pub(super) to: Kind,
     pub(super) outer: Outer,
 }
 
@@ -49,10 +54,24 @@ pub(super) struct Child {
 pub(super) enum Kind {
     /// leads to the tunnel device
     Device,
+    /// leads to the XFRM interface of this number
+    Interface(NonZeroU32),
     /// leads nowhere
     Block,
     /// leaves the packet to the tables that come after ours
     Pass,
+}
+
+impl Kind {
+    /// What leads to the XFRM interface of this number, or else to the tunnel device.
+    pub(super) fn to(if_id: Option<NonZeroU32>) -> Self {
+        if_id.map_or(Kind::Device, Kind::Interface)
+    }
+
+    /// Whether it leads into a tunnel.
+    pub(super) fn is_inside(self) -> bool {
+        matches!(self, Kind::Device | Kind::Interface(_))
+    }
 }
 
 /// What there is, or is to be, in the kernel.
@@ -87,14 +106,17 @@ impl Wanted {
             for (net, source) in &child.routes {
                 let mtu = child.outer.inner_mtu(locals, !net.addr().is_ipv4());
                 let inner = Inner { source: *source, mtu: Some(mtu) };
-                let route = state.routes.entry((*net, Kind::Device)).or_insert(inner);
+                let route = state.routes.entry((*net, child.to)).or_insert(inner);
                 // of two that share it, whichever the plane takes
                 route.mtu = route.mtu.min(Some(mtu));
             }
         }
-        for (net, source) in self.traps.values().flatten() {
-            let inner = Inner { source: *source, mtu: None };
-            state.routes.entry((*net, Kind::Device)).or_insert(inner);
+        for (id, routes) in &self.traps {
+            let to = Kind::to(self.trap_interfaces.get(id).copied());
+            for (net, source) in routes {
+                let inner = Inner { source: *source, mtu: None };
+                state.routes.entry((*net, to)).or_insert(inner);
+            }
         }
         for net in self.blocks.values().flat_map(|block| &block.nets) {
             state.routes.insert((*net, Kind::Block), Inner::default());
@@ -120,7 +142,8 @@ impl Wanted {
 pub(super) fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
     let addresses: Vec<IpAddr> = sa.virtual_ips.iter().chain(own).copied().collect();
     let routes = towards(&sa.ts_local, &sa.ts_remote, &addresses);
-    Child { addresses: sa.virtual_ips.clone(), routes, outer: Outer::of(sa) }
+    let to = Kind::to(sa.carriage.if_id);
+    Child { addresses: sa.virtual_ips.clone(), routes, to, outer: Outer::of(sa) }
 }
 
 /// The networks on the peer's side, with the first of our addresses that packets to them may have.
@@ -226,6 +249,26 @@ mod tests {
         assert!(during.routes.get(&key).is_some_and(|route| route.mtu.is_some()));
         wanted.children.clear();
         assert_eq!(wanted.state(false, &[]), before);
+    }
+
+    #[test]
+    fn what_has_an_xfrm_interface_is_led_to_that_and_the_address_stays_on_the_device() {
+        let if_id = NonZeroU32::new(42);
+        let mut bound = sa(1, "10.9.0.1/32", "10.1.0.0/16", &["10.9.0.1"]);
+        bound.carriage.if_id = if_id;
+        let mut wanted = Wanted::default();
+        wanted.children.insert(ChildId(1), child(&bound, &[]));
+        let state = wanted.state(true, &[]);
+        let kinds: Vec<Kind> = state.routes.keys().map(|(_, kind)| *kind).collect();
+        assert_eq!(kinds, [Kind::Interface(if_id.unwrap())]);
+        assert_eq!(state.addresses, ips(&["10.9.0.1"]).into_iter().collect());
+        assert!(state.rules.contains(&Rule::Inner { ipv4: true }));
+        wanted.children.clear();
+        wanted.traps.insert(7, towards(&bound.ts_local, &bound.ts_remote, &[]));
+        wanted.trap_interfaces.insert(7, if_id.unwrap());
+        let kinds: Vec<Kind> =
+            wanted.state(true, &[]).routes.keys().map(|(_, kind)| *kind).collect();
+        assert_eq!(kinds, [Kind::Interface(if_id.unwrap())]);
     }
 
     #[test]

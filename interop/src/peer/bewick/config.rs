@@ -125,6 +125,9 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if let Some(word) = own.kill_switch.filter(|_| is_client) {
         line("kill_switch", format!("{word:?}"));
     }
+    if let Some(if_id) = own.if_id {
+        line("if_id", if_id.to_string());
+    }
     if let Some(window) = own.window {
         line("window", window.to_string());
     }

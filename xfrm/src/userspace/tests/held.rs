@@ -5,7 +5,7 @@ use crate::{Trap, TrapId};
 
 fn trap() -> Trap {
     let child = child(1);
-    Trap { id: TrapId(7), ts_local: child.ts_local, ts_remote: child.ts_remote }
+    Trap { id: TrapId(7), ts_local: child.ts_local, ts_remote: child.ts_remote, if_id: None }
 }
 
 /// Client and gateway without a CHILD_SA, and the one that they are to have.
