@@ -152,6 +152,11 @@ impl Connection {
         self.queue().closed
     }
 
+    /// It was opened here.
+    pub(super) fn is_ours(&self) -> bool {
+        self.ours
+    }
+
     pub(super) fn is_used(&self) -> bool {
         self.used.load(Relaxed)
     }
@@ -165,8 +170,12 @@ impl Connection {
     /// Whether nobody has used it for so long: one from a peer, or one that was opened here.
     pub(super) fn is_idle(&self, grace: Duration, own_grace: Duration) -> bool {
         let grace = if self.ours { own_grace } else { grace };
-        let idle = *self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        !self.is_used() && idle.elapsed() >= grace
+        !self.is_used() && self.idle_since().elapsed() >= grace
+    }
+
+    /// Since when nobody has used it; when it was opened here, since the last IKE message.
+    pub(super) fn idle_since(&self) -> Instant {
+        *self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn touch(&self) {

@@ -15,7 +15,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bewick_ike::Path;
@@ -33,7 +33,7 @@ pub struct TcpConfig {
     pub most: usize,
     /// connections at most that no IKE_SA uses
     pub most_unused: usize,
-    /// of these from one address
+    /// of these from one address, or one /64 of IPv6
     pub most_unused_of_one: usize,
     /// a connection from a peer is closed after so long without an IKE_SA that uses it
     pub grace: Duration,
@@ -204,18 +204,32 @@ impl Shared {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one more connection from `remote` may be accepted.
+    /// Whether one more connection from `remote` may be accepted. Where strangers hold all places, the one
+    /// who has held his for longest makes room: a peer needs two round trips to be none any more.
     fn admits(&self, remote: IpAddr) -> bool {
         let connections = self.connections();
-        let unused = connections.iter().filter(|(_, connection)| !connection.is_used());
+        let unused = connections.iter().filter(|(_, one)| !one.is_used() && !one.is_closed());
         let (mut all, mut of_one) = (0, 0);
-        for (path, _) in unused {
+        let mut oldest: Option<(Instant, &Path, &Arc<Connection>)> = None;
+        for (path, connection) in unused {
             all += 1;
-            of_one += usize::from(path.remote.ip() == remote);
+            of_one += usize::from(network(path.remote.ip()) == network(remote));
+            let since = connection.idle_since();
+            let older = oldest.is_none_or(|(other, ..)| since < other);
+            if !connection.is_ours() && older {
+                oldest = Some((since, path, connection));
+            }
         }
-        connections.len() < self.config.most
-            && all < self.config.most_unused
-            && of_one < self.config.most_unused_of_one
+        if of_one >= self.config.most_unused_of_one {
+            return false;
+        }
+        if connections.len() < self.config.most && all < self.config.most_unused {
+            return true;
+        }
+        let Some((_, path, connection)) = oldest else { return false };
+        tracing::debug!(%path, "this connection without an IKE_SA makes room for another");
+        connection.close();
+        true
     }
 
     /// The connection is no more.
@@ -226,6 +240,16 @@ impl Shared {
             // Nobody listens when the daemon ends.
             let _ = self.gone.send(path);
         }
+    }
+}
+
+/// What counts as one place: an IPv4 address, and of IPv6, where everybody has very many, a /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
+        v4 => v4,
     }
 }
 

@@ -212,6 +212,46 @@ fn connections_without_an_ike_sa_are_limited_for_each_address_and_for_all() {
     assert_eq!(wait_for(|| gateway.ike.try_recv().ok()).bytes, message(2));
 }
 
+/// Strangers from many addresses who hold all places and say nothing don't keep a newcomer out.
+#[test]
+fn where_strangers_hold_all_places_the_oldest_makes_room() {
+    let limited = TcpConfig { most_unused: 3, most_unused_of_one: 2, ..TcpConfig::default() };
+    let mut gateway = gateway(limited);
+    let there = at(&gateway);
+    let from = |number: u8| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        let own = SocketAddr::new(Ipv4Addr::new(127, 0, 1, number).into(), 0);
+        socket.bind(&own.into()).unwrap();
+        socket.connect(&there.into()).unwrap();
+        TcpStream::from(socket)
+    };
+    let mut strangers: Vec<TcpStream> = (1..=3).map(from).collect();
+    let mut newcomer = from(4);
+    assert!(is_closed(&mut strangers[0]), "the oldest");
+    newcomer.write_all(b"IKETCP\0\x2e\0\0\0\0").unwrap();
+    newcomer.write_all(&message(7)).unwrap();
+    let told = wait_for(|| gateway.ike.try_recv().ok());
+    assert_eq!(told.bytes, message(7));
+    // Whoever has an IKE_SA by then stays, whatever the others do.
+    gateway.udp.keep_connections(&[told.path].into());
+    let mut more: Vec<TcpStream> = (5..=20).map(from).collect();
+    assert!(is_closed(&mut strangers[2]) && is_closed(&mut more[0]));
+    gateway.udp.send_ike(&told.path, &message(8)).unwrap();
+    let mut answer = [0; 46];
+    newcomer.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[6..], message(8));
+}
+
+#[test]
+fn of_ipv6_a_64_counts_as_one_place() {
+    let same = |a: &str, b: &str| network(a.parse().unwrap()) == network(b.parse().unwrap());
+    assert!(same("2001:db8:1:2::1", "2001:db8:1:2:ffff::9"));
+    assert!(!same("2001:db8:1:2::1", "2001:db8:1:3::1"));
+    assert!(same("::ffff:192.0.2.1", "192.0.2.1"));
+    assert!(!same("192.0.2.1", "192.0.2.2"));
+}
+
 /// RFC 9329 §9.5: a peer that does not read costs ESP packets and a limited amount of memory, and what gets
 /// through is whole.
 #[test]
