@@ -274,14 +274,25 @@ impl Topology {
         self.ip(Node::Second, "route add default via 192.168.8.1 dev u1 metric 100")
     }
 
-    /// Has the router pass on to the gateway what comes for an address that is nobody's.
+    /// Has the router pass on to the gateway what comes for an address that is nobody's, with what the
+    /// kernel has, nf_tables or the older tables.
     fn forward_to_gateway(&self) -> Result<()> {
-        let script = format!(
-            "nft add table ip nat
+        let nft = format!(
+            "set -e
+             nft add table ip nat
              nft add chain ip nat pre '{{ type nat hook prerouting priority -100 ; }}'
              nft add rule ip nat pre ip daddr {FORWARDED} udp dport '{{ 500, 4500 }}' dnat to {GATEWAY}"
         );
-        self.shell(Node::Router, &format!("set -e\n{script}"))
+        let Err(nft) = self.shell(Node::Router, &nft) else { return Ok(()) };
+        let legacy = format!(
+            "set -e
+             for port in 500 4500; do
+               iptables-legacy -t nat -A PREROUTING -d {FORWARDED} -p udp --dport $port -j DNAT \
+                 --to-destination {GATEWAY}
+             done"
+        );
+        let legacy = self.shell(Node::Router, &legacy);
+        legacy.map_err(|legacy| fail!("no NAT: neither {nft}; nor {legacy}"))
     }
 
     /// Translates with what the kernel has, nf_tables or the older tables, in the place of what was there
