@@ -61,6 +61,26 @@ fn k_2_4_2_two_gateways_that_start_at_once_end_with_one_ike_sa_and_no_gap() {
     }
 }
 
+/// The kernel looks whether what comes is protected as its policy says, which names one reqid: as long as both
+/// stand the peer may send on either.
+#[test]
+fn k_2_4_2_what_was_started_from_either_end_is_bound_to_the_same_policies() {
+    let mut lab = Lab::new(Plan { second_uplink: false, ..Plan::default() });
+    let (a, b) = (("a.example.com", "10.2.0.0/16"), ("b.example.com", "10.1.0.0/16"));
+    let (client, gateway) = (lab.client, lab.gateway);
+    lab.world.restart(client, site(1, a, b, "192.0.2.1"));
+    lab.world.restart(gateway, site(1, b, a, "198.51.100.2"));
+    for end in [client, gateway] {
+        lab.world.command(end, Command::Up(ConnectionId(0))).expect("a connection");
+    }
+    lab.ms(400);
+    for end in [client, gateway] {
+        let children = lab.children(end);
+        let [one, other] = &children[..] else { panic!("{}", lab.story()) };
+        assert_eq!(one.reqid, other.reqid, "{}", lab.story());
+    }
+}
+
 #[test]
 fn k_2_4_2_uniqueness_decides_about_a_second_ike_sa() {
     for (uniqueness, expected) in

@@ -383,10 +383,10 @@ fn install(
     told: Told,
 ) {
     let config = first(sa).config;
-    if let Some(reqid) = uniqueness::predecessor(sa, cx.shared, config) {
+    if let Some(reqid) = uniqueness::kin(sa, cx.shared, config, &child) {
         child.reqid = reqid;
     }
-    uniqueness::note_child(sa, cx.shared, config, child.reqid);
+    uniqueness::note_child(sa, cx.shared, config, &child);
     let news = news(sa, connection, &peer, told);
     let mut live = Live::new(connection, peer, (child.path, child.encap));
     live.virtual_ips.clone_from(&child.virtual_ips);

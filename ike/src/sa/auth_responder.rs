@@ -251,11 +251,11 @@ fn accept(
             let news = news(child.virtual_ips.clone());
             // They are the peer's, not ours to put on a device.
             let mut child = child;
-            if let Some(reqid) = uniqueness::predecessor(sa, cx.shared, index) {
-                // The peer uses it when it has our response, and then deletes the old IKE_SA.
+            if let Some(reqid) = uniqueness::kin(sa, cx.shared, index, &child) {
+                // The peer uses it when it has our response, and deletes the old IKE_SA, if one of both goes.
                 (child.reqid, child.waits) = (reqid, true);
             }
-            uniqueness::note_child(sa, cx.shared, index, child.reqid);
+            uniqueness::note_child(sa, cx.shared, index, &child);
             live.assigned = std::mem::take(&mut child.virtual_ips);
             live.home = (child.path, child.encap);
             let mut without_child = first.clone();

@@ -17,8 +17,10 @@
 use std::time::Duration;
 
 use crate::{
+    child::ChildSa,
     config::{ConnectionId, Role, Uniqueness},
     event::{CloseReason, SaId},
+    selector::TrafficSelector,
     time::Time,
     wire::{Identity, IdentityPattern, Notify, NotifyType, Payload},
 };
@@ -43,11 +45,21 @@ pub(crate) struct Peer {
     pub(crate) spis: (u64, u64),
     /// when it was authenticated; `None` while our IKE_AUTH is out
     pub(crate) proven: Option<Time>,
-    /// which of the configuration its first CHILD_SA is, and what binds that one's policies to its states, for
-    /// an IKE_SA that takes its place
-    pub(crate) first: Option<(usize, u32)>,
+    /// its first CHILD_SA, for an IKE_SA that takes its place or stands beside it
+    pub(crate) first: Option<First>,
     /// a newer one has taken its place
     pub(crate) doomed: bool,
+}
+
+/// The first CHILD_SA of an IKE_SA.
+#[derive(Clone, Debug)]
+pub(crate) struct First {
+    /// which of the configuration it is
+    config: usize,
+    /// what binds its policies to its states
+    reqid: u32,
+    /// our selectors and the peer's
+    selectors: (Vec<TrafficSelector>, Vec<TrafficSelector>),
 }
 
 impl Peer {
@@ -70,29 +82,32 @@ pub(crate) fn note(
     shared.peers.insert(sa.id, peer);
 }
 
-/// The first CHILD_SA of `sa` is that of the configuration, and has this reqid.
-pub(crate) fn note_child(sa: &Sa, shared: &mut Shared, config: usize, reqid: u32) {
+/// The first CHILD_SA of `sa` is that of the configuration.
+pub(crate) fn note_child(sa: &Sa, shared: &mut Shared, config: usize, child: &ChildSa) {
+    let selectors = (child.ts_local.clone(), child.ts_remote.clone());
     if let Some(peer) = shared.peers.get_mut(&sa.id) {
-        peer.first = Some((config, reqid));
+        peer.first = Some(First { config, reqid: child.reqid, selectors });
     }
 }
 
-/// The reqid of the IKE_SA that `sa` is to take the place of, started from the same end: its first CHILD_SA
-/// succeeds that one's as if it were rekeyed (RFC 7296 §2.8.3), if both are the same of the configuration.
-pub(crate) fn predecessor(sa: &Sa, shared: &Shared, config: usize) -> Option<u32> {
+/// The reqid that the first CHILD_SA of `sa` shares with that of another IKE_SA between the same identities,
+/// so that packets that come on either are taken: of the one that `sa` is to take the place of, started from
+/// the same end, if both are the same of the configuration, as if it were rekeyed (RFC 7296 §2.8.3); or of one
+/// that was started from the other end, if both have the same selectors, for the peer may send on either.
+pub(crate) fn kin(sa: &Sa, shared: &Shared, config: usize, child: &ChildSa) -> Option<u32> {
     let peer = shared.peers.get(&sa.id)?;
-    let settings = shared.connection(peer.connection)?;
-    if settings.uniqueness == Uniqueness::Never {
-        return None;
-    }
-    let older = |(id, other): &(&SaId, &Peer)| {
-        **id != sa.id
-            && other.connection == peer.connection
-            && other.role == peer.role
-            && other.identities == peer.identities
+    let replaces = shared.connection(peer.connection)?.uniqueness != Uniqueness::Never;
+    let shares = |other: &Peer, first: &First| {
+        let (local, remote) = &first.selectors;
+        let successor = replaces && other.connection == peer.connection && first.config == config;
+        let same = *local == child.ts_local && *remote == child.ts_remote;
+        if other.role == peer.role { successor } else { same }
     };
-    let older = shared.peers.iter().filter(older).filter_map(|(_, other)| other.first).next_back();
-    older.filter(|first| first.0 == config).map(|first| first.1)
+    let older = |(id, other): (&SaId, &Peer)| {
+        let first = other.first.as_ref().filter(|first| shares(other, first))?;
+        (*id != sa.id && other.identities == peer.identities).then_some(first.reqid)
+    };
+    shared.peers.iter().filter_map(older).next_back()
 }
 
 /// Whether we have no other IKE_SA with the connection's peer, also none on its way: then our first
