@@ -3,6 +3,7 @@
 mod pcap;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -13,8 +14,45 @@ use crate::process::{self, Daemon};
 use crate::topology::GATEWAYS;
 use pcap::Kind;
 
+/// What tcpdump writes.
+pub const FILE: &str = "router.pcap";
+
 /// The exchange that shows who an end is (RFC 7296 §3.1).
 const IKE_AUTH: u8 = 35;
+/// The one that begins an IKE_SA.
+pub const IKE_SA_INIT: u8 = 34;
+/// The one that makes SAs.
+pub const CREATE_CHILD_SA: u8 = 36;
+/// The one for all else.
+pub const INFORMATIONAL: u8 = 37;
+
+/// A request that came to the router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Who asks.
+    pub from: IpAddr,
+    /// The exchange type (RFC 7296 §3.1).
+    pub exchange: u8,
+    /// The SPI of who has initiated the IKE_SA.
+    pub spi_i: [u8; 8],
+}
+
+/// The requests that have come to the router so far, each as often as it did; the capture with its file in
+/// `out` may be running.
+///
+/// # Errors
+/// The file system's own.
+pub fn asked_so_far(out: &Path) -> Result<Vec<Asked>> {
+    let file = out.join(FILE);
+    let octets = std::fs::read(&file).context(file.display())?;
+    let asked = |packet: pcap::Packet| match packet.kind {
+        Kind::Ike { is_response: false, exchange, spi_i, .. } => {
+            Some(Asked { from: packet.from, exchange, spi_i })
+        }
+        _ => None,
+    };
+    Ok(pcap::packets(&octets).filter_map(asked).collect())
+}
 
 /// A running capture of what passes the router.
 pub struct Capture {
@@ -33,7 +71,7 @@ impl Capture {
     /// # Errors
     /// It does not start.
     pub fn start(mut tcpdump: Command, out: &Path) -> Result<Self> {
-        let file = out.join("router.pcap");
+        let file = out.join(FILE);
         // A capture may be short: nothing waits in a buffer. The buffer has room for as many packets as it has
         // for as long as they may be: 2048 octets, and none is dropped.
         tcpdump
@@ -113,6 +151,32 @@ impl Captured {
         Ok(most_at_once(&process::output(&mut command, Duration::from_secs(20))?))
     }
 
+    /// Fails if a request behind IKE_AUTH has not been answered.
+    ///
+    /// # Errors
+    /// One has not.
+    pub fn all_answered(&self) -> Result<()> {
+        let octets = std::fs::read(&self.file).context(self.file.display())?;
+        let mut asked = BTreeMap::new();
+        for packet in pcap::packets(&octets) {
+            let Kind::Ike { is_response, exchange, spi_i, by_initiator, message_id } = packet.kind
+            else {
+                continue;
+            };
+            if [CREATE_CHILD_SA, INFORMATIONAL].contains(&exchange) {
+                let question = (spi_i, by_initiator != is_response, message_id);
+                *asked.entry(question).or_insert(false) |= is_response;
+            }
+        }
+        match asked.iter().find(|(_, answered)| !**answered) {
+            Some(((_, by_initiator, message_id), _)) => {
+                let who = if *by_initiator { "initiator" } else { "responder" };
+                Err(fail!("the {who}'s request {message_id} was never answered"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Looks for ESP from the gateway to an address that IKE had not come from before: if `answered`, not an
     /// answer, nor an IKE_AUTH, which answers for its sender too, for it knows what IKE_SA_INIT was answered.
     ///
@@ -127,7 +191,7 @@ impl Captured {
         let mut seen = 0;
         for packet in pcap::packets(&octets) {
             match packet.kind {
-                Kind::Ike { is_response, exchange } if !GATEWAYS.contains(&packet.from) => {
+                Kind::Ike { is_response, exchange, .. } if !GATEWAYS.contains(&packet.from) => {
                     if !answered || is_response || exchange == IKE_AUTH {
                         heard.insert(packet.from);
                     }

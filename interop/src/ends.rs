@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::fail;
 use crate::failure::{Context, Result};
-use crate::flow::Flow;
+use crate::flow::{self, Flow};
 use crate::peer::tunnel::Network;
 use crate::peer::{Peer, Program, SaView};
 use crate::process;
@@ -74,6 +74,20 @@ impl Ends<'_> {
     /// # Errors
     /// A socket could not be made.
     pub fn flows(&mut self, inside: IpAddr, port: u16, spacing: Duration) -> Result<[Flow; 2]> {
+        self.flows_of(inside, port, spacing, flow::SMALL)
+    }
+
+    /// The same with packets of this many octets.
+    ///
+    /// # Errors
+    /// A socket could not be made.
+    pub fn flows_of(
+        &mut self,
+        inside: IpAddr,
+        port: u16,
+        spacing: Duration,
+        size: usize,
+    ) -> Result<[Flow; 2]> {
         let virtual_ip = self.virtual_ip(inside)?;
         let socket =
             |node, address: IpAddr, port| self.topology.udp_socket(node, (address, port).into());
@@ -84,8 +98,8 @@ impl Ends<'_> {
         // Some daemons take the virtual address away for a moment, so nothing waits on it.
         let any = IpAddr::from([0, 0, 0, 0]);
         Ok([
-            Flow::start(out, socket(Node::Gateway, inside, port)?, spacing)?,
-            Flow::start(back, socket(Node::Client, any, port)?, spacing)?,
+            Flow::start(out, socket(Node::Gateway, inside, port)?, spacing, size)?,
+            Flow::start(back, socket(Node::Client, any, port)?, spacing, size)?,
         ])
     }
 

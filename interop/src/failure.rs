@@ -71,7 +71,10 @@ from!(
     bewick_ike::auth::CredentialsError,
     bewick_ike::auth::PrivateKeyError,
     bewick_ike::auth::TrustError,
+    bewick_ike::crypto::CryptoError,
     bewick_ike::wire::IdentityError,
+    bewick_ike::wire::TooLong,
+    bewick_ike::wire::WireError,
     ipnet::AddrParseError,
     bewick_mobike::CommandError,
     bewick_xfrm::udp::UdpError

@@ -7,10 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::fail;
 use crate::failure::{Context, Result};
 
 /// How long packets may still be on the way after the last one was sent.
 const STRAGGLERS: Duration = Duration::from_millis(200);
+
+/// The smallest packet, in octets: its number alone.
+pub const SMALL: usize = 8;
 
 /// A running flow in one direction.
 pub struct Flow {
@@ -30,16 +34,17 @@ pub struct Record {
 }
 
 impl Flow {
-    /// Sends a numbered packet every `spacing` from a connected socket to where `to` receives.
+    /// Sends a numbered packet of `size` octets, [`SMALL`] or more, every `spacing` from a connected socket to
+    /// where `to` receives.
     ///
     /// # Errors
     /// The receiver's timeout cannot be set.
-    pub fn start(from: UdpSocket, to: UdpSocket, spacing: Duration) -> Result<Self> {
+    pub fn start(from: UdpSocket, to: UdpSocket, spacing: Duration, size: usize) -> Result<Self> {
         to.set_read_timeout(Some(Duration::from_millis(20))).context("receive timeout")?;
         let stop_sending = Arc::new(AtomicBool::new(false));
         let stop_receiving = Arc::new(AtomicBool::new(false));
         let (stop_s, stop_r) = (Arc::clone(&stop_sending), Arc::clone(&stop_receiving));
-        let sender = std::thread::spawn(move || send(&from, spacing, &stop_s));
+        let sender = std::thread::spawn(move || send(&from, spacing, size, &stop_s));
         let receiver = std::thread::spawn(move || receive(&to, &stop_r));
         Ok(Self { spacing, stop_sending, stop_receiving, sender, receiver })
     }
@@ -56,12 +61,14 @@ impl Flow {
     }
 }
 
-fn send(socket: &UdpSocket, spacing: Duration, stop: &AtomicBool) -> u64 {
+fn send(socket: &UdpSocket, spacing: Duration, size: usize, stop: &AtomicBool) -> u64 {
+    let mut packet = vec![0; size.max(SMALL)];
     let start = Instant::now();
     let mut number = 0u64;
     while !stop.load(Ordering::Relaxed) {
         // A packet that the host refuses to send is as lost as any other.
-        let _ = socket.send(&number.to_be_bytes());
+        packet.splice(..SMALL, number.to_be_bytes());
+        let _ = socket.send(&packet);
         number += 1;
         let due = spacing.mul_f64(number as f64);
         std::thread::sleep(due.saturating_sub(start.elapsed()));
@@ -71,12 +78,12 @@ fn send(socket: &UdpSocket, spacing: Duration, stop: &AtomicBool) -> u64 {
 
 fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Vec<(u64, Instant)> {
     let mut arrivals = Vec::new();
-    let mut packet = [0u8; 64];
+    let mut packet = [0u8; 2048];
     while !stop.load(Ordering::Relaxed) {
         let Ok(length) = socket.recv(&mut packet) else { continue };
         let now = Instant::now();
-        let number = packet.get(..length).and_then(|bytes| bytes.try_into().ok());
-        arrivals.extend(number.map(|number| (u64::from_be_bytes(number), now)));
+        let number = packet.get(..length).and_then(<[u8]>::first_chunk);
+        arrivals.extend(number.map(|number| (u64::from_be_bytes(*number), now)));
     }
     arrivals
 }
@@ -96,6 +103,20 @@ impl Record {
     pub fn missing(&self) -> Vec<u64> {
         let delivered: BTreeSet<u64> = self.arrivals.iter().map(|(number, _)| *number).collect();
         (0..self.sent).filter(|number| !delivered.contains(number)).collect()
+    }
+
+    /// Fails if more than this many were lost one after the other.
+    ///
+    /// # Errors
+    /// They were, or none was sent.
+    pub fn lost_few(&self, in_a_row: usize) -> Result<()> {
+        let lost = self.missing();
+        let rows = lost.chunk_by(|one, next| one + 1 == *next);
+        match (rows.map(<[u64]>::len).max().unwrap_or(0), self.sent) {
+            (_, 0) => Err(fail!("none was sent")),
+            (most, _) if most <= in_a_row => Ok(()),
+            (_, sent) => Err(fail!("{} of {sent} were lost: {lost:?}", lost.len())),
+        }
     }
 
     /// The longest time without a packet from just before `moment` on, less the spacing.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::capture;
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::process;
@@ -30,8 +31,7 @@ const SECURITY_ASSOCIATION: u8 = 33;
 /// How long tshark may take for one capture.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What tcpdump writes, and what stays.
-const CAPTURED: &str = "router.pcap";
+/// What stays of what tcpdump has written.
 const KEPT: &str = "router.pcapng";
 
 /// What was looked at.
@@ -81,7 +81,7 @@ fn captures(folder: &Path) -> Result<Vec<PathBuf>> {
         let path = entry.context(folder.display())?.path();
         if path.is_dir() {
             found.extend(captures(&path)?);
-        } else if [CAPTURED, KEPT].iter().any(|name| path.file_name() == Some(name.as_ref())) {
+        } else if [capture::FILE, KEPT].iter().any(|name| path.file_name() == Some(name.as_ref())) {
             found.push(path);
         }
     }

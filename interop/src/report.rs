@@ -56,6 +56,9 @@ pub struct CaseVerdict {
     /// The longest time without a packet in the worse direction, in milliseconds, if the tunnel moved.
     #[serde(default)]
     pub gap_ms: Option<f64>,
+    /// What else was found out.
+    #[serde(default)]
+    pub figures: Vec<String>,
     /// What was not passed and why; `None` if all was.
     pub reason: Option<String>,
 }
@@ -180,6 +183,9 @@ impl Verdict {
             }
             if let Some(gap) = one.gap_ms {
                 text.push_str(&format!(", {gap:.1} ms without"));
+            }
+            for figure in &one.figures {
+                text.push_str(&format!("   {figure}"));
             }
             text.push_str(end);
         }

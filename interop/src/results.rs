@@ -156,6 +156,7 @@ fn case_row(case: &CaseVerdict) -> String {
         figures.push(format!("{} of {} packets lost", case.lost, case.sent));
     }
     figures.extend(case.gap_ms.map(|gap| format!("{gap:.0} ms without")));
+    figures.extend(case.figures.iter().cloned());
     figures.extend(why(&case.reason));
     let (name, seconds) = (&case.name, case.seconds);
     let (verdict, figures) = (word(case.reason.is_none()), figures.join(", "));

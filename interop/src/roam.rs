@@ -52,7 +52,7 @@ impl Roam {
             (Program::Strongswan, Program::Strongswan) => "the laboratory itself works",
             (Program::Bewick, Program::Bewick) => "we understand ourselves",
             (Program::Bewick, Program::Strongswan) => "we roam on their gateway",
-            (Program::Strongswan, Program::Bewick) => "they roam on our gateway",
+            _ => "they roam on our gateway",
         };
         format!("{purpose}: PSK, virtual address")
     }

@@ -27,6 +27,12 @@ pub enum Kind {
         is_response: bool,
         /// The exchange type.
         exchange: u8,
+        /// The SPI of who has initiated the IKE_SA.
+        spi_i: [u8; 8],
+        /// Whether who has initiated the IKE_SA has sent it.
+        by_initiator: bool,
+        /// Its Message ID.
+        message_id: u32,
     },
     /// ESP, in UDP or not.
     Esp,
@@ -92,7 +98,14 @@ fn in_udp(udp: &[u8]) -> Option<Kind> {
         _ => return None,
     };
     let (exchange, flags) = (*message.get(18)?, *message.get(19)?);
-    Some(Kind::Ike { is_response: flags & 0x20 != 0, exchange })
+    let spi_i = *message.first_chunk()?;
+    Some(Kind::Ike {
+        is_response: flags & 0x20 != 0,
+        exchange,
+        spi_i,
+        by_initiator: flags & 0x08 != 0,
+        message_id: u32::from_be_bytes(*message.get(20..)?.first_chunk()?),
+    })
 }
 
 #[cfg(test)]
@@ -131,10 +144,18 @@ mod tests {
     #[test]
     fn ike_and_esp_that_come_in_are_told_apart() {
         let mut answer = [0; 32];
+        answer[4..12].fill(7);
+        answer[4 + 23] = 9;
         answer[4 + 18] = 37;
         answer[4 + 19] = 0x20;
         let file = file(&[(0, &answer), (4, &[1; 32]), (0, &[0xff]), (0, &[1; 32])]);
         let kinds: Vec<Kind> = packets(&file).map(|packet| packet.kind).collect();
-        assert!(matches!(kinds[..], [Kind::Ike { is_response: true, exchange: 37 }, Kind::Esp]));
+        let [Kind::Ike { is_response, exchange, spi_i, by_initiator, message_id }, Kind::Esp] =
+            kinds[..]
+        else {
+            panic!("IKE and ESP")
+        };
+        assert_eq!((is_response, exchange, spi_i), (true, 37, [7; 8]));
+        assert_eq!((by_initiator, message_id), (false, 9));
     }
 }

@@ -6,10 +6,11 @@ use super::case::Running;
 use super::leak::Leak;
 use super::second::Second;
 use super::travel::Travel;
+use super::unknown::Unknown;
 use crate::ends::AGREED;
 use crate::fail;
 use crate::failure::{Context, Result};
-use crate::flow::{Flow, Record};
+use crate::flow::{self, Flow, Record};
 use crate::peer::tunnel::Network;
 use crate::peer::{Peer, SaView};
 use crate::process;
@@ -17,6 +18,13 @@ use crate::topology::Node;
 
 /// Between two numbered packets.
 const SPACING: Duration = Duration::from_millis(5);
+/// The same where much is to go through, and how large they are then, in octets. In the guest an end needs a
+/// while from the sign that a limit is near to the new keys.
+const SPACING_OF_MUCH: Duration = Duration::from_millis(2);
+const SPACING_OF_MUCH_IN_GUEST: Duration = Duration::from_millis(10);
+const LARGE: usize = 1200;
+/// How long new keys may take that come by themselves.
+const AWAITED: Duration = Duration::from_secs(20);
 /// How long packets flow before the keys change and after.
 const AROUND: Duration = Duration::from_millis(300);
 
@@ -31,6 +39,8 @@ pub enum Act {
     RekeyIke,
     /// The CHILD_SAs get new keys under traffic without a word from outside.
     AwaitChildren,
+    /// The same because of how much went through them.
+    AwaitOctets,
     /// The same with the IKE_SA.
     AwaitIke,
     /// The client proves anew who it is, twice, under traffic.
@@ -49,6 +59,10 @@ pub enum Act {
     Leak(Leak),
     /// Packets bring it up.
     Trap,
+    /// A peer by hand says what bewick does not know.
+    Unknown(Unknown),
+    /// Either end starts, and neither hears the other before both have.
+    Meet,
 }
 
 impl Act {
@@ -79,7 +93,7 @@ impl Act {
     /// What went wrong, with what was done in front.
     pub fn perform(self, running: &mut Running<'_>) -> Result<()> {
         match self {
-            Act::Nothing | Act::Trap => Ok(()),
+            Act::Nothing | Act::Trap | Act::Meet | Act::Unknown(_) => Ok(()),
             Act::RekeyChildren => under_traffic(running, BOTH, |running, node| {
                 let now = replaced(running, node, |peer| peer.rekey_children(), new_children)?;
                 running.case.shown_by(running, &now, true)
@@ -87,9 +101,11 @@ impl Act {
             Act::RekeyIke => under_traffic(running, BOTH, |running, node| {
                 replaced(running, node, |peer| peer.rekey_ike(), new_ike).map(drop)
             }),
-            Act::AwaitChildren => under_traffic(running, BOTH, |running, node| {
-                replaced(running, node, |_| Ok(()), new_children).map(drop)
-            }),
+            Act::AwaitChildren | Act::AwaitOctets => {
+                under_traffic(running, BOTH, |running, node| {
+                    replaced(running, node, |_| Ok(()), new_children).map(drop)
+                })
+            }
             Act::AwaitIke => under_traffic(running, BOTH, |running, node| {
                 replaced(running, node, |_| Ok(()), new_ike).map(drop)
             }),
@@ -138,9 +154,15 @@ fn under_traffic(
     mut act: impl FnMut(&mut Running<'_>, Node) -> Result<()>,
 ) -> Result<()> {
     let networks: Vec<Network> = running.case.tunnel.networks().collect();
+    let in_guest = running.stage.life.plane.is_in_kernel();
+    let (spacing, size) = match (running.case.act, in_guest) {
+        (Act::AwaitOctets, false) => (SPACING_OF_MUCH, LARGE),
+        (Act::AwaitOctets, true) => (SPACING_OF_MUCH_IN_GUEST, LARGE),
+        _ => (SPACING, flow::SMALL),
+    };
     let mut flows = Vec::new();
     for (network, port) in networks.iter().zip(7000..) {
-        flows.push(running.ends.flows(network.host, port, SPACING)?);
+        flows.push(running.ends.flows_of(network.host, port, spacing, size)?);
     }
     let acted = nodes.into_iter().try_for_each(|node| {
         std::thread::sleep(AROUND);
@@ -155,22 +177,13 @@ fn under_traffic(
     let mut bad = Vec::new();
     for (network, records) in networks.iter().zip(&records) {
         for (way, record) in ["to", "from"].into_iter().zip(records) {
-            let lost = lost_few(record, running.case.lost_in_a_row)
+            let lost = record
+                .lost_few(running.case.lost_in_a_row)
                 .context(format!("packets {way} {}", network.host));
             bad.extend(lost.err().map(|failure| failure.to_string()));
         }
     }
     if bad.is_empty() { Ok(()) } else { Err(fail!("{}", bad.join("; "))) }
-}
-
-fn lost_few(record: &Record, in_a_row: usize) -> Result<()> {
-    let lost = record.missing();
-    let rows = lost.chunk_by(|one, next| one + 1 == *next);
-    match (rows.map(<[u64]>::len).max().unwrap_or(0), record.sent()) {
-        (_, 0) => Err(fail!("none was sent")),
-        (most, _) if most <= in_a_row => Ok(()),
-        (_, sent) => Err(fail!("{} of {sent} were lost: {lost:?}", lost.len())),
-    }
 }
 
 /// The CHILD_SAs are others, and the IKE_SA is the same.
@@ -202,7 +215,11 @@ fn replaced(
     let children = running.case.tunnel.children.len();
     let before = running.ends.agree(children)?;
     act(running.ends.at(node))?;
-    process::eventually(AGREED, || {
+    let limit = match running.case.act {
+        Act::AwaitChildren | Act::AwaitOctets | Act::AwaitIke => AWAITED,
+        _ => AGREED,
+    };
+    process::eventually(limit, || {
         let now = running.ends.agree(children)?;
         match before.iter().zip(&now).all(|(before, now)| is_new(before, now)) {
             true => Ok(now),

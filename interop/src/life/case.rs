@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use super::Life;
 use super::act::Act;
+use super::meeting;
 use super::seen::Seen;
 use super::stranger;
 use super::trap;
+use super::travel::Travel;
 use crate::ends::Ends;
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -17,7 +19,7 @@ use crate::peer::tunnel::Tunnel;
 use crate::peer::{self, Peer, Place, Program, SaView};
 use crate::process;
 use crate::report::CaseVerdict;
-use crate::topology::{Node, Topology};
+use crate::topology::{FIRST_UPLINK, Node, Topology};
 
 /// How long the first answer through a new tunnel may take.
 const FIRST: Duration = Duration::from_secs(3);
@@ -88,6 +90,8 @@ pub struct Running<'a> {
     pub lost: u64,
     /// The longest time without a packet, if the tunnel moved.
     pub gap: Option<Duration>,
+    /// What else was found out.
+    pub figures: Vec<String>,
     /// Where it runs.
     pub stage: &'a Stage<'a>,
     /// Where its evidence goes.
@@ -126,6 +130,10 @@ impl Case {
     ) -> Result<()> {
         fs::create_dir_all(out).context(out.display())?;
         let capture = stage.topology.capture(out)?;
+        if self.act == Act::Meet {
+            // Lifted once both have started.
+            stage.topology.silence(&stage.topology.uplink_of(FIRST_UPLINK.into())?)?;
+        }
         let gateway = stage.start(Node::Gateway, &self.tunnel, out).context("start the gateway")?;
         let client = stage.start(Node::Client, &self.tunnel, out).context("start the client")?;
         let ends = Ends { client, gateway, topology: stage.topology, site: self.tunnel.site };
@@ -133,9 +141,12 @@ impl Case {
             *versions = ends.versions()?;
         }
         let out = out.to_owned();
-        let mut running = Running { ends, case: self, sent: 0, lost: 0, gap: None, stage, out };
+        let figures = Vec::new();
+        let mut running =
+            Running { ends, case: self, sent: 0, lost: 0, gap: None, figures, stage, out };
         let lived = self.interfaces(stage.topology, true).and_then(|()| self.live(&mut running));
         (verdict.sent, verdict.lost) = (running.sent, running.lost);
+        verdict.figures = std::mem::take(&mut running.figures);
         verdict.gap_ms = running.gap.map(|gap| gap.as_secs_f64() * 1000.0);
         let out = &running.out;
         if lived.is_err() {
@@ -151,6 +162,9 @@ impl Case {
         self.interfaces(stage.topology, false)?;
         if self.act == Act::Trap {
             trap::would_be_seen(stage, self, out).context("after the end of both")?;
+        }
+        if let Act::Travel(Travel::Outstanding(_)) = self.act {
+            captured.all_answered()?;
         }
         if let Act::Travel(_) = self.act {
             // strongSwan does not ask whether an address answers before traffic goes there.
@@ -212,8 +226,15 @@ impl Case {
             }
             return running.ends.both_have_none().context("after the refusal");
         }
-        if self.act == Act::Trap {
-            return trap::live(running);
+        match self.act {
+            Act::Trap => return trap::live(running),
+            Act::Meet => return meeting::live(running),
+            Act::Unknown(unknown) => {
+                let is_client = running.stage.life.client == Program::Bewick;
+                let bewick = if is_client { Node::Client } else { Node::Gateway };
+                return unknown.live(running, bewick);
+            }
+            _ => {}
         }
         self.act.before(running).context("before the tunnel")?;
         running.ends.client.up().context("tunnel up")?;

@@ -11,10 +11,12 @@ use std::path::Path;
 
 use super::act::Act;
 use super::case::{Case, Outcome};
+use super::hand;
 use super::leak::Leak;
 use super::seen::Seen;
 use super::stranger;
 use super::travel::Travel;
+use super::unknown::Unknown;
 use crate::failure::Result;
 use crate::peer::Program;
 use crate::peer::tunnel::{Child, Network, Proof, Signatures, Tunnel};
@@ -192,7 +194,7 @@ pub fn childless(client: Program) -> Vec<Case> {
             ("prefer", "never", No),
             ("allow", "force", Refused),
         ],
-        Program::Strongswan => &[
+        _ => &[
             ("force", "allow", Yes),
             ("force", "force", Yes),
             ("force", "prefer", Yes),
@@ -328,6 +330,26 @@ pub fn windows() -> Vec<Case> {
         Case { act, said, at_once: Some(1), ..Case::new(name, tunnel) }
     };
     vec![case("new-child-keys", Act::RekeyChildren), case("new-ike-keys", Act::RekeyIke)]
+}
+
+/// A peer by hand that says what bewick does not know.
+pub fn unknown(client: Program) -> Vec<Case> {
+    let more: &[(&str, Unknown)] = match client {
+        Program::Bewick => &[("error-in-answer", Unknown::ErrorInAnswer)],
+        _ => &[
+            ("critical-in-ike-sa-init", Unknown::CriticalInInit),
+            ("critical-in-ike-auth", Unknown::CriticalInAuth),
+        ],
+    };
+    let case = |&(name, unknown): &(&str, Unknown)| {
+        let mut tunnel = Tunnel { site: &[Network::SITE], ..Tunnel::default() };
+        for side in [&mut tunnel.client, &mut tunnel.gateway] {
+            // The hand knows no MOBIKE.
+            (side.ike, side.esp, side.stays) = (vec![hand::SUITE], vec!["aes256gcm16"], true);
+        }
+        Case { act: Act::Unknown(unknown), ..Case::new(name, tunnel) }
+    };
+    [("anything", Unknown::Anything)].iter().chain(more).map(case).collect()
 }
 
 fn inside(name: &str, networks: &'static [Network], over_ipv6: bool) -> Case {

@@ -66,7 +66,7 @@ pub fn live(running: &mut Running<'_>) -> Result<()> {
     match running.stage.life.client {
         // It takes the trap along, until it is told to come up.
         Program::Bewick => running.ends.client.up().context("up")?,
-        Program::Strongswan => {
+        _ => {
             for (made, host) in (1..).zip(&hosts) {
                 wakes(running, *host, made).context(format!("a packet to {host} after its own"))?;
             }

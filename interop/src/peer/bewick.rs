@@ -26,6 +26,8 @@ pub struct Bewick {
     program: PathBuf,
     control: PathBuf,
     plane: Plane,
+    /// All connections, those that start first.
+    connections: &'static [&'static str],
 }
 
 impl Bewick {
@@ -44,7 +46,11 @@ impl Bewick {
         command.arg("run").arg("--config").arg(&configuration);
         command.arg("--control").arg(&control);
         let daemon = Daemon::start(&mut command, &place.evidence("bewick.log"))?;
-        let mut bewick = Self { daemon, program, control, plane: place.plane };
+        let connections: &[&str] = match place.tunnel.mutual {
+            true => &[config::STARTS, config::ANSWERS],
+            false => &[config::STARTS],
+        };
+        let mut bewick = Self { daemon, program, control, plane: place.plane, connections };
         process::eventually(SHORT, || {
             bewick.daemon.still_runs()?;
             bewick.status().map(drop)
@@ -81,11 +87,22 @@ impl Peer for Bewick {
     }
 
     fn down(&mut self) -> Result<()> {
-        self.bewick(&["down", "tunnel"], SHORT * 2).map(drop)
+        self.connections
+            .iter()
+            .try_for_each(|name| self.bewick(&["down", name], SHORT * 2).map(drop))
     }
 
     fn down_child(&mut self, _name: &str) -> Result<()> {
         Err(fail!("bewick has no word for the end of one CHILD_SA"))
+    }
+
+    fn ask_for_end(&mut self, name: &str) -> Result<()> {
+        self.down_child(name)
+    }
+
+    fn ask_for_child(&mut self, _name: &str) -> Result<()> {
+        // Where it waits for packets this makes all that is missing.
+        self.bewick(&["up", "tunnel"], SHORT).map(drop)
     }
 
     fn rekey_children(&mut self) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The daemons under test, behind one face: what a scenario asks of either end.
 
 pub mod bewick;
+mod script;
 pub mod strongswan;
 pub mod tunnel;
 
@@ -31,6 +32,8 @@ pub enum Program {
     Bewick,
     /// Debian's strongSwan.
     Strongswan,
+    /// Nobody's: a peer by hand, which says what no daemon can be made to say.
+    Script,
 }
 
 /// Who handles ESP.
@@ -51,6 +54,7 @@ impl Program {
         match self {
             Program::Bewick => "bewick",
             Program::Strongswan => "strongswan",
+            Program::Script => "script",
         }
     }
 }
@@ -150,7 +154,7 @@ fn spi(text: &str) -> Result<u32> {
 }
 
 /// One running daemon with the tunnel configured.
-pub trait Peer {
+pub trait Peer: Send {
     /// The program and its version.
     fn version(&self) -> Result<String>;
     /// Brings the tunnel up (client only).
@@ -159,6 +163,10 @@ pub trait Peer {
     fn down(&mut self) -> Result<()>;
     /// Takes one CHILD_SA down; strongSwan alone has a word for that.
     fn down_child(&mut self, name: &str) -> Result<()>;
+    /// Asks the peer for the end of one CHILD_SA and does not wait for the answer, as above.
+    fn ask_for_end(&mut self, name: &str) -> Result<()>;
+    /// Asks the peer for one CHILD_SA that is missing and does not wait for the answer.
+    fn ask_for_child(&mut self, name: &str) -> Result<()>;
     /// Gives the CHILD_SAs new keys.
     fn rekey_children(&mut self) -> Result<()>;
     /// Gives the IKE_SA new keys.
@@ -185,5 +193,6 @@ pub fn start(program: Program, place: &Place<'_>) -> Result<Box<dyn Peer>> {
     Ok(match program {
         Program::Bewick => Box::new(bewick::Bewick::start(place)?),
         Program::Strongswan => Box::new(strongswan::Strongswan::start(place)?),
+        Program::Script => Box::new(script::Script),
     })
 }

@@ -102,6 +102,16 @@ impl Peer for Strongswan {
         self.control.swanctl(&command, SHORT * 2).map(drop)
     }
 
+    fn ask_for_end(&mut self, name: &str) -> Result<()> {
+        let command = ["--terminate", "--child", name, "--timeout", "-1"];
+        self.control.swanctl(&command, SHORT).map(drop)
+    }
+
+    fn ask_for_child(&mut self, name: &str) -> Result<()> {
+        let command = ["--initiate", "--child", name, "--timeout", "-1"];
+        self.control.swanctl(&command, SHORT).map(drop)
+    }
+
     fn rekey_children(&mut self) -> Result<()> {
         for child in &self.children {
             self.control.swanctl(&["--rekey", "--child", child], SHORT)?;

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::peer::{CLIENT_ID, GATEWAY_ID};
-use crate::topology::{FORWARDED, GATEWAY, GATEWAY_6, Node, POOL, POOL_6, POOL_OF_CROWD};
+use crate::topology::{
+    FIRST_UPLINK, FORWARDED, GATEWAY, GATEWAY_6, Node, POOL, POOL_6, POOL_OF_CROWD,
+};
 
 /// A tunnel between the client and the gateway.
 #[derive(Debug, Clone)]
@@ -33,6 +35,10 @@ pub struct Tunnel {
     pub crowd: bool,
     /// Whether the client waits for packets.
     pub trap: bool,
+    /// Whether the gateway starts too, towards the client's first uplink.
+    pub mutual: bool,
+    /// Whether who starts does so as soon as the daemon runs; bewick then keeps it up.
+    pub at_once: bool,
     /// Whether IKE and ESP may go over TCP (RFC 9329), which strongSwan does not know.
     pub tcp: bool,
 }
@@ -59,6 +65,8 @@ pub struct Side {
     pub force_encap: bool,
     /// After how many seconds it gives a CHILD_SA new keys.
     pub child_lifetime: Option<u32>,
+    /// After how many octets it gives a CHILD_SA new keys.
+    pub child_octets: Option<u32>,
     /// After how many packets bewick gives a CHILD_SA new keys.
     pub child_packets: Option<u32>,
     /// After how many seconds it gives the IKE_SA new keys.
@@ -157,6 +165,8 @@ impl Default for Tunnel {
             dns: &[],
             crowd: false,
             trap: false,
+            mutual: false,
+            at_once: false,
             tcp: false,
         }
     }
@@ -176,6 +186,11 @@ impl Tunnel {
     /// The address that the client goes to.
     pub fn gateway_address(&self) -> IpAddr {
         if self.gateway_behind_nat { FORWARDED.into() } else { self.listens_at() }
+    }
+
+    /// The address that the end on this host goes to if it starts.
+    pub fn goes_to(&self, node: Node) -> IpAddr {
+        if node.is_client() { self.gateway_address() } else { FIRST_UPLINK.into() }
     }
 
     /// The address that the gateway has.

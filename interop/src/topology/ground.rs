@@ -30,6 +30,10 @@ pub enum Ground {
     Ipv6Too,
     /// The same, and a network behind the client.
     Sites,
+    /// A network behind the client.
+    PlainSites,
+    /// The same, and the first uplink is the only one.
+    FacingSites,
     /// The second uplink has IPv6 alone, the gateway both.
     SecondIsIpv6,
     /// The gateway has a second address, on another network.
@@ -77,6 +81,12 @@ impl Topology {
                 self.add_ipv6()?;
                 self.ip(Node::Client, &format!("addr add {SITE}/32 dev lo"))?;
                 self.ip(Node::Client, &format!("addr add {SITE_6}/128 dev lo nodad"))
+            }
+            Ground::PlainSites => self.ip(Node::Client, &format!("addr add {SITE}/32 dev lo")),
+            Ground::FacingSites => {
+                self.make(Ground::PlainSites)?;
+                let [_, second] = self.uplinks;
+                self.lose(&second, Loss::LinkDown)
             }
             Ground::SecondIsIpv6 => {
                 self.shell(Node::Router, "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")?;
@@ -194,6 +204,43 @@ impl Topology {
             process::output(&mut command, Duration::from_secs(10))?;
         }
         Ok(())
+    }
+
+    /// Has the router drop the requests of an exchange that an end sends by way of this uplink on port 4500,
+    /// without a word to anybody (RFC 7296 §2.23, §3.1).
+    ///
+    /// # Errors
+    /// What `nft` or `iptables-legacy` said.
+    pub fn swallow(&self, from: Node, uplink: &Uplink, exchange: u8) -> Result<()> {
+        let way = if from.is_client() { ("saddr", "-s") } else { ("daddr", "-d") };
+        let at = uplink.seen_as;
+        let nft = self.shell(
+            Node::Router,
+            &format!(
+                "set -e
+                 nft add table ip swallow
+                 nft add chain ip swallow forward '{{ type filter hook forward priority 0 ; }}'
+                 nft add rule ip swallow forward ip {} {at} meta l4proto udp \
+                   @th,64,32 0 @th,240,8 {exchange} @th,250,1 0 drop",
+                way.0
+            ),
+        );
+        let Err(nft) = nft else { return Ok(()) };
+        let tests = format!("28=0 && 48>>8&0xFF={exchange} && 48&0x20=0");
+        let legacy = format!(
+            "iptables-legacy -A FORWARD {} {at} -p udp -m u32 --u32 '{tests}' -j DROP",
+            way.1
+        );
+        self.shell(Node::Router, &legacy)
+            .map_err(|legacy| fail!("no filter: neither {nft}; nor {legacy}"))
+    }
+
+    /// Lets them pass again.
+    ///
+    /// # Errors
+    /// What `nft` or `iptables-legacy` said.
+    pub fn let_pass(&self) -> Result<()> {
+        self.shell(Node::Router, "nft delete table ip swallow || iptables-legacy -F FORWARD")
     }
 
     /// Has the NAT forget a mapping of UDP after 20 s.

@@ -3,10 +3,17 @@
 use super::{travels, two_children};
 use crate::life::act::Act;
 use crate::life::case::Case;
+use crate::life::outstanding::{Outstanding, Question};
 use crate::life::seen::Seen;
 use crate::life::travel::Travel;
-use crate::peer::tunnel::Tunnel;
+use crate::peer::Program;
+use crate::peer::tunnel::{Network, Tunnel};
 use crate::topology::Node;
+
+const LIVENESS: (&str, Question) = ("liveness", Question::Liveness);
+const END: (&str, Question) = ("child-end", Question::End);
+const OLD_END: (&str, Question) = ("old-child-end", Question::OldEnd);
+const CHILD: (&str, Question) = ("new-child", Question::Child);
 
 /// Each end alone stays where it is, then both.
 pub fn mobike_off() -> Vec<Case> {
@@ -21,6 +28,39 @@ pub fn mobike_off() -> Vec<Case> {
         case("gateway-stays", false, true),
         case("both-stay", true, true),
     ]
+}
+
+/// Each kind of question but for new keys, from each end that asks it.
+pub fn during_question(client: Program) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for by in [Node::Client, Node::Gateway] {
+        let is_bewick = (by == Node::Client) == (client == Program::Bewick);
+        let questions: &[(&str, Question)] = match (is_bewick, by) {
+            (true, Node::Client) => &[LIVENESS, OLD_END, CHILD],
+            // Who answers asks for no CHILD_SA, and leaves it to a client that moves to ask whether all is well.
+            (true, _) => &[OLD_END],
+            // Nor has bewick a word for the end of one.
+            (false, _) => &[LIVENESS, END, OLD_END, CHILD],
+        };
+        for &(what, question) in questions {
+            // strongSwan asks again and again on the path that is gone, and moves only after the answer.
+            let unheard = (client, by) != (Program::Strongswan, Node::Client)
+                || question == Question::Liveness;
+            let outstanding = Outstanding { question, by, unheard };
+            let name = format!("{what}-from-{}", by.name());
+            let mut case = travels(name, Travel::Outstanding(outstanding));
+            let tunnel = &mut case.tunnel;
+            (tunnel.site, tunnel.children) = (&[Network::SITE], two_children());
+            if question == Question::Liveness && !(is_bewick && by == Node::Client) {
+                let side = if by.is_client() { &mut tunnel.client } else { &mut tunnel.gateway };
+                side.liveness = Some(1);
+            }
+            // So it makes what is missing when it is told to.
+            tunnel.trap = client == Program::Bewick && question == Question::Child;
+            cases.push(case);
+        }
+    }
+    cases
 }
 
 /// Five moves while much goes through the tunnel, and a move that is taken back at once.

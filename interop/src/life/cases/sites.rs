@@ -21,3 +21,23 @@ pub fn sites() -> Vec<Case> {
         case("client-dies", Act::ClientDies, v4, net(&[Network::FIRST]), false),
     ]
 }
+
+/// Both sites start at once, told so or by themselves; strongSwan lets two IKE_SAs be, or has one alone.
+pub fn both_start() -> Vec<Case> {
+    let case = |name: &str, at_once, unique| {
+        let children = vec![Child { name: "net", networks: &[Network::FIRST] }];
+        let site = &[Network::SITE];
+        let mut tunnel = Tunnel { site, children, mutual: true, at_once, ..Tunnel::default() };
+        (tunnel.client.id, tunnel.gateway.id) = (Some("a.example.com"), Some("b.example.com"));
+        for side in [&mut tunnel.client, &mut tunnel.gateway] {
+            side.asks_again_soon = true;
+            side.unique = unique;
+        }
+        Case { act: Act::Meet, ..Case::new(name, tunnel) }
+    };
+    vec![
+        case("told-so", false, None),
+        case("by-themselves", true, None),
+        case("one-alone", true, Some("replace")),
+    ]
+}

@@ -8,13 +8,18 @@ use crate::failure::{Context, Result};
 use crate::peer::tunnel::{Network, Proof};
 use crate::peer::{PSK, Place};
 
+/// The connection of this end that starts, or of a gateway the one that answers.
+pub const STARTS: &str = "tunnel";
+/// The one that answers where either end starts.
+pub const ANSWERS: &str = "answers";
+
 /// The configuration of the bewick at `place`.
 ///
 /// # Errors
 /// A certificate's chain cannot be put together.
 pub fn write(place: &Place<'_>) -> Result<String> {
     let (tunnel, node) = (place.tunnel, place.node);
-    let (own, other) = (tunnel.side(node), tunnel.other_side(node));
+    let own = tunnel.side(node);
     let is_client = node.is_client();
     let state = place.scratch.join(format!("state-{}", node.name()));
     let keys = std::path::absolute(place.out.join(format!("keys-{}", node.name())));
@@ -43,13 +48,31 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if tunnel.tcp && !is_client {
         text.push_str("tcp_listen = 4500\n");
     }
-    text.push_str("\n[[connection]]\nname = \"tunnel\"\n");
-    text.push_str(&match is_client {
+    let connections: &[(&str, bool)] = match tunnel.mutual {
+        true => &[(STARTS, true), (ANSWERS, false)],
+        false => &[(STARTS, is_client)],
+    };
+    for (name, starts) in connections {
+        text += &connection(place, name, *starts)?;
+    }
+    Ok(text)
+}
+
+/// A connection of this name, which starts or answers.
+fn connection(place: &Place<'_>, name: &str, starts: bool) -> Result<String> {
+    let (tunnel, node) = (place.tunnel, place.node);
+    let (own, other) = (tunnel.side(node), tunnel.other_side(node));
+    let mut text = format!("\n[[connection]]\nname = \"{name}\"\n");
+    text.push_str(&match starts {
         true => format!(
             "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"{}\"\n{}\n",
-            tunnel.gateway_address(),
+            tunnel.goes_to(node),
             tunnel.site.is_empty(),
-            if tunnel.trap { "trap" } else { "manual" },
+            match (tunnel.trap, tunnel.at_once) {
+                (true, _) => "trap",
+                (false, true) => "auto",
+                (false, false) => "manual",
+            },
             match tunnel.tcp {
                 true => "tcp = \"fallback\"\nback_after = 1",
                 false => "back_after = 0",
@@ -66,7 +89,7 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     };
     line("local_id", format!("{:?}", tunnel.id(node)));
     line("remote_id", format!("{:?}", tunnel.expected(node)));
-    if let Some(word) = own.unique.filter(|_| !is_client) {
+    if let Some(word) = own.unique.filter(|_| !starts) {
         line("uniqueness", format!("{word:?}"));
     }
     if own.stays {
@@ -77,6 +100,7 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     }
     let limits = [
         ("child_lifetime", own.child_lifetime),
+        ("child_octets", own.child_octets),
         ("child_packets", own.child_packets),
         ("ike_lifetime", own.ike_lifetime),
     ];
@@ -112,17 +136,17 @@ pub fn write(place: &Place<'_>) -> Result<String> {
     if !own.esp.is_empty() {
         line("esp_proposals", format!("{:?}", own.esp));
     }
-    if tunnel.crowd && !is_client {
+    if tunnel.crowd && !starts {
         line("uniqueness", format!("{:?}", "never"));
     }
     line("childless", format!("{:?}", own.childless.unwrap_or("allow")));
-    if let Some(seconds) = own.reauth_lifetime.filter(|_| is_client) {
+    if let Some(seconds) = own.reauth_lifetime.filter(|_| starts) {
         line("reauth_lifetime", seconds.to_string());
     }
     if let Some(seconds) = own.liveness {
         line("liveness", seconds.to_string());
     }
-    if let Some(word) = own.kill_switch.filter(|_| is_client) {
+    if let Some(word) = own.kill_switch.filter(|_| starts) {
         line("kill_switch", format!("{word:?}"));
     }
     if let Some(if_id) = own.if_id {
@@ -138,7 +162,7 @@ pub fn write(place: &Place<'_>) -> Result<String> {
         line("fragment_size", size.to_string());
     }
     let (networks, site) =
-        if is_client { ("remote_ts", "local_ts") } else { ("local_ts", "remote_ts") };
+        if node.is_client() { ("remote_ts", "local_ts") } else { ("local_ts", "remote_ts") };
     let (first, others) =
         tunnel.children.split_first().ok_or_else(|| fail!("a tunnel without CHILD_SAs"))?;
     line(networks, prefixes(first.networks));

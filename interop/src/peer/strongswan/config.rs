@@ -131,7 +131,11 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
                 [] => String::new(),
                 names => format!("\npools = {}", names.join(", ")),
             };
-            format!("local_addrs = {}{pools}", tunnel.listens_at())
+            let to = match tunnel.mutual {
+                true => format!("\nremote_addrs = {}", tunnel.goes_to(node)),
+                false => String::new(),
+            };
+            format!("local_addrs = {}{to}{pools}", tunnel.listens_at())
         }
     };
     let (own_id, other_id) = (tunnel.id(node), tunnel.expected(node));
@@ -144,8 +148,14 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
     if tunnel.trap && is_client {
         more += "start_action = trap\n";
     }
+    if tunnel.at_once && (tunnel.mutual || is_client) {
+        more += "start_action = start\n";
+    }
     if let Some(seconds) = own.child_lifetime {
         more += &format!("rekey_time = {seconds}s\nrand_time = 0s\nlife_time = 60s\n");
+    }
+    if let Some(octets) = own.child_octets {
+        more += &format!("rekey_bytes = {octets}\nrand_bytes = 0\nlife_bytes = 100000000\n");
     }
     let esp = words(&own.esp, ESP);
     let children: String = tunnel

@@ -1,0 +1,134 @@
+//! A move while a question of either end is on its way to nowhere: it follows the move, and is answered there
+//! (RFC 4555 §3.5).
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::case::Running;
+use super::travel::{arrived, moves_with};
+use crate::capture::{self, CREATE_CHILD_SA, INFORMATIONAL};
+use crate::ends::AGREED;
+use crate::fail;
+use crate::failure::{Context, Result};
+use crate::peer::tunnel::Network;
+use crate::peer::{Program, SaView};
+use crate::process;
+use crate::topology::{GATEWAY, Loss, Node};
+
+/// How long an end may take to ask: bewick's silent path under traffic is asked after a second, and where an
+/// end is told to ask after a second of silence it looks now and then.
+const ASKED: Duration = Duration::from_secs(5);
+/// How long traffic may stay away: what is outstanding may be sent again only after a while.
+const AWAY: Duration = Duration::from_secs(10);
+
+/// What the question is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Whether the peer is there: INFORMATIONAL with nothing in it, or what else asks for an answer alone.
+    Liveness,
+    /// The end of a CHILD_SA, the second one.
+    End,
+    /// The end of the CHILD_SA that new keys have replaced.
+    OldEnd,
+    /// The second CHILD_SA, which is missing.
+    Child,
+}
+
+/// A move while an end waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outstanding {
+    /// To what.
+    pub question: Question,
+    /// Who has asked.
+    pub by: Node,
+    /// Whether the question is lost; else the uplink is lost behind it.
+    pub unheard: bool,
+}
+
+impl Outstanding {
+    /// Does it.
+    ///
+    /// # Errors
+    /// The tunnel does not move, or what was asked does not come about.
+    pub fn perform(self, running: &mut Running<'_>, before: &[SaView; 2]) -> Result<()> {
+        let Self { question, by, unheard } = self;
+        let topology = running.ends.topology;
+        let lost = topology.uplink_of(before[0].local.ip())?;
+        let other = topology.other(&lost);
+        let networks: Vec<Network> = running.case.tunnel.networks().collect();
+        let second = running.case.tunnel.children.get(1).map_or("", |child| child.name);
+        let (first, all) = (networks.get(..1).unwrap_or_default(), networks.as_slice());
+        let (at_first, then) = match question {
+            Question::Liveness | Question::OldEnd => (all, all),
+            Question::End => (first, first),
+            Question::Child => (first, all),
+        };
+        if question == Question::Child {
+            let strongswan = match running.stage.life.client {
+                Program::Bewick => Node::Gateway,
+                _ => Node::Client,
+            };
+            running.ends.at(strongswan).down_child(second).context("the end of the second")?;
+        }
+        let before = match question {
+            Question::Child => running.ends.agree(first.len())?,
+            _ => before.clone(),
+        };
+        let exchange = match question {
+            Question::Child => CREATE_CHILD_SA,
+            _ => INFORMATIONAL,
+        };
+        let asker: IpAddr = if by.is_client() { lost.seen_as.into() } else { GATEWAY.into() };
+        let asks = |running: &mut Running<'_>| {
+            let so_far = asked(running, asker, exchange)?;
+            match (question, unheard) {
+                (_, false) => {}
+                // Who hears the other's packets has no reason to ask.
+                (Question::Liveness, true) => topology.silence(&lost)?,
+                (_, true) => topology.swallow(by, &lost, exchange)?,
+            }
+            let peer = running.ends.at(by);
+            let told = match question {
+                Question::Liveness => Ok(()),
+                Question::End => peer.ask_for_end(second),
+                Question::OldEnd => peer.rekey_children(),
+                Question::Child => peer.ask_for_child(second),
+            };
+            let asked = told.and_then(|()| {
+                process::eventually(ASKED, || match asked(running, asker, exchange)? > so_far {
+                    true => Ok(()),
+                    false => Err(fail!("the {} has not asked", by.name())),
+                })
+            });
+            topology.lose(&lost, Loss::LinkDown)?;
+            match (question, unheard) {
+                (_, false) => {}
+                (Question::Liveness, true) => topology.unsilence(&lost)?,
+                (_, true) => topology.let_pass()?,
+            }
+            asked
+        };
+        let there = |client: &SaView, gateway: &SaView| {
+            let moved = client.local.ip() == other.address && gateway.remote.ip() == other.seen_as;
+            let kept = before[0].spis == client.spis;
+            let renewed = client.children != before[0].children;
+            // strongSwan gives CHILD_SAs new keys after each move in userspace.
+            moved && kept && (renewed || question == Question::Liveness)
+        };
+        let count = then.len();
+        let moved = moves_with(running, at_first, AWAY, asks, |running| {
+            arrived(running, then, count, there)
+        });
+        topology.restore(&lost)?;
+        moved?;
+        // What is answered is asked no more.
+        std::thread::sleep(AGREED / 5);
+        running.ends.agree(count).map(drop)
+    }
+}
+
+/// How many requests of this exchange have come from there so far.
+fn asked(running: &Running<'_>, from: IpAddr, exchange: u8) -> Result<usize> {
+    let asked = capture::asked_so_far(&running.out)?;
+    Ok(asked.iter().filter(|one| one.from == from && one.exchange == exchange).count())
+}
