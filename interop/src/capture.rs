@@ -177,7 +177,7 @@ impl Captured {
         }
     }
 
-    /// Looks for ESP from the gateway to an address that IKE had not come from before: if `answered`, not an
+    /// Looks for ESP from the gateway to an address that nothing had come from before: if `answered`, not an
     /// answer, nor an IKE_AUTH, which answers for its sender too, for it knows what IKE_SA_INIT was answered.
     ///
     /// # Errors
@@ -195,6 +195,10 @@ impl Captured {
                     if !answered || is_response || exchange == IKE_AUTH {
                         heard.insert(packet.from);
                     }
+                }
+                // strongSwan follows ESP, when it takes that for a NAT's new mapping.
+                Kind::Esp if !answered && !GATEWAYS.contains(&packet.from) => {
+                    heard.insert(packet.from);
                 }
                 // A TCP handshake shows that an address answers (RFC 9329 §7.1).
                 Kind::Stream if !GATEWAYS.contains(&packet.from) => drop(heard.insert(packet.from)),
