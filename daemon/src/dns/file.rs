@@ -47,6 +47,15 @@ impl ResolvConf {
         read(&self.path).is_ok_and(|text| text.starts_with(HEADER.as_bytes()))
     }
 
+    /// Whether the end came while the file was written: where it is mounted it can't be replaced whole, and what
+    /// is there is how ours begins, or what was there before.
+    fn is_half_made(&self, before: &Before) -> bool {
+        let Ok(half) = read(&self.path) else { return false };
+        let is_begin_of = |whole: &[u8]| half.len() < whole.len() && whole.starts_with(&half);
+        let ours = [HEADER, &self.kept.display().to_string()].concat();
+        is_begin_of(ours.as_bytes()) || matches!(before, Before::Text(text) if is_begin_of(text))
+    }
+
     /// Whether there is anything to put back.
     pub(super) fn is_kept(&self) -> bool {
         self.kept.exists()
@@ -73,7 +82,11 @@ impl ResolvConf {
     /// Puts back what there was, if anything of ours is there; says whether it was.
     pub(super) fn restore(&self) -> io::Result<bool> {
         let Some(before) = self.kept()? else { return Ok(false) };
-        let ours = self.is_ours();
+        let ours = self.is_ours() || self.is_half_made(&before);
+        // what was to take the place of the file, and of what is kept
+        for path in [&self.path, &self.kept] {
+            gone_is_fine(fs::remove_file(beside(path)))?;
+        }
         if ours {
             match &before {
                 Before::Nothing => match fs::remove_file(&self.path) {

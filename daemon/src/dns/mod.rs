@@ -138,7 +138,7 @@ fn is_domain(text: &str) -> bool {
             && !label.starts_with('-')
             && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
-    text.len() <= 253 && text.trim_end_matches('.').split('.').all(label)
+    text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(label)
 }
 
 /// Has done what is asked for, until it is closed.
@@ -189,9 +189,6 @@ enum DnsError {
 
 async fn work(means: Means, place: Place, mut wanted: Receiver<Asked>) {
     let file = ResolvConf::new(&place.resolv_conf, &place.state);
-    if means == Means::Off {
-        return;
-    }
     let mut lock = None;
     if file.is_kept() || place.noted().is_some() {
         match place.lock() {
@@ -199,6 +196,9 @@ async fn work(means: Means, place: Place, mut wanted: Receiver<Asked>) {
             Err(e) => return warn!("the tunnel's name servers are not asked: {e}"),
         }
         place.mend(&file).await;
+    }
+    if means == Means::Off {
+        return;
     }
     let mut made: Option<Means> = None;
     let mut watch: Option<Watch> = None;

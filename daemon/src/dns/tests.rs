@@ -135,6 +135,42 @@ async fn the_next_start_puts_back_what_a_killed_daemon_has_replaced() {
     }
 }
 
+/// A machine whose daemon was killed with the file replaced.
+async fn killed() -> Machine {
+    let machine = Machine::with(HOME);
+    let resolver = machine.start(Means::File);
+    resolver.ask(asked(&["10.1.0.53"], &[]));
+    until(|| machine.text().contains("10.1.0.53")).await;
+    resolver.task.abort();
+    assert!(resolver.task.await.unwrap_err().is_cancelled());
+    machine
+}
+
+#[tokio::test]
+async fn who_asks_no_servers_puts_back_too_what_a_killed_daemon_has_replaced() {
+    let machine = killed().await;
+    machine.start(Means::Off).close().await;
+    assert_eq!(machine.text(), HOME);
+    assert!(!machine.0.join("state/resolv.conf.before").exists());
+    let untouched = Machine::with(HOME);
+    untouched.start(Means::Off).close().await;
+    assert!(!untouched.0.join("state").exists(), "nothing is made where nothing was left");
+}
+
+#[tokio::test]
+async fn a_file_that_was_half_written_is_put_back() {
+    // A file that is mounted can't be replaced whole; the end may come before the first octet, in the midst
+    // of ours, or when what was there is half back.
+    for half in ["", "# bewick: the tun", "# by hand\nsearch ho"] {
+        let machine = killed().await;
+        fs::write(machine.conf(), half).unwrap();
+        fs::write(machine.0.join("etc/resolv.conf.bewick"), "# bewick: ").unwrap();
+        machine.start(Means::File).close().await;
+        assert_eq!(machine.text(), HOME, "{half:?}");
+        assert!(!machine.0.join("etc/resolv.conf.bewick").exists(), "nor is anything else left");
+    }
+}
+
 #[tokio::test]
 async fn what_another_program_writes_is_what_comes_back() {
     let machine = Machine::with(HOME);
@@ -280,7 +316,7 @@ fn only_a_domain_is_a_domain() {
     for good in ["example.com", "a-b.example.", "_x.example", "com"] {
         assert!(is_domain(good), "{good}");
     }
-    for bad in ["", ".", "a b", "-x.example", "a..b", "a\nb", "~.", "ä.example"] {
+    for bad in ["", ".", "a b", "-x.example", "a..b", "a\nb", "~.", "ä.example", "a..", ".."] {
         assert!(!is_domain(bad), "{bad}");
     }
 }

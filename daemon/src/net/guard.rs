@@ -15,6 +15,7 @@ mod xtables;
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use tracing::debug;
 
 pub(super) use self::nft::TABLE_NAME;
 use crate::{net::NetError, tool::ToolError};
@@ -27,6 +28,8 @@ pub(super) struct Guard {
     closed: BTreeSet<IpNet>,
     /// the exits are others than those that the rules know
     outdated: bool,
+    /// something may be there that is to be gone
+    left: bool,
     /// by which means, and what that lists, if all is as it should be
     made: Option<(Means, String)>,
 }
@@ -57,7 +60,7 @@ impl Guard {
     pub(super) fn new(device: &str, kernel_esp: bool, means: &'static [Means]) -> Self {
         let devices = [device.to_owned()].into_iter().filter(|name| !name.is_empty()).collect();
         let exits = Exits { devices, kernel_esp };
-        Guard { means, exits, closed: BTreeSet::new(), outdated: false, made: None }
+        Guard { means, exits, closed: BTreeSet::new(), outdated: false, left: false, made: None }
     }
 
     /// Lets packets pass by these interfaces besides, from the next [`Guard::set`] on; whether that is news.
@@ -67,9 +70,9 @@ impl Guard {
         self.outdated
     }
 
-    /// Whether all that is to be closed is.
+    /// Whether all that is to be closed is, and nothing else.
     fn holds(&self) -> bool {
-        self.closed.is_empty() || self.made.is_some()
+        if self.closed.is_empty() { !self.left } else { self.made.is_some() }
     }
 
     /// Asks whether this machine could close these networks, without closing them.
@@ -96,9 +99,8 @@ impl Guard {
         }
         self.outdated = false;
         if nets.is_empty() {
-            self.remove().await?;
             self.closed = nets;
-            return Ok(());
+            return self.remove().await;
         }
         self.exits.check_name()?;
         self.closed = nets;
@@ -108,6 +110,9 @@ impl Guard {
             match self.close_by(*means).await {
                 Ok(listed) => {
                     self.made = Some((*means, listed));
+                    if was != Some(*means) {
+                        remove_others(*means).await;
+                    }
                     return Ok(());
                 }
                 Err(e) => reasons.push(e),
@@ -129,22 +134,18 @@ impl Guard {
         }
     }
 
-    /// Removes the rules, also those of an earlier run.
+    /// Removes the rules, also those of an earlier run, by whatever means they were made. What can't be removed
+    /// is tried again with the next [`Guard::set`].
     pub(super) async fn remove(&mut self) -> Result<(), NetError> {
-        let by = self.made.take().map(|(means, _)| means);
-        let nft = match by {
-            Some(Means::Xtables) => Ok(()),
-            _ => nft::remove().await,
-        };
-        let xtables = match by {
-            Some(Means::Nft) => Ok(()),
-            _ => xtables::remove().await,
-        };
-        nft.and(xtables).map_err(|e| NetError {
+        self.made = None;
+        let (nft, xtables) = (nft::remove().await, xtables::remove().await);
+        let result = nft.and(xtables).map_err(|e| NetError {
             operation: "open what the kill switch closed".into(),
             message: e.to_string(),
             errno: None,
-        })
+        });
+        self.left = result.is_err();
+        result
     }
 
     /// Puts the rules back if they are not as they were made, for a firewall that is loaded anew begins
@@ -178,6 +179,17 @@ impl Exits {
                 "the packet filter can't be told of a device with the name {device:?}"
             ))),
         }
+    }
+}
+
+/// Removes what an earlier run has made by others than these means.
+async fn remove_others(means: Means) {
+    let result = match means {
+        Means::Nft => xtables::remove().await,
+        Means::Xtables => nft::remove().await,
+    };
+    if let Err(e) = result {
+        debug!("what an earlier run has closed by other means stays closed: {e}");
     }
 }
 

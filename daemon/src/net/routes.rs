@@ -36,7 +36,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 use tokio::task::JoinHandle;
-use tracing::{debug, warn};
+use tracing::warn;
 
 pub(super) use self::interfaces::if_id;
 use self::{
@@ -156,7 +156,7 @@ impl Routes {
         if routes.wanted.guarded().is_empty()
             && let Err(e) = routes.guard.remove().await
         {
-            debug!("{e}");
+            warn!("{e}: it is tried again");
         }
         if !later.is_empty()
             && let Err(e) = routes.guard.probe(&later).await
@@ -282,7 +282,8 @@ impl Routes {
 
     /// Removes all that a daemon which is gone has left closed, and everything else of ours.
     pub async fn release() -> Result<(), NetError> {
-        Routes::open("", false, Vec::new()).await.map(|_| ())
+        let mut routes = Routes::open("", false, Vec::new()).await?;
+        routes.guard.set(BTreeSet::new()).await
     }
 
     /// Lets the kernel's outer packets leave by an uplink that is new, or has another router, before
@@ -328,8 +329,15 @@ impl Routes {
         self.wanted.blocks.retain(|_, block| block.stays);
         let result = self.reconcile().await;
         let result = result.and(self.uplinks.refresh(&[]).await);
-        self.close().await;
+        let guard = self.guard.set(self.wanted.guarded()).await;
         self.remove_leftovers().await?;
+        let result = match guard {
+            Err(e) if !self.wanted.blocks.is_empty() => {
+                self.less(&e);
+                result
+            }
+            guard => result.and(guard),
+        };
         result.map(|()| !self.wanted.blocks.is_empty())
     }
 

@@ -174,13 +174,7 @@ impl Daemon {
     pub(super) fn on_resolved(&mut self, resolved: Resolved) {
         let mut addresses = Vec::new();
         for (name, found) in resolved.found {
-            if found.is_empty() {
-                // while our own tunnel blocks the way to the name server, the last answer is good
-                addresses.extend(self.gateways.get(&name).into_iter().flatten());
-            } else {
-                addresses.extend(&found);
-                self.gateways.insert(name, found);
-            }
+            addresses.extend(self.gateways.answer(&name, found));
         }
         let connection = resolved.connection;
         self.host.handle(self.clock.now(), Input::Resolved { connection, addresses });

@@ -5,6 +5,7 @@ mod amends;
 mod calls;
 mod carry;
 mod crash;
+mod gateways;
 mod history;
 mod keylog;
 mod paths;
@@ -47,6 +48,7 @@ use crate::{
 
 use calls::Waiters;
 use carry::Resolved;
+use gateways::Gateways;
 use history::History;
 use keylog::KeyLog;
 use record::Recorder;
@@ -192,8 +194,7 @@ struct Daemon {
     /// what is known of each IKE_SA that is up, addresses that were assigned included
     established: BTreeMap<SaId, Established>,
     resolver: Resolver,
-    /// the last answer for a gateway's name
-    gateways: BTreeMap<String, Vec<IpAddr>>,
+    gateways: Gateways,
     resolved: mpsc::Sender<Resolved>,
     recorder: Recorder,
     history: History,
@@ -418,6 +419,8 @@ impl Daemon {
             &config.daemon.state_dir,
         );
         let resolver = Resolver::start(config.daemon.resolver, place);
+        let led = config.connections.iter().flat_map(|connection| &connection.gateways);
+        let gateways = Gateways::open(&config.daemon.state_dir, led);
         let daemon = Daemon {
             host,
             connections: config.connections,
@@ -434,7 +437,7 @@ impl Daemon {
             amends: amends::Amends::default(),
             established: BTreeMap::new(),
             resolver,
-            gateways: BTreeMap::new(),
+            gateways,
             resolved,
             history: History::new(clock.0, names.clone()),
             recorder: Recorder::new(clock.0, names, config.daemon.log_addresses, events),

@@ -1,8 +1,9 @@
 //! A table of nftables, kept by the program `nft`.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _, io};
 
 use ipnet::IpNet;
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 
 use super::Exits;
 use crate::{
@@ -25,15 +26,54 @@ pub(super) async fn load(exits: &Exits, nets: &BTreeSet<IpNet>) -> Result<(), To
 
 /// Removes the table, if there is one.
 pub(super) async fn remove() -> Result<(), ToolError> {
-    let there = match nft(&["list", "tables", "inet"], "").await {
-        // without the program, or without nf_tables in the kernel, there is none
-        Err(_) => return Ok(()),
-        Ok(tables) => tables.lines().any(|line| line.trim() == format!("table inet {TABLE_NAME}")),
-    };
-    if there {
+    let asking = |e| ToolError::Run("a question for the table of nftables".into(), e);
+    if is_there().map_err(asking)? {
         nft(&["delete", "table", "inet", TABLE_NAME], "").await?;
     }
     Ok(())
+}
+
+/// Whether the kernel has the table. It is asked itself, as the program may be missing or fail, and that must
+/// not look as if there were none.
+fn is_there() -> io::Result<bool> {
+    /// NFNL_SUBSYS_NFTABLES and NFT_MSG_GETTABLE, NFPROTO_INET, NFTA_TABLE_NAME (linux/netfilter)
+    const GET_TABLE: u16 = 10 << 8 | 1;
+    const INET: u8 = 1;
+    const NAME: u16 = 1;
+    let name = [TABLE_NAME.as_bytes(), &[0]].concat();
+    let attribute = 4 + name.len();
+    let length = 20 + attribute.next_multiple_of(4);
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+    let mut request = Vec::with_capacity(length);
+    request.extend((length as u32).to_ne_bytes());
+    request.extend([GET_TABLE.to_ne_bytes(), flags.to_ne_bytes()].concat());
+    // sequence number and port, and struct nfgenmsg
+    request.extend([[0; 8].as_slice(), &[INET, 0, 0, 0]].concat());
+    request.extend([(attribute as u16).to_ne_bytes(), NAME.to_ne_bytes()].concat());
+    request.extend(name);
+    request.resize(length, 0);
+
+    let socket = match Socket::new(NETLINK_NETFILTER) {
+        Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(false),
+        socket => socket?,
+    };
+    socket.send(&request, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let kind = answer.get(4..).and_then(|rest| rest.first_chunk::<2>());
+    let errno = answer.get(16..).and_then(|rest| rest.first_chunk::<4>());
+    match (
+        kind.map(|kind| u16::from_ne_bytes(*kind).into()),
+        errno.map(|errno| -i32::from_ne_bytes(*errno)),
+    ) {
+        (Some(libc::NLMSG_ERROR), Some(0)) => Ok(true),
+        // no such table, or a kernel without nf_tables, or without it for IP
+        (Some(libc::NLMSG_ERROR), Some(libc::ENOENT | libc::EINVAL | libc::EOPNOTSUPP)) => {
+            Ok(false)
+        }
+        (Some(libc::NLMSG_ERROR), Some(errno)) => Err(io::Error::from_raw_os_error(errno)),
+        (Some(_), _) => Ok(true),
+        (None, _) => Err(io::Error::other("the kernel's answer is too short")),
+    }
 }
 
 /// The table as `nft` shows it, without counters.

@@ -19,7 +19,7 @@ use super::{
 /// (ADDITIONAL_IP4_ADDRESS), one in a local network's public range, one in the other family.
 const HOSTS: [&str; 4] = ["198.18.0.1", "8.8.8.8", "203.0.113.9", "2001:db8:ffff::1"];
 
-fn everything(always: bool, stays: bool) -> Vec<Closed> {
+pub(super) fn everything(always: bool, stays: bool) -> Vec<Closed> {
     let nets = ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap()).to_vec();
     vec![Closed { connection: "office".into(), nets, always, stays, guarded: true }]
 }
@@ -92,7 +92,7 @@ fn program(name: &str, arguments: &[&str]) -> String {
 }
 
 /// What the packet filter has.
-fn filters() -> String {
+pub(super) fn filters() -> String {
     let nft = program("nft", &["-s", "list", "ruleset"]);
     let mangle = program("iptables-legacy", &["-t", "mangle", "-S"]);
     nft + &mangle + &program("ip6tables-legacy", &["-t", "mangle", "-S"])
