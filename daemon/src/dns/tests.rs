@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::symlink,
     sync::atomic::{AtomicU32, Ordering::SeqCst},
 };
 
@@ -42,8 +42,11 @@ impl Machine {
         let told = self.0.join("told");
         let script =
             format!("#!/bin/sh\nread -r line\necho \"{name} $* [$line]\" >>{}\n", told.display());
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: what this one has open for writing the tests beside would hand on to programs that
+        // they start, and meanwhile it could not be run (ETXTBSY).
+        let write = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
+        let mut shell = std::process::Command::new("sh");
+        assert!(shell.args(["-c", write]).arg(&path).arg(script).status().unwrap().success());
     }
 
     fn told(&self) -> Vec<String> {
