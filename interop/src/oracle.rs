@@ -28,6 +28,11 @@ const COOKIE2: u32 = 16401;
 /// The payload with what a CHILD_SA is to have (RFC 7296 §3.2).
 const SECURITY_ASSOCIATION: u8 = 33;
 
+/// The payload that says who made the sender (RFC 7296 §3.12).
+const VENDOR_ID: u8 = 43;
+/// The notifies of private use that two Bewicks send each other.
+const KIN: std::ops::RangeInclusive<u32> = 40_970..=40_973;
+
 /// How long tshark may take for one capture.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -128,6 +133,7 @@ fn judge_one(capture: &Path, keys: &Path) -> Result<Judged> {
     if !mobike {
         not_agreed_on(&frames)?;
     }
+    kin_alone(&frames)?;
     let esp = no_number_twice(&frames)?;
     answers_go_back(&frames)?;
     Ok(Judged { opened, esp })
@@ -227,6 +233,24 @@ fn not_agreed_on(frames: &[Frame]) -> Result<()> {
     Ok(())
 }
 
+/// RFC 7296 §3.10.1: what Bewick's notifies of private use mean is agreed on by a Vendor ID, and nobody sends one to
+/// who has not said in IKE_AUTH that it is one too.
+fn kin_alone(frames: &[Frame]) -> Result<()> {
+    let mut said: BTreeMap<&str, [bool; 2]> = BTreeMap::new();
+    for (frame, ike) in ikes(frames).filter(|(_, ike)| ike.is_open) {
+        if ike.exchange == IKE_AUTH {
+            let [by_responder, by_initiator] = said.entry(&ike.spi_i).or_default();
+            let says = if ike.by_initiator { by_initiator } else { by_responder };
+            *says |= ike.payloads.contains(&VENDOR_ID);
+        }
+        let both = said.get(ike.spi_i.as_str()).is_none_or(|said| *said == [true; 2]);
+        if !both && ike.notifies.iter().any(|kind| KIN.contains(kind)) {
+            return Err(fail!("frame {}: a notify of Bewick's own to somebody else", frame.number));
+        }
+    }
+    Ok(())
+}
+
 /// RFC 4303 §3.3.3: no sequence number of an SA comes twice, whatever becomes of its addresses. What the
 /// router takes in is looked at, once: a gateway that has lost its address sends packets back to the
 /// router, and those have fewer hops left than they had at first.
@@ -287,7 +311,7 @@ mod tests {
         payloads: &str,
         notifies: &str,
     ) -> Frame {
-        let by_initiator = u8::from((from == CLIENT) != response || from == CLIENT);
+        let by_initiator = u8::from(from == CLIENT);
         let text = format!(
             "{number}\t{kind}\t{from}\t{to}\t\t\t4500\t4500\t0102030405060708\t1112131415161718\t\
              {payloads}\t{exchange}\t{by_initiator}\t{}\t0x{id:08x}\t{notifies}\tab\tcd\t\t\t\t64\t",
@@ -343,6 +367,22 @@ mod tests {
         assert!(not_agreed_on(&agreed).is_err());
         let uncalled = [line((1, 4), (CLIENT, GATEWAY), (37, true, 9), "46;41", "16401")];
         assert!(mobike_where_it_must_be(&uncalled, true).is_err());
+    }
+
+    #[test]
+    fn a_private_notify_to_somebody_else_is_found() {
+        let auth = |from, to, response, payloads| {
+            line((1, 4), (from, to), (35, response, 1), payloads, "16396")
+        };
+        let own = line((2, 4), (GATEWAY, CLIENT), (37, true, 2), "46;41", "40970");
+        let asks = auth(CLIENT, GATEWAY, false, "46;33;43");
+        let kin = auth(GATEWAY, CLIENT, true, "46;33;43");
+        let other = auth(GATEWAY, CLIENT, true, "46;33");
+        assert!(kin_alone(&[asks.clone(), kin, own.clone()]).is_ok());
+        assert!(kin_alone(&[asks.clone(), other.clone()]).is_ok());
+        assert!(kin_alone(&[asks, other, own.clone()]).is_err());
+        // A successor has no IKE_AUTH of its own.
+        assert!(kin_alone(&[own]).is_ok());
     }
 
     #[test]

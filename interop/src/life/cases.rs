@@ -163,9 +163,16 @@ fn two_children() -> Vec<Child> {
 }
 
 /// Two networks as two CHILD_SAs.
-pub fn children() -> Vec<Case> {
+///
+/// strongSwan as the gateway passes over the Vendor ID that bewick asks by whether its peer is one too.
+pub fn children(client: Program) -> Vec<Case> {
     let tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
-    vec![Case { act: Act::RekeyChildren, ..Case::new("two-children", tunnel) }]
+    let said: &[(Program, &'static [&'static str])] = match client {
+        Program::Bewick => &[(Program::Strongswan, &["found payload of type VENDOR_ID"])],
+        _ => &[],
+    };
+    let said = said.to_vec();
+    vec![Case { act: Act::RekeyChildren, said, ..Case::new("two-children", tunnel) }]
 }
 
 /// What comes of an IKE_SA without a first CHILD_SA, by what the client says of it and the gateway.

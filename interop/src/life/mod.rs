@@ -115,6 +115,8 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::MoveDuringQuestion, Plane::Kernel, [true, true]),
     (Topic::NatMappings, Plane::Kernel, [true, true]),
     (Topic::BothBehindNat, Plane::Kernel, [true, true]),
+    (Topic::TwoClients, Plane::Kernel, [true, true]),
+    (Topic::NatForgetsSoon, Plane::Kernel, [true, true]),
     (Topic::ManyMoves, Plane::Kernel, [true, true]),
     (Topic::MobikeOff, Plane::Kernel, [true, true]),
     // strongSwan has no ESN in userspace.

@@ -91,6 +91,8 @@ pub enum Travel {
     Rough,
     /// The gateway gets another address and loses the first, and then the reverse.
     Announced,
+    /// The uplink that is not in use is lost and comes back, and nothing moves.
+    SpareComesAndGoes,
     /// Nobody says anything for longer than the NAT remembers, then the gateway has something to send.
     Idle,
     /// The current uplink is lost when a question is on its way to nowhere.
@@ -254,6 +256,22 @@ impl Travel {
                 let lose = |_: &mut Running<'_>| topology.gateway_loses_other();
                 let first = at_gateway(GATEWAY.into());
                 moves(running, SEEN, lose, first).context("to the address of before")
+            }
+            Travel::SpareComesAndGoes => {
+                let used = topology.uplink_of(client.local.ip())?;
+                let spare = topology.other(&used);
+                let comes_and_goes = |_: &mut Running<'_>| {
+                    topology.lose(&spare, Loss::LinkDown)?;
+                    std::thread::sleep(ANNOUNCED);
+                    topology.restore(&spare)?;
+                    std::thread::sleep(ANNOUNCED);
+                    Ok(())
+                };
+                moves(running, MOVED, comes_and_goes, at(used))?;
+                match running.lost {
+                    0 => Ok(()),
+                    lost => Err(fail!("{lost} packets were lost, and nothing has moved")),
+                }
             }
             Travel::Idle => {
                 std::thread::sleep(IDLE);

@@ -124,7 +124,16 @@ pub fn nat_forgets_soon() -> Vec<Case> {
     vec![travels("idle", Travel::Idle)]
 }
 
-/// A gateway whose addresses come and go.
+/// A gateway whose addresses come and go, and a client's whose spare one does: strongSwan hears or says it
+/// (RFC 4555 §3.4, §3.6).
 pub fn announced() -> Vec<Case> {
-    vec![travels("comes-and-goes", Travel::Announced)]
+    let none: &[&str] = &["N(NO_ADD_ADDR)", "N(ADD_4_ADDR)"];
+    let case = |name: &str, travel, said| {
+        let said = vec![(Program::Strongswan, said)];
+        Case { said, ..travels(name, travel) }
+    };
+    vec![
+        case("comes-and-goes", Travel::Announced, &["N(ADD_4_ADDR)", "N(NO_ADD_ADDR)"]),
+        case("client-s-spare", Travel::SpareComesAndGoes, none),
+    ]
 }
