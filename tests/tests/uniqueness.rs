@@ -11,8 +11,8 @@ use bewick_ike::{
 use bewick_mobike::{Command, ConnectionPolicy, Host, HostConfig};
 use bewick_tests::{
     Lab, Plan,
-    hand::{Hand, Said, esp_proposal, everything, full_auth_of, say},
-    lab::{gateway_config, ip, selectors},
+    hand::{Hand, Said, esp_proposal, everything, full_auth_of, full_auth_response, respond, say},
+    lab::{client_config, gateway_config, ip, selectors},
     node::Node,
     puppet::{kinds, notify},
     seed::stream,
@@ -58,6 +58,41 @@ fn k_2_4_2_two_gateways_that_start_at_once_end_with_one_ike_sa_and_no_gap() {
             let lost = lab.world.flow(flow).lost();
             assert!(lost.len() <= 2, "seed {seed}: {lost:?}, {}", lab.story());
         }
+    }
+}
+
+/// RFC 7296 §2.4: a peer that takes our IKE_AUTH late may end the IKE_SA that it has started meanwhile, without a
+/// word, for our INITIAL_CONTACT says that there is none. What is left is the one that both have.
+#[test]
+fn k_2_4_2_what_the_peer_has_ended_because_of_our_initial_contact_goes() {
+    // Whichever of the two would be the one to go for its SPIs.
+    for seed in 0..8 {
+        let answer = ConnectionConfig {
+            remote_id: "vpn.example.com".parse().expect("an identity"),
+            local_id: LAPTOP.parse().expect("an identity"),
+            ..gateway_config()
+        };
+        let connections = vec![client_config(), answer];
+        let mut ours = Endpoint::new(Random::from_seed([seed; 32]), connections, false);
+        let mut late = Hand::answer(&mut ours, &[]);
+        let mut theirs = Hand::initiate(&mut ours, &[]);
+        let auth = full_auth_of(&theirs, "vpn.example.com");
+        say(&mut ours, &mut theirs, (ExchangeType::IKE_AUTH, false, 1), &auth);
+        let first = standing(&ours);
+        assert_eq!(first.len(), 1, "the peer's");
+        let response = full_auth_response(&late);
+        respond(&mut ours, &mut late, (ExchangeType::IKE_AUTH, 1), &response);
+        assert_eq!(standing(&ours).len(), 2);
+        // It is asked at once, and does not answer.
+        ours.timeout(Time::from_micros(1), &mut Plain);
+        let said = theirs.hear(&mut ours);
+        assert!(matches!(&said.requests[..], [(_, p)] if p.is_empty()), "{said:?}");
+        ours.timeout(Time::from_micros(2_100_000), &mut Plain);
+        theirs.hear(&mut ours);
+        ours.timeout(Time::from_micros(4_900_000), &mut Plain);
+        let left = standing(&ours);
+        assert_eq!(left.len(), 1, "seed {seed}");
+        assert_ne!(left, first, "ours is the one that both have");
     }
 }
 

@@ -13,6 +13,10 @@
 //!   from either end, the one with the lowest of the four SPIs goes: its initiator deletes it when the
 //!   other one has had [`SETTLE`] to carry traffic. Both ends come to the same choice, whatever the order
 //!   of messages was.
+//! - Not every peer is so careful: one that takes our IKE_AUTH late, with the INITIAL_CONTACT that was true when
+//!   we sent it, may end the IKE_SA that it has started itself, without a word. So when ours is up, one of the
+//!   peer's that was before it is asked whether it lives, and goes if there is no answer within [`SETTLE`]; ours is
+//!   not deleted for its sake before it has answered.
 
 use std::time::Duration;
 
@@ -49,6 +53,8 @@ pub(crate) struct Peer {
     pub(crate) first: Option<First>,
     /// a newer one has taken its place
     pub(crate) doomed: bool,
+    /// one of ours has come up beside it then, and it has to show that the peer still has it
+    pub(crate) doubted: Option<Time>,
 }
 
 /// The first CHILD_SA of an IKE_SA.
@@ -77,8 +83,8 @@ pub(crate) fn note(
     proven: Option<Time>,
 ) {
     let spis = (sa.channel.spi_i, sa.channel.spi_r);
-    let peer =
-        Peer { connection, role: sa.role, identities, spis, proven, first: None, doomed: false };
+    let (role, first, doomed, doubted) = (sa.role, None, false, None);
+    let peer = Peer { connection, role, identities, spis, proven, first, doomed, doubted };
     shared.peers.insert(sa.id, peer);
 }
 
@@ -206,23 +212,49 @@ pub(crate) fn on_established(sa: &Sa, cx: &mut Cx<'_>) {
         if let Some((loser, Peer { role: Role::Initiator, .. })) = loser {
             cx.shared.timers.set(loser, Timer::Redundant, cx.now + SETTLE);
         }
+        if sa.role == Role::Initiator {
+            if let Some(other) = cx.shared.peers.get_mut(&id) {
+                other.doubted = Some(cx.now);
+            }
+            cx.shared.timers.set(id, Timer::Liveness, cx.now);
+            cx.shared.timers.set(id, Timer::Redundant, cx.now + SETTLE);
+        }
     }
 }
 
-/// Deletes an IKE_SA of ours if the one that the peer started still stands.
+/// Deletes an IKE_SA of ours if the one that the peer started still stands, and one of the peer's that it has
+/// forgotten.
 pub(crate) fn on_timer(sa: &mut Sa, cx: &mut Cx<'_>) {
-    let Some(peer) = cx.shared.peers.get(&sa.id).cloned() else { return };
+    let Some(peer) = cx.shared.peers.get_mut(&sa.id) else { return };
+    let forgotten = peer.doubted.take().is_some_and(|since| sa.last_heard <= since);
+    let peer = peer.clone();
     let allowed = |connection: ConnectionId| {
         cx.shared.connection(connection).is_some_and(|c| c.uniqueness != Uniqueness::Never)
     };
-    let beaten = others(cx.shared, &peer.identities).into_iter().any(|(_, other)| {
-        other.role == Role::Responder
+    let beats = |other: &Peer| {
+        peer.role == Role::Initiator
+            && other.role == Role::Responder
             && other.lowest_spi() > peer.lowest_spi()
             && allowed(other.connection)
-    });
+    };
+    let better: Vec<Peer> = others(cx.shared, &peer.identities)
+        .into_iter()
+        .filter_map(|(_, other)| beats(&other).then_some(other))
+        .collect();
+    if !peer.doomed && !better.is_empty() && better.iter().all(|other| other.doubted.is_some()) {
+        cx.shared.timers.set(sa.id, Timer::Redundant, cx.now + SETTLE / 4);
+        return;
+    }
+    let (path, beaten) = (sa.path, !better.is_empty());
     let State::Live(live) = &mut sa.state else { return };
-    if (beaten || peer.doomed) && live.is_up() {
-        live.verdict.get_or_insert(CloseReason::Replaced);
+    let reason = match (forgotten, beaten || peer.doomed) {
+        (true, _) => CloseReason::Unanswered(path),
+        (false, true) => CloseReason::Replaced,
+        (false, false) => return,
+    };
+    if live.is_up() {
+        live.verdict.get_or_insert(reason);
+        // The peer may have it after all, and only the way have been bad.
         live::delete(sa, cx, Vec::new());
     }
 }
