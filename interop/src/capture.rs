@@ -18,7 +18,7 @@ use pcap::Kind;
 pub const FILE: &str = "router.pcap";
 
 /// The exchange that shows who an end is (RFC 7296 §3.1).
-const IKE_AUTH: u8 = 35;
+pub const IKE_AUTH: u8 = 35;
 /// The one that begins an IKE_SA.
 pub const IKE_SA_INIT: u8 = 34;
 /// The one that makes SAs.

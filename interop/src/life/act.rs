@@ -62,7 +62,10 @@ pub enum Act {
     /// A peer by hand says what bewick does not know.
     Unknown(Unknown),
     /// Either end starts, and neither hears the other before both have.
-    Meet,
+    Meet {
+        /// Whether bewick's IKE_AUTH comes only after strongSwan's.
+        late: bool,
+    },
 }
 
 impl Act {
@@ -93,7 +96,7 @@ impl Act {
     /// What went wrong, with what was done in front.
     pub fn perform(self, running: &mut Running<'_>) -> Result<()> {
         match self {
-            Act::Nothing | Act::Trap | Act::Meet | Act::Unknown(_) => Ok(()),
+            Act::Nothing | Act::Trap | Act::Meet { .. } | Act::Unknown(_) => Ok(()),
             Act::RekeyChildren => under_traffic(running, BOTH, |running, node| {
                 let now = replaced(running, node, |peer| peer.rekey_children(), new_children)?;
                 running.case.shown_by(running, &now, true)

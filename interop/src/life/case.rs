@@ -130,7 +130,7 @@ impl Case {
     ) -> Result<()> {
         fs::create_dir_all(out).context(out.display())?;
         let capture = stage.topology.capture(out)?;
-        if self.act == Act::Meet {
+        if matches!(self.act, Act::Meet { .. }) {
             // Lifted once both have started.
             stage.topology.silence(&stage.topology.uplink_of(FIRST_UPLINK.into())?)?;
         }
@@ -228,7 +228,7 @@ impl Case {
         }
         match self.act {
             Act::Trap => return trap::live(running),
-            Act::Meet => return meeting::live(running),
+            Act::Meet { late } => return meeting::live(running, late),
             Act::Unknown(unknown) => {
                 let is_client = running.stage.life.client == Program::Bewick;
                 let bewick = if is_client { Node::Client } else { Node::Gateway };

@@ -3,17 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::case::Running;
-use crate::capture::{self, Asked, IKE_SA_INIT};
+use crate::capture::{self, Asked, IKE_AUTH, IKE_SA_INIT};
 use crate::ends::AGREED;
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::flow::{Flow, Record};
 use crate::peer::{Program, SaView, UP};
 use crate::process;
-use crate::topology::{FIRST_UPLINK, GATEWAY, Node};
+use crate::topology::{FIRST_UPLINK, GATEWAY, Node, Topology};
 
 /// Between two numbered packets.
 const SPACING: Duration = Duration::from_millis(5);
@@ -23,6 +24,9 @@ const SPACING: Duration = Duration::from_millis(5);
 const FEW: usize = 2;
 const FEW_IN_GUEST: usize = 20;
 
+/// How long bewick's answer may be on its way to strongSwan.
+const HEARD: Duration = Duration::from_secs(1);
+
 /// How long nothing may change before what there is counts as what stays: an end gives two IKE_SAs two
 /// seconds before it deletes one.
 const STAYS: Duration = Duration::from_secs(4);
@@ -30,16 +34,22 @@ const STAYS: Duration = Duration::from_secs(4);
 /// How long that may take to come about.
 const SETTLED: Duration = Duration::from_secs(20);
 
-/// Both start before either hears the other, and then both hear.
+/// Both start before either hears the other, and then both hear; bewick's IKE_AUTH may be `late`, and find that
+/// strongSwan has the IKE_SA that it has begun itself. It ends that without a word, for what bewick said in it,
+/// INITIAL_CONTACT, was true when bewick said it.
 ///
 /// # Errors
 /// What is left differs from one end to the other, does not carry packets, or more than the two IKE_SAs were
 /// begun.
-pub fn live(running: &mut Running<'_>) -> Result<()> {
+pub fn live(running: &mut Running<'_>, late: bool) -> Result<()> {
     let topology = running.ends.topology;
     let first = topology.uplink_of(FIRST_UPLINK.into())?;
     let out = running.out.clone();
     let by_itself = running.case.tunnel.at_once;
+    let bewick = match running.stage.life.client {
+        Program::Bewick => Node::Client,
+        _ => Node::Gateway,
+    };
     let (client, gateway) = (&mut running.ends.client, &mut running.ends.gateway);
     std::thread::scope(|scope| {
         let mut told = Vec::new();
@@ -56,20 +66,32 @@ pub fn live(running: &mut Running<'_>) -> Result<()> {
             }
             Ok(())
         });
+        if late {
+            topology.swallow(bewick, &first, IKE_AUTH)?;
+        }
         topology.unsilence(&first)?;
+        let asked = asked.and_then(|()| match late {
+            true => is_late(running.ends.topology, &out, bewick),
+            false => Ok(()),
+        });
         let up = told.into_iter().map(|thread| {
             thread.join().map_err(|_| fail!("a thread that brings a tunnel up has died"))?
         });
         let up: Result<Vec<()>> = up.collect();
         asked.and(up).map(drop)
     })?;
-    process::eventually(AGREED, || same(running).map(drop)).context("both are up")?;
+    process::eventually(SETTLED, || same(running).map(drop)).context("both are up")?;
 
     let host = running.case.tunnel.networks().next().map(|network| network.host);
     let host = host.ok_or_else(|| fail!("a tunnel without networks"))?;
     let flows = running.ends.flows(host, 7000, SPACING)?;
     let in_guest = running.stage.life.plane.is_in_kernel();
-    let few = if in_guest { FEW_IN_GUEST } else { FEW };
+    let few = match (late, in_guest) {
+        // What is sent on the one that strongSwan has ended is lost.
+        (true, _) => usize::MAX,
+        (false, true) => FEW_IN_GUEST,
+        (false, false) => FEW,
+    };
     let stays = what_stays(running);
     let records = flows.map(Flow::finish);
     running.sent += records.iter().map(Record::sent).sum::<u64>();
@@ -84,16 +106,24 @@ pub fn live(running: &mut Running<'_>) -> Result<()> {
         return Err(fail!("{} IKE_SAs were begun, not two", begun.len()));
     }
     // What a bewick keeps up comes back if the other end takes it down.
-    let first = match running.stage.life.client {
-        Program::Bewick => Node::Client,
-        _ => Node::Gateway,
-    };
-    running.ends.at(first).down().context("tunnel down")?;
+    running.ends.at(bewick).down().context("tunnel down")?;
     running.ends.both_have_none().context("after the DELETE")
 }
 
+/// Waits until strongSwan has had its IKE_SA, and lets bewick's own proof pass.
+fn is_late(topology: &Topology, out: &Path, bewick: Node) -> Result<()> {
+    let other: IpAddr = if bewick.is_client() { GATEWAY.into() } else { FIRST_UPLINK.into() };
+    let proves = |one: &Asked| one.exchange == IKE_AUTH && one.from == other;
+    let asked = process::eventually(UP, || match capture::asked_so_far(out)?.iter().any(proves) {
+        true => Ok(()),
+        false => Err(fail!("strongSwan has not said who it is")),
+    });
+    std::thread::sleep(HEARD);
+    asked.and(topology.let_pass())
+}
+
 /// The IKE_SA_INIT requests so far.
-fn begun(out: &std::path::Path) -> Result<Vec<Asked>> {
+fn begun(out: &Path) -> Result<Vec<Asked>> {
     let mut asked = capture::asked_so_far(out)?;
     asked.retain(|one| one.exchange == IKE_SA_INIT);
     Ok(asked)

@@ -24,7 +24,7 @@ pub fn sites() -> Vec<Case> {
 
 /// Both sites start at once, told so or by themselves; strongSwan lets two IKE_SAs be, or has one alone.
 pub fn both_start() -> Vec<Case> {
-    let case = |name: &str, at_once, unique| {
+    let case = |name: &str, at_once, unique, late| {
         let children = vec![Child { name: "net", networks: &[Network::FIRST] }];
         let site = &[Network::SITE];
         let mut tunnel = Tunnel { site, children, mutual: true, at_once, ..Tunnel::default() };
@@ -33,11 +33,12 @@ pub fn both_start() -> Vec<Case> {
             side.asks_again_soon = true;
             side.unique = unique;
         }
-        Case { act: Act::Meet, ..Case::new(name, tunnel) }
+        Case { act: Act::Meet { late }, ..Case::new(name, tunnel) }
     };
     vec![
-        case("told-so", false, None),
-        case("by-themselves", true, None),
-        case("one-alone", true, Some("replace")),
+        case("told-so", false, None, false),
+        case("by-themselves", true, None, false),
+        case("one-alone", true, Some("replace"), false),
+        case("proof-is-late", true, None, true),
     ]
 }
