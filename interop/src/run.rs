@@ -18,7 +18,7 @@ use crate::scenario::{self, Scenario};
 /// The longest that a guest may live, boot included: the one whose instructions are translated is some times
 /// slower, and more so on a busy machine.
 fn lifetime(plane: Plane) -> Duration {
-    Duration::from_secs(if plane == Plane::CloudKernel { 600 } else { 240 })
+    Duration::from_secs(if plane == Plane::CloudKernel { 600 } else { 480 })
 }
 
 /// The command by which the runner calls itself in the guest.
