@@ -37,6 +37,7 @@ const CLOUD_GUEST: &[(&str, &str)] = &[
     ("busybox", "busybox"),
     ("cpio", "cpio"),
     ("modprobe", "kmod"),
+    ("xzcat", "xz-utils"),
 ];
 
 /// Where virtiofsd may be: what QEMU brings along in Debian 12, and the package of its own from 13 on.

@@ -307,18 +307,19 @@ fn catches(
     seen: &mut Seen,
 ) {
     let name = reader.string("name", "a name").map_or("", |field| field.value).to_owned();
+    let if_id = reader.number("if_id", 1..=u32::MAX.into(), "it").map(|field| field.value);
     for local in locals {
         for remote in remotes {
-            let same = seen.traps.iter().find(|(a, b, _)| (a, b) == (local, remote));
-            if let Some((.., owner)) = same {
+            let same = seen.traps.iter().find(|(key, _)| *key == (*local, *remote, if_id));
+            if let Some((_, owner)) = same {
                 let text = format!(
                     "start is \"trap\", and {owner:?} waits for packets from {local:?} to {remote:?} too; \
-                     let one of the two start otherwise, or give each its own local_ts or remote_ts"
+                     let one of the two start otherwise, or give each its own local_ts, remote_ts or if_id"
                 );
                 reader.report.add(span, text);
                 return;
             }
-            seen.traps.push((*local, *remote, name.clone()));
+            seen.traps.push(((*local, *remote, if_id), name.clone()));
         }
     }
 }

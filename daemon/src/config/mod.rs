@@ -267,14 +267,17 @@ fn connection_tables(
     out
 }
 
+/// Packets from here to there, by the XFRM interface of this number if there is one.
+type Caught = (TrafficSelector, TrafficSelector, Option<u64>);
+
 /// What connections have to fit: the data plane, and what must differ from one to the next.
 struct Seen {
     /// the data plane that the operator wants
     dataplane: PlaneChoice,
     names: Vec<String>,
     pools: Vec<(IpNet, String)>,
-    /// the packets that bring a connection up, from here to there, and its name
-    traps: Vec<(TrafficSelector, TrafficSelector, String)>,
+    /// the packets that bring a connection up, and its name
+    traps: Vec<(Caught, String)>,
 }
 
 /// A network as the operator may write it: with a prefix length, or one address.

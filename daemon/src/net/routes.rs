@@ -396,7 +396,14 @@ impl Routes {
             }
         }
         for (key, _) in self.made.routes.clone() {
-            if !goal.routes.contains_key(&key) && note(self.remove_route(key).await) {
+            if goal.routes.contains_key(&key) {
+                continue;
+            }
+            // Another way to the network has taken its place already.
+            let mut others = self.made.routes.keys().filter(|other| **other != key);
+            let replaced =
+                key.1.is_inside() && others.any(|(net, to)| *net == key.0 && to.is_inside());
+            if replaced || note(self.remove_route(key).await) {
                 self.made.routes.remove(&key);
             }
         }

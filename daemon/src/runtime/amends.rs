@@ -7,20 +7,24 @@ use tracing::warn;
 
 use super::Daemon;
 
-/// The least time between two comparisons: each reads all states and policies.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The least time between two comparisons: each reads all states and policies. It doubles with each that
+/// fails, up to the second.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// When the next comparison is due.
 #[derive(Debug, Default)]
 pub(super) struct Amends {
     last: Option<Instant>,
+    /// in a row
+    failures: u32,
     due: Option<Instant>,
 }
 
 impl Amends {
     /// Something is not as it was left.
     pub(super) fn want(&mut self, now: Instant) {
-        let earliest = self.last.map_or(now, |last| now.max(last + PAUSE));
+        let pause = PAUSE.0.saturating_mul(1 << self.failures.min(6)).min(PAUSE.1);
+        let earliest = self.last.map_or(now, |last| now.max(last + pause));
         self.due = Some(self.due.map_or(earliest, |due| due.min(earliest)));
     }
 
@@ -36,6 +40,14 @@ impl Amends {
         }
         is_due
     }
+
+    /// It has been done, or could not be.
+    fn end(&mut self, now: Instant, done: bool) {
+        self.failures = if done { 0 } else { self.failures.saturating_add(1) };
+        if !done {
+            self.want(now);
+        }
+    }
 }
 
 impl Daemon {
@@ -44,9 +56,10 @@ impl Daemon {
         if !self.amends.begin(Instant::now()) {
             return;
         }
-        if let Err(e) = self.plane.reconcile().await {
+        let result = self.plane.reconcile().await;
+        self.amends.end(Instant::now(), result.is_ok());
+        if let Err(e) = result {
             warn!("what the data plane has is not known, and is looked at again: {e}");
-            self.amends.want(Instant::now());
         }
     }
 }
@@ -73,5 +86,16 @@ mod tests {
         assert!(amends.begin(at(1000)) && !amends.begin(at(1000)), "once");
         amends.want(at(5000));
         assert!(amends.begin(at(5000)), "after quiet times at once");
+        let mut now = 5000;
+        for seconds in [2, 4, 8, 16, 32, 60, 60] {
+            amends.end(at(now), false);
+            now += seconds * 1000;
+            assert_eq!(amends.due(), Some(at(now)));
+            assert!(amends.begin(at(now)));
+        }
+        amends.end(at(now), true);
+        assert_eq!(amends.due(), None);
+        amends.want(at(now));
+        assert_eq!(amends.due(), Some(at(now + 1000)));
     }
 }

@@ -151,6 +151,8 @@ impl Case {
         let out = &running.out;
         if lived.is_err() {
             running.ends.write_states(out);
+            // The next case finds none.
+            let _ = self.interfaces(stage.topology, false);
         }
         lived?;
         if !self.act.ends_the_client() {
@@ -207,6 +209,34 @@ impl Case {
         Ok(())
     }
 
+    /// Fails unless packets have passed the XFRM interfaces both ways, by states of their number.
+    fn interfaces_are_used(&self, topology: &Topology) -> Result<()> {
+        for node in [Node::Client, Node::Gateway] {
+            let Some(if_id) = self.tunnel.side(node).if_id else { continue };
+            let shown = |arguments: &[&str]| {
+                process::output(
+                    topology.command(node, "ip").args(arguments),
+                    Duration::from_secs(10),
+                )
+            };
+            let states = shown(&["xfrm", "state", "list", "nokeys"])?;
+            if !states.contains(&format!("if_id {if_id:#x}")) {
+                return Err(fail!("no state of the {} has if_id {if_id}", node.name()));
+            }
+            for direction in ["rx", "tx"] {
+                let name = format!("/sys/class/net/ipsec0/statistics/{direction}_packets");
+                let count = process::output(
+                    topology.command(node, "cat").arg(&name),
+                    Duration::from_secs(10),
+                )?;
+                if count.trim().parse::<u64>().ok().is_none_or(|count| count == 0) {
+                    return Err(fail!("{}: {name}: {}", node.name(), count.trim()));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn live(&self, running: &mut Running<'_>) -> Result<()> {
         if self.tunnel.gateway.cookies {
             stranger::ask(running.stage.topology)?;
@@ -255,6 +285,7 @@ impl Case {
         self.dns_is_known(running, &client)?;
         self.shown_by(running, &[client, gateway], false)?;
         self.act.perform(running)?;
+        self.interfaces_are_used(running.stage.topology)?;
         if self.act.ends_the_tunnel() {
             return Ok(());
         }

@@ -82,6 +82,12 @@ pub(super) fn forget_larva() -> Request {
     state::delete(Key { destination: nowhere().1, spi: SPI })
 }
 
+/// The same, and whatever has asked for it in the meantime: that has no SPI to be deleted by before it is
+/// given one.
+pub(super) fn forget_larvae() -> Vec<Request> {
+    vec![forget_larva(), larva(), forget_larva()]
+}
+
 /// What is held back at the moment.
 pub(super) struct Held {
     before: Before,

@@ -327,7 +327,7 @@ impl KernelPlane {
             result = result.and(self.take_out(id));
         }
         if self.larva.take().is_some() {
-            let _ = self.xfrm.request("deleting a state", hold::forget_larva());
+            let _ = self.xfrm.requests("deleting a state", hold::forget_larvae());
         }
         self.task.abort();
         result.and(device::delete(&mut self.route, &self.config.device))
@@ -347,16 +347,18 @@ impl KernelPlane {
         let request = state::put(XFRM_MSG_NEWSA, sa, side, place, replay, mark, limits)?;
         let result = self.xfrm.request(operation, request);
         // Without a device that can the kernel mostly does it by itself; some drivers refuse.
-        match &result {
+        let refused = match result {
             Err(error) if state::offloads(sa, place) && error.errno() != Some(libc::EEXIST) => {
-                tracing::info!(%error, id = ?sa.id, "no offload: the kernel does ESP itself");
+                error
             }
-            _ => return result,
-        }
+            result => return result,
+        };
         let mut plain = sa.clone();
         plain.carriage.offload = false;
         let request = state::put(XFRM_MSG_NEWSA, &plain, side, place, replay, mark, limits)?;
-        self.xfrm.request(operation, request)
+        self.xfrm.request(operation, request)?;
+        tracing::info!(error = %refused, id = ?sa.id, "no offload: the kernel does ESP itself");
+        Ok(())
     }
 
     /// Changes ports and limits, the latter to those of a state that `began` after so much, and the

@@ -21,7 +21,8 @@
 //! this too. Two states with one key that have both sent up to 2^k packets repeat an IV with
 //! probability 2^(k-64), whether or not their sequence numbers overlap. With 2^20 packets and 64
 //! moves that is 2^-33; an SA that moves more often or carries more should be rekeyed. Where only
-//! ports change, the state is updated in place and keeps its salt.
+//! ports change, the state is updated in place and keeps its salt. A network card that does ESP has no
+//! such salt: there it counts that no number is used twice, and far more of them are left out.
 //!
 //! Limits: new states count what they carry from zero, so that each gets what those before it have
 //! left of the limits, and a CHILD_SA that moves often has its successor in time all the same
@@ -46,6 +47,10 @@ const LINGER: u64 = 5;
 /// Outbound sequence numbers left out when a state is deleted and added while packets are sent: more
 /// than are sent between reading the last number and the switch, and fewer than a replay window spans.
 const SKIP: u32 = 1024;
+
+/// The same where a network card does ESP: it is fast, telling it of a state takes long, and it may take the
+/// sequence number for the IV as it is.
+const SKIP_OFFLOADED: u32 = 1 << 20;
 
 /// CHILD_SAs that are held back together: some 100 µs each, and what comes meanwhile has to fit into
 /// a queue of 100 packets.
@@ -450,7 +455,12 @@ impl KernelPlane {
 
     /// Sequence numbers to leave out between an outbound state and the one that takes its place.
     fn skip(&self, sa: &ChildSa) -> u32 {
-        if self.held.is_some() && sa.carriage.if_id.is_none() { 0 } else { SKIP }
+        let held = self.held.is_some() && sa.carriage.if_id.is_none();
+        match (held, sa.carriage.offload) {
+            (true, _) => 0,
+            (false, true) => SKIP_OFFLOADED,
+            (false, false) => SKIP,
+        }
     }
 
     /// Makes room for an inbound state where an earlier move has left one behind.

@@ -37,10 +37,11 @@ fn two_connections_that_wait_for_one_packet_are_a_mistake() {
         problems(&text),
         [
             "b.toml:19:1: start is \"trap\", and \"one\" waits for packets from 10.7.0.0/16 to 10.1.0.0/16 \
-          too; let one of the two start otherwise, or give each its own local_ts or remote_ts"
+          too; let one of the two start otherwise, or give each its own local_ts, remote_ts or if_id"
         ]
     );
     read(&text.replacen("10.7.0.0/16", "10.8.0.0/16", 1)).expect("each has its own");
+    read(&text.replacen(waits, &format!("{waits}if_id = 7\n"), 1)).expect("each has its own");
 }
 
 #[test]

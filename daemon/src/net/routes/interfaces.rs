@@ -4,7 +4,9 @@
 use std::{collections::BTreeMap, num::NonZeroU32};
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::{InfoData, InfoXfrm, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoXfrm, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use tracing::warn;
 
 use super::{Link, Routes, wanted::Kind};
@@ -52,7 +54,8 @@ impl Routes {
         let failed = |e| NetError::new("list links", &e);
         let (mut found, mut name) = (None, None);
         while let Some(link) = links.try_next().await.map_err(failed)? {
-            if if_id(&link) != Some(wanted) {
+            // The kernel takes no route to one that is down; once that is up it is told (RTM_NEWLINK).
+            if if_id(&link) != Some(wanted) || !link.header.flags.contains(LinkFlags::Up) {
                 continue;
             }
             let index = link.header.index;
@@ -65,8 +68,8 @@ impl Routes {
         let known = self.interfaces.0.insert(wanted, name);
         if found.is_none() && known.is_none_or(|known| known.is_some()) {
             warn!(
-                "no XFRM interface here has if_id {wanted}, so that no route leads to it; to make one: `ip \
-                 link add ipsec0 type xfrm dev lo if_id {wanted}`, `ip link set ipsec0 up`"
+                "no XFRM interface here that is up has if_id {wanted}, so that no route leads to it; to make one: \
+                 `ip link add ipsec0 type xfrm dev lo if_id {wanted}`, `ip link set ipsec0 up`"
             );
         }
         Ok(found)

@@ -101,9 +101,13 @@ impl Wanted {
     /// What there is to be in the kernel for it.
     pub(super) fn state(&self, raw_esp: bool, locals: &[LocalAddress]) -> State {
         let mut state = State::default();
+        // One network has one way in: of several the first, which the kernel would otherwise replace by the last.
+        let mut ways = BTreeMap::new();
+        let mut leads = |net: &IpNet, to: Kind| *ways.entry(*net).or_insert(to) == to;
         for child in self.children.values() {
             state.addresses.extend(&child.addresses);
-            for (net, source) in &child.routes {
+            state.routes.extend(closed(&child.routes, child.to));
+            for (net, source) in child.routes.iter().filter(|(net, _)| leads(net, child.to)) {
                 let mtu = child.outer.inner_mtu(locals, !net.addr().is_ipv4());
                 let inner = Inner { source: *source, mtu: Some(mtu) };
                 let route = state.routes.entry((*net, child.to)).or_insert(inner);
@@ -113,7 +117,8 @@ impl Wanted {
         }
         for (id, routes) in &self.traps {
             let to = Kind::to(self.trap_interfaces.get(id).copied());
-            for (net, source) in routes {
+            state.routes.extend(closed(routes, to));
+            for (net, source) in routes.iter().filter(|(net, _)| leads(net, to)) {
                 let inner = Inner { source: *source, mtu: None };
                 state.routes.entry((*net, to)).or_insert(inner);
             }
@@ -135,6 +140,16 @@ impl Wanted {
         }
         state
     }
+}
+
+/// What is led to an XFRM interface is closed otherwise: without that, no policy keeps a packet from leaving
+/// in clear.
+fn closed(
+    routes: &[(IpNet, Option<IpAddr>)],
+    to: Kind,
+) -> impl Iterator<Item = ((IpNet, Kind), Inner)> {
+    let bound = routes.iter().filter(move |_| matches!(to, Kind::Interface(_)));
+    bound.map(|(net, _)| ((*net, Kind::Block), Inner::default()))
 }
 
 /// What `sa` needs; `own` are the addresses of this machine, one of which is the source of what it
@@ -260,7 +275,8 @@ mod tests {
         wanted.children.insert(ChildId(1), child(&bound, &[]));
         let state = wanted.state(true, &[]);
         let kinds: Vec<Kind> = state.routes.keys().map(|(_, kind)| *kind).collect();
-        assert_eq!(kinds, [Kind::Interface(if_id.unwrap())]);
+        let bound_and_closed = [Kind::Interface(if_id.unwrap()), Kind::Block];
+        assert_eq!(kinds, bound_and_closed);
         assert_eq!(state.addresses, ips(&["10.9.0.1"]).into_iter().collect());
         assert!(state.rules.contains(&Rule::Inner { ipv4: true }));
         wanted.children.clear();
@@ -268,7 +284,24 @@ mod tests {
         wanted.trap_interfaces.insert(7, if_id.unwrap());
         let kinds: Vec<Kind> =
             wanted.state(true, &[]).routes.keys().map(|(_, kind)| *kind).collect();
-        assert_eq!(kinds, [Kind::Interface(if_id.unwrap())]);
+        assert_eq!(kinds, bound_and_closed);
+    }
+
+    #[test]
+    fn of_two_interfaces_for_one_network_the_first_has_the_route_and_then_the_other() {
+        let mut wanted = Wanted::default();
+        for id in [1, 2] {
+            let mut bound = sa(id, "10.9.0.1/32", "10.1.0.0/16", &[]);
+            bound.carriage.if_id = NonZeroU32::new(40 + id as u32);
+            wanted.children.insert(ChildId(id), child(&bound, &[]));
+        }
+        let leads = |wanted: &Wanted| -> Vec<Kind> {
+            let state = wanted.state(true, &[]);
+            state.routes.keys().map(|(_, kind)| *kind).filter(|kind| kind.is_inside()).collect()
+        };
+        assert_eq!(leads(&wanted), [Kind::to(NonZeroU32::new(41))]);
+        wanted.children.remove(&ChildId(1));
+        assert_eq!(leads(&wanted), [Kind::to(NonZeroU32::new(42))]);
     }
 
     #[test]
