@@ -24,6 +24,8 @@ use crate::{net::NetError, tool::ToolError};
 pub(super) struct Guard {
     /// which are tried, in this order
     means: &'static [Means],
+    /// the tunnel device's name, if there is one
+    device: Option<String>,
     exits: Exits,
     closed: BTreeSet<IpNet>,
     /// the exits are others than those that the rules know
@@ -58,15 +60,34 @@ impl Means {
 impl Guard {
     /// For the tunnel device of this name; nothing is done yet.
     pub(super) fn new(device: &str, kernel_esp: bool, means: &'static [Means]) -> Self {
-        let devices = [device.to_owned()].into_iter().filter(|name| !name.is_empty()).collect();
-        let exits = Exits { devices, kernel_esp };
-        Guard { means, exits, closed: BTreeSet::new(), outdated: false, left: false, made: None }
+        let device = Some(device.to_owned()).filter(|name| !name.is_empty());
+        let exits = Exits { devices: device.iter().cloned().collect(), kernel_esp };
+        Guard {
+            means,
+            device,
+            exits,
+            closed: BTreeSet::new(),
+            outdated: false,
+            left: false,
+            made: None,
+        }
     }
 
-    /// Lets packets pass by these interfaces besides, from the next [`Guard::set`] on; whether that is news.
+    /// Lets packets pass by these interfaces besides the tunnel device, from the next [`Guard::set`] on; whether
+    /// that is news.
     pub(super) fn let_pass(&mut self, interfaces: BTreeSet<String>) -> bool {
-        self.outdated |= !interfaces.is_subset(&self.exits.devices);
-        self.exits.devices.extend(interfaces);
+        let (mut devices, odd): (BTreeSet<String>, BTreeSet<String>) =
+            interfaces.into_iter().partition(|name| is_plain(name));
+        devices.extend(self.device.clone());
+        if devices != self.exits.devices {
+            for name in odd {
+                tracing::warn!(
+                    "the packet filter can't be told to let {name:?} pass: give it a plain name"
+                );
+            }
+            self.exits.devices = devices;
+            self.outdated = true;
+        }
         self.outdated
     }
 
@@ -97,9 +118,8 @@ impl Guard {
         if self.closed == nets && self.holds() && !self.outdated {
             return Ok(());
         }
-        self.outdated = false;
         if nets.is_empty() {
-            self.closed = nets;
+            (self.closed, self.outdated) = (nets, false);
             return self.remove().await;
         }
         self.exits.check_name()?;
@@ -110,6 +130,7 @@ impl Guard {
             match self.close_by(*means).await {
                 Ok(listed) => {
                     self.made = Some((*means, listed));
+                    self.outdated = false;
                     if was != Some(*means) {
                         remove_others(*means).await;
                     }
@@ -171,15 +192,19 @@ impl Guard {
 impl Exits {
     /// The device's name goes into the rules, where more than letters would mean something.
     fn check_name(&self) -> Result<(), NetError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "_.@-".contains(c);
-        let odd = |device: &&String| !device.chars().all(plain) || device.starts_with('-');
-        match self.devices.iter().find(odd) {
+        match self.devices.iter().find(|device| !is_plain(device)) {
             None => Ok(()),
             Some(device) => Err(refused(format!(
                 "the packet filter can't be told of a device with the name {device:?}"
             ))),
         }
     }
+}
+
+/// Whether a device's name means nothing else to the packet filter.
+fn is_plain(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.@-".contains(c);
+    name.chars().all(plain) && !name.starts_with('-')
 }
 
 /// Removes what an earlier run has made by others than these means.
@@ -220,5 +245,18 @@ mod tests {
         }
         let none = Exits { devices: BTreeSet::new(), kernel_esp: false };
         assert!(none.check_name().is_ok());
+    }
+
+    #[test]
+    fn interfaces_that_are_gone_pass_no_more_and_odd_names_never() {
+        let mut guard = Guard::new("bewick0", true, Means::ALL);
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
+        assert!(!guard.let_pass(names(&[])) && !guard.let_pass(names(&["a+b#\""])));
+        assert!(guard.let_pass(names(&["ipsec0", "a+b#\""])));
+        assert_eq!(guard.exits.devices, names(&["bewick0", "ipsec0"]));
+        guard.outdated = false;
+        assert!(!guard.let_pass(names(&["ipsec0"])));
+        assert!(guard.let_pass(names(&[])));
+        assert_eq!(guard.exits.devices, names(&["bewick0"]));
     }
 }

@@ -55,7 +55,8 @@ impl Pair {
         suite: EspSuite,
         place: (Path, bool),
     ) -> Result<()> {
-        for (plane, host) in [(&mut self.a, Host::A), (&mut self.b, Host::B)] {
+        // What waits at a goes as soon as a can send it, and b has to take it.
+        for (plane, host) in [(&mut self.b, Host::B), (&mut self.a, Host::A)] {
             let (esn, limits, carriage) = (self.esn, self.limits, self.carriage);
             let sa = ChildSa { esn, limits, carriage, ..child(suite, place, host) };
             runtime.block_on(plane.install(&sa))?;
