@@ -66,18 +66,19 @@ pub struct Captured {
 }
 
 impl Capture {
-    /// Starts `tcpdump`, a command that runs on the router, with its file in `out`.
+    /// Starts `tcpdump`, a command that runs on the router, with its file in `out`, of what the filter lets pass.
     ///
     /// # Errors
     /// It does not start.
-    pub fn start(mut tcpdump: Command, out: &Path) -> Result<Self> {
+    pub fn start(mut tcpdump: Command, out: &Path, filter: &str) -> Result<Self> {
         let file = out.join(FILE);
         // A capture may be short: nothing waits in a buffer. The buffer has room for as many packets as it has
         // for as long as they may be: 2048 octets, and none is dropped.
         tcpdump
             .args(["--immediate-mode", "-i", "any", "-n", "-U", "-s", "2048", "-B", "16384"])
             .args(["-Z", "root", "-w"])
-            .arg(&file);
+            .arg(&file)
+            .args(Some(filter).filter(|filter| !filter.is_empty()));
         let log = out.join("tcpdump.log");
         let mut daemon = Daemon::start(&mut tcpdump, &log)?;
         process::eventually(Duration::from_secs(10), || {

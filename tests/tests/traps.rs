@@ -198,6 +198,23 @@ fn rfc_4301_5_1_a_peer_that_deletes_at_once_is_not_asked_in_a_loop() {
 }
 
 #[test]
+fn rfc_4301_5_1_a_packet_that_comes_right_after_a_delete_is_not_forgotten() {
+    let mut lab = trapped(sites());
+    lab.world.caught(lab.client, 0, packet("10.1.0.9"));
+    lab.ms(200);
+    assert!(lab.is_up(), "{}", lab.story());
+    lab.world.command(lab.gateway, Command::Down(CONNECTION)).expect("down");
+    lab.ms(200);
+    // No other packet comes: this one may be the first of three that a program sends.
+    lab.world.caught(lab.client, 0, packet("10.1.0.9"));
+    lab.ms(100);
+    assert!(!lab.is_up(), "too soon");
+    lab.seconds(2);
+    assert!(lab.is_up(), "{}", lab.story());
+    assert_eq!((lab.count(lab.client, "connecting"), lab.count(lab.client, "held-off")), (2, 0));
+}
+
+#[test]
 fn rfc_4301_5_1_what_the_data_plane_can_not_catch_is_asked_for_again() {
     let mut lab = trapped(sites());
     let before = set(&lab, 0);

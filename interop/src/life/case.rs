@@ -129,7 +129,10 @@ impl Case {
         verdict: &mut CaseVerdict,
     ) -> Result<()> {
         fs::create_dir_all(out).context(out.display())?;
-        let capture = stage.topology.capture(out)?;
+        let capture = match self.act {
+            Act::Travel(Travel::Transfer) => stage.topology.capture_some(out)?,
+            _ => stage.topology.capture(out)?,
+        };
         if matches!(self.act, Act::Meet { .. }) {
             // Lifted once both have started.
             stage.topology.silence(&stage.topology.uplink_of(FIRST_UPLINK.into())?)?;

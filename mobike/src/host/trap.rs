@@ -43,6 +43,8 @@ pub(super) struct Trap {
     brief: u32,
     /// when it is set again
     again_at: Option<Time>,
+    /// a packet that came a moment too soon: it is tried for by then, as it may still wait
+    early: Option<Packet>,
 }
 
 impl Trap {
@@ -123,6 +125,7 @@ impl Host {
         if just_now.is_some() || going {
             let at = just_now.unwrap_or(now) + between;
             trap.again_at = Some(at);
+            trap.early = (between == BETWEEN).then_some(packet);
             if between > BETWEEN {
                 let after = at.since(now);
                 self.event(Event::HeldOff { connection, child, after });
@@ -226,12 +229,19 @@ impl Host {
 
     /// Sets again what is due.
     pub(super) fn on_trap_timeout(&mut self, now: Time) {
+        let mut early = Vec::new();
         for ((connection, child), trap) in &mut self.traps {
             if trap.again_at.is_some_and(|at| at <= now) {
                 trap.again_at = None;
                 let (connection, child) = (*connection, *child);
-                self.outputs.push_back(Output::SetTrap { connection, child });
+                match trap.early.take() {
+                    Some(packet) => early.push((connection, child, packet)),
+                    None => self.outputs.push_back(Output::SetTrap { connection, child }),
+                }
             }
+        }
+        for (connection, child, packet) in early {
+            self.on_acquire(now, connection, child, packet);
         }
     }
 

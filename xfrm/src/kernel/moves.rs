@@ -10,7 +10,8 @@
 //!
 //! Outbound, a state is known by the peer's address and the SPI. MIGRATE replaces it together with
 //! the policy's template. Where that is not possible (no MIGRATE in the kernel, a reqid that two
-//! CHILD_SAs share during a rekey, UDP encapsulation that ends), it is deleted and added. For the
+//! CHILD_SAs share during a rekey, UDP encapsulation that ends, an XFRM interface, whose packets can't be
+//! held back), it is deleted and added. For the
 //! time of either, packets wait in the kernel (see [`super::hold`]): what takes a state's place goes
 //! on from its last sequence number, and what was sent between reading that and the switch would bear
 //! numbers that come again, or find no state. Where packets can't be held back, deleting and adding
@@ -228,6 +229,8 @@ impl KernelPlane {
             && !encap_ends
             // MIGRATE leaves the device behind.
             && !state::offloads(sa, to)
+            // What is sent between its copy and the switch would bear numbers that come again.
+            && sa.carriage.if_id.is_none()
         {
             let mut before = Vec::new();
             for side in moved(sa, from, to) {
