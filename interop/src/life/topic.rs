@@ -261,14 +261,7 @@ impl Topic {
                 | Topic::MoveDuringQuestion
         );
         (!in_guest && !slow)
-            || matches!(
-                self,
-                Topic::Moves
-                    | Topic::SilentPath
-                    | Topic::Planned
-                    | Topic::Leaks
-                    | Topic::Interfaces
-            )
+            || matches!(self, Topic::Moves | Topic::SilentPath | Topic::Planned | Topic::Leaks)
     }
 
     /// The network that it wants.
