@@ -1,6 +1,6 @@
 //! One `[[connection]]` table.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{net::IpAddr, num::NonZeroU32, path::Path, time::Duration};
 
 use bewick_ike::{
     Limits, TrafficSelector,
@@ -129,7 +129,7 @@ pub(super) fn read(
             initiator = InitiatorPart::read(reader, remote_ts.as_deref());
             if initiator.start == Start::Trap {
                 let own = (local_ts.as_deref(), remote_ts.as_deref());
-                trap(reader, own, &more_children, seen);
+                trap(reader, own, &more_children, (name, carriage.if_id), seen);
             }
             for key in RESPONDER_KEYS {
                 reader.refuse(key, "is for role = \"responder\"; remove it");
@@ -262,6 +262,7 @@ fn trap(
     reader: &mut TableReader<'_, '_, '_>,
     (local_ts, remote_ts): (Option<&[TrafficSelector]>, Option<&[TrafficSelector]>),
     more: &[ChildConfig],
+    connection: (Option<&str>, Option<NonZeroU32>),
     seen: &mut Seen,
 ) {
     let Some(span) = reader.key_span("start") else { return };
@@ -284,44 +285,41 @@ fn trap(
             child.name
         ),
         _ => {
-            let of = |child: &ChildConfig| match (&child.ts_local, &child.ts_remote) {
-                (Selectors::List(local), Selectors::List(remote)) => Some((local.clone(), remote.clone())),
-                _ => None,
-            };
-            let first = local_ts.zip(remote_ts).map(|(a, b)| (a.to_vec(), b.to_vec()));
-            for (locals, remotes) in first.into_iter().chain(more.iter().filter_map(of)) {
-                catches(reader, &span, &locals, &remotes, seen);
-            }
-            return;
+            let mut all = local_ts.zip(remote_ts).into_iter().chain(more.iter().filter_map(networks_of));
+            let twice = all.find_map(|packets| caught_twice(packets, connection, seen));
+            let Some(problem) = twice else { return };
+            problem
         }
     };
     reader.report.add(&span, problem);
 }
 
-/// A packet brings up one connection.
-fn catches(
-    reader: &mut TableReader<'_, '_, '_>,
-    span: &std::ops::Range<usize>,
-    locals: &[TrafficSelector],
-    remotes: &[TrafficSelector],
-    seen: &mut Seen,
-) {
-    let name = reader.string("name", "a name").map_or("", |field| field.value).to_owned();
-    let if_id = reader.number("if_id", 1..=u32::MAX.into(), "it").map(|field| field.value);
-    for local in locals {
-        for remote in remotes {
-            let same = seen.traps.iter().find(|(key, _)| *key == (*local, *remote, if_id));
-            if let Some((_, owner)) = same {
-                let text = format!(
-                    "start is \"trap\", and {owner:?} waits for packets from {local:?} to {remote:?} too; \
-                     let one of the two start otherwise, or give each its own local_ts, remote_ts or if_id"
-                );
-                reader.report.add(span, text);
-                return;
-            }
-            seen.traps.push(((*local, *remote, if_id), name.clone()));
-        }
+/// What is on this side and on the other, if both are written down.
+fn networks_of(child: &ChildConfig) -> Option<(&[TrafficSelector], &[TrafficSelector])> {
+    match (&child.ts_local, &child.ts_remote) {
+        (Selectors::List(local), Selectors::List(remote)) => Some((local, remote)),
+        _ => None,
     }
+}
+
+/// Why a packet that brings up this connection brings up another one already.
+fn caught_twice(
+    (locals, remotes): (&[TrafficSelector], &[TrafficSelector]),
+    (name, if_id): (Option<&str>, Option<NonZeroU32>),
+    seen: &mut Seen,
+) -> Option<String> {
+    for (local, remote) in locals.iter().flat_map(|local| remotes.iter().map(move |it| (local, it)))
+    {
+        let packets = (*local, *remote, if_id);
+        if let Some((_, owner)) = seen.traps.iter().find(|(other, _)| *other == packets) {
+            return Some(format!(
+                "start is \"trap\", and {owner:?} waits for packets from {local:?} to {remote:?} too; let one \
+                 of the two start otherwise, or give each its own local_ts, remote_ts or if_id"
+            ));
+        }
+        seen.traps.push((packets, name.unwrap_or_default().to_owned()));
+    }
+    None
 }
 
 /// What only a responder has.

@@ -16,6 +16,7 @@ pub mod uplink;
 
 use bewick_ike::{TrafficSelector, endpoint::HalfOpenLimits};
 use std::{
+    num::NonZeroU32,
     ops::Range,
     path::{Path, PathBuf},
     str::FromStr,
@@ -268,7 +269,7 @@ fn connection_tables(
 }
 
 /// Packets from here to there, by the XFRM interface of this number if there is one.
-type Caught = (TrafficSelector, TrafficSelector, Option<u64>);
+type Caught = (TrafficSelector, TrafficSelector, Option<NonZeroU32>);
 
 /// What connections have to fit: the data plane, and what must differ from one to the next.
 struct Seen {

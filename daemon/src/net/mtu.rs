@@ -67,17 +67,7 @@ impl Outer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn local(address: &str, mtu: u32) -> LocalAddress {
-        LocalAddress {
-            address: address.parse().unwrap(),
-            ifindex: 1,
-            interface: "eth0".into(),
-            metric: None,
-            gateway: None,
-            mtu,
-        }
-    }
+    use crate::net::tests::local;
 
     const V4: &str = "192.0.2.1";
     const V6: &str = "2001:db8::1";

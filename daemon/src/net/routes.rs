@@ -203,11 +203,8 @@ impl Routes {
     ) -> Result<(), NetError> {
         let mut routes = towards(ts_local, ts_remote, own);
         routes.retain(|(net, _)| exists(net));
-        self.attempt(|wanted| {
-            wanted.traps.insert(id, routes);
-            wanted.trap_interfaces.extend(if_id.map(|if_id| (id, if_id)));
-        })
-        .await?;
+        let trap = (Kind::to(if_id), routes);
+        self.attempt(|wanted| drop(wanted.traps.insert(id, trap))).await?;
         self.let_interfaces_pass().await;
         Ok(())
     }
@@ -228,7 +225,6 @@ impl Routes {
     /// Ends [`Routes::trap`].
     pub async fn untrap(&mut self, id: u32) -> Result<(), NetError> {
         self.wanted.traps.remove(&id);
-        self.wanted.trap_interfaces.remove(&id);
         self.reconcile().await
     }
 
@@ -325,7 +321,6 @@ impl Routes {
     pub async fn shutdown(&mut self) -> Result<bool, NetError> {
         self.wanted.children.clear();
         self.wanted.traps.clear();
-        self.wanted.trap_interfaces.clear();
         self.wanted.blocks.retain(|_, block| block.stays);
         let result = self.reconcile().await;
         let result = result.and(self.uplinks.refresh(&[]).await);

@@ -36,6 +36,18 @@ fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Handle) -> F + Send + 
     thread.join().unwrap();
 }
 
+/// One of our addresses, on an uplink of this MTU.
+pub(super) fn local(address: &str, mtu: u32) -> LocalAddress {
+    LocalAddress {
+        address: address.parse().unwrap(),
+        ifindex: 1,
+        interface: "eth0".into(),
+        metric: None,
+        gateway: None,
+        mtu,
+    }
+}
+
 async fn index(handle: &Handle, name: &str) -> u32 {
     let mut links = handle.link().get().match_name(name).execute();
     links.try_next().await.unwrap().unwrap().header.index

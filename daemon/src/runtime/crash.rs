@@ -2,16 +2,17 @@
 //! the daemon which comes after a crash can say what the one before has said.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
+    fs::{DirBuilder, File, OpenOptions},
+    io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use bewick_ike::{CrashSecrets, Secret, crash::GENERATIONS};
 use rustix::fs::{FlockOperation, flock};
 use zeroize::Zeroizing;
 
+use super::whole;
 use crate::config::secret;
 
 /// The octets of one secret.
@@ -48,7 +49,7 @@ pub(super) fn open(folder: &Path) -> Result<Kept, String> {
         format!("another daemon uses {}: give each a state_dir of its own", folder.display())
     })?;
     if !path.try_exists().map_err(|e| told("can't look for", &path, e))? {
-        draw(folder, &path).map_err(|e| told("can't write", &path, e))?;
+        draw(&path).map_err(|e| told("can't write", &path, e))?;
     }
     let octets = secret::file("the secret of crash tokens", &path, true)?;
     if octets.is_empty() || octets.len() % LEN != 0 || octets.len() > LEN * GENERATIONS {
@@ -63,25 +64,20 @@ pub(super) fn open(folder: &Path) -> Result<Kept, String> {
     Ok(Kept { secrets: CrashSecrets(secrets), _lock: lock })
 }
 
-/// Draws a secret. The file is there whole or not at all.
-fn draw(folder: &Path, path: &Path) -> io::Result<()> {
+/// Draws a secret.
+fn draw(path: &Path) -> io::Result<()> {
     let mut octets = Zeroizing::new([0; LEN]);
     getrandom::fill(&mut *octets).map_err(io::Error::other)?;
-    let new: PathBuf = folder.join("crash-secret.new");
-    match fs::remove_file(&new) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(&*octets)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(folder)?.sync_all()
+    whole::put(path, &*octets)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, PermissionsExt},
+        path::PathBuf,
+    };
 
     use super::*;
 

@@ -3,14 +3,16 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
+    fs::{DirBuilder, File},
+    io::{self, Read},
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use tracing::{debug, info};
+
+use super::whole;
 
 /// More than the names of any configuration take.
 const LONGEST: u64 = 1 << 20;
@@ -50,7 +52,7 @@ impl Gateways {
         found
     }
 
-    /// The file is there whole or not at all. An address needs no name: it is none that is kept.
+    /// An address needs no name: it is none that is kept.
     fn write(&self) -> io::Result<()> {
         let mut text = String::new();
         for (name, addresses) in &self.known {
@@ -61,15 +63,7 @@ impl Gateways {
         }
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let new = self.path.with_extension("new");
-        match fs::remove_file(&new) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)
+        whole::put(&self.path, text.as_bytes())
     }
 }
 
@@ -88,7 +82,7 @@ fn parse(line: &str) -> Option<(String, Vec<IpAddr>)> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::{fs, os::unix::fs::MetadataExt};
 
     use super::*;
 

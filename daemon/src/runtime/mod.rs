@@ -13,6 +13,7 @@ mod plane;
 mod record;
 mod status;
 mod trap;
+mod whole;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

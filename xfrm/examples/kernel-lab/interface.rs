@@ -20,8 +20,8 @@ const SHOWN: &str = "if_id 0x2a";
 
 const GCM: EspSuite = EspSuite::AesGcm16 { key_bits: 128 };
 
-fn pair(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<Pair> {
-    let mut pair = Pair::open(runtime, avoid_migrate)?;
+fn pair(runtime: &tokio::runtime::Runtime) -> Result<Pair> {
+    let mut pair = Pair::open(runtime, false)?;
     pair.carriage.if_id = Some(IF_ID);
     Ok(pair)
 }
@@ -42,7 +42,7 @@ fn all_bear_it(what: &str) -> Result<()> {
 }
 
 /// What can be seen without an interface.
-pub fn if_id(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
+pub fn if_id(runtime: &tokio::runtime::Runtime) -> Result<()> {
     // What one that was killed has left is found, although the kernel wants the number to be named.
     let [selector, ours] =
         [["src", "10.0.1.1/32", "dst", "10.0.2.1/32"], ["index", "0x70e00009", "if_id", "42"]];
@@ -50,8 +50,8 @@ pub fn if_id(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<(
     let template = ["tmpl", "src", A0, "dst", B0, "proto", "esp", "reqid", "7", "mode", "tunnel"];
     ip(&[&policy[..], &selector, &["dir", "out"], &ours, &template].concat())?;
 
-    let mut pair = pair(runtime, avoid_migrate)?;
-    println!("-- if_id, moves by {}", pair.a.describe().move_method);
+    let mut pair = pair(runtime)?;
+    println!("-- if_id");
     let left = ip(&["-n", "a", "xfrm", "policy", "list", "nosock"])?;
     check(left.is_empty(), "what a killed plane has left for an interface goes")?;
     pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
@@ -100,9 +100,9 @@ fn trap() -> Trap {
 }
 
 /// Packets by a real interface, during moves too; and what comes by it makes the kernel ask.
-pub fn interface(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
-    let mut pair = pair(runtime, avoid_migrate)?;
-    println!("-- interface, moves by {}", pair.a.describe().move_method);
+pub fn interface(runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let mut pair = pair(runtime)?;
+    println!("-- interface");
     let mut events = pair.a.take_events().ok_or("no events")?;
     pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
     check(ping(3)? == 3, "what comes by no interface is not carried")?;

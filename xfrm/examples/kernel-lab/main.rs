@@ -65,8 +65,8 @@ fn main() -> Result<()> {
         ("offload", &|| carriage::offload(&runtime)),
         ("bypass", &|| bypass(&runtime)),
         ("trap", &|| both(&|avoid_migrate| trap::trap(&runtime, avoid_migrate))),
-        ("if_id", &|| both(&|avoid_migrate| interface::if_id(&runtime, avoid_migrate))),
-        (INTERFACE, &|| both(&|avoid_migrate| interface::interface(&runtime, avoid_migrate))),
+        ("if_id", &|| interface::if_id(&runtime)),
+        (INTERFACE, &|| interface::interface(&runtime)),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = wanted.iter().find(|name| parts.iter().all(|part| part.0 != *name)) {

@@ -55,9 +55,8 @@ pub(super) fn request(
     let mut id = policy_id(flow, Direction::Out);
     id.index = 0;
     let octets: Vec<u8> = steps.iter().flat_map(|step| step.octets(reqid)).collect();
-    let request = Request::new(XFRM_MSG_MIGRATE, 0, &id)
-        .attribute(XFRMA_MIGRATE, &[octets.as_slice()])
-        .interface(flow.if_id());
+    let request =
+        Request::new(XFRM_MSG_MIGRATE, 0, &id).attribute(XFRMA_MIGRATE, &[octets.as_slice()]);
     match encapsulation {
         Some(template) => request.xfrm(&XfrmAttrs::EncapsulationTemplate(template)),
         None => request,

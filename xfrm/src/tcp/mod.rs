@@ -205,7 +205,8 @@ impl Shared {
     }
 
     /// Whether one more connection from `remote` may be accepted. Where strangers hold all places, the one
-    /// who has held his for longest makes room: a peer needs two round trips to be none any more.
+    /// who has held his for longest makes room. A peer is a stranger until its IKE_SA stands and that has been
+    /// told ([`TcpStreams::keep`]).
     fn admits(&self, remote: IpAddr) -> bool {
         let connections = self.connections();
         let unused = connections.iter().filter(|(_, one)| !one.is_used() && !one.is_closed());

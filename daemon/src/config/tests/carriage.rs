@@ -40,6 +40,8 @@ fn two_connections_that_wait_for_one_packet_are_a_mistake() {
           too; let one of the two start otherwise, or give each its own local_ts, remote_ts or if_id"
         ]
     );
+    let bad = problems(&format!("{}{waits}if_id = 0\n", client("one")));
+    assert_eq!(bad.len(), 1, "a mistake is told once: {bad:#?}");
     read(&text.replacen("10.7.0.0/16", "10.8.0.0/16", 1)).expect("each has its own");
     read(&text.replacen(waits, &format!("{waits}if_id = 7\n"), 1)).expect("each has its own");
 }

@@ -15,15 +15,15 @@ use crate::net::{LocalAddress, mtu::Outer};
 /// fe80::/10: never beyond the link (RFC 4291 §2.5.6).
 const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
 
+/// Networks, with the address that packets of this machine to them are to have.
+pub(super) type Networks = Vec<(IpNet, Option<IpAddr>)>;
+
 /// What the connections ask for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wanted {
     pub(super) children: BTreeMap<ChildId, Child>,
-    /// where packets are to lead that a CHILD_SA waits for, with the address that those of this machine are
-    /// to have
-    pub(super) traps: BTreeMap<u32, Vec<(IpNet, Option<IpAddr>)>>,
-    /// the XFRM interface of those traps that have one
-    pub(super) trap_interfaces: BTreeMap<u32, NonZeroU32>,
+    /// where packets are to lead that a CHILD_SA waits for
+    pub(super) traps: BTreeMap<u32, (Kind, Networks)>,
     /// by connection, what must not leave in clear
     pub(super) blocks: BTreeMap<String, Block>,
 }
@@ -42,8 +42,7 @@ pub(super) struct Block {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Child {
     pub(super) addresses: Vec<IpAddr>,
-    /// with the address that packets of this machine are to have
-    pub(super) routes: Vec<(IpNet, Option<IpAddr>)>,
+    pub(super) routes: Networks,
     /// where they lead
     pub(super) to: Kind,
     pub(super) outer: Outer,
@@ -115,12 +114,11 @@ impl Wanted {
                 route.mtu = route.mtu.min(Some(mtu));
             }
         }
-        for (id, routes) in &self.traps {
-            let to = Kind::to(self.trap_interfaces.get(id).copied());
-            state.routes.extend(closed(routes, to));
-            for (net, source) in routes.iter().filter(|(net, _)| leads(net, to)) {
+        for (to, routes) in self.traps.values() {
+            state.routes.extend(closed(routes, *to));
+            for (net, source) in routes.iter().filter(|(net, _)| leads(net, *to)) {
                 let inner = Inner { source: *source, mtu: None };
-                state.routes.entry((*net, to)).or_insert(inner);
+                state.routes.entry((*net, *to)).or_insert(inner);
             }
         }
         for net in self.blocks.values().flat_map(|block| &block.nets) {
@@ -254,7 +252,8 @@ mod tests {
     fn what_waits_for_packets_leads_them_to_the_device_before_and_after() {
         let (local, own) = (sa(1, "10.7.0.0/16", "10.1.0.0/16", &[]), ips(&["10.7.0.1"]));
         let mut wanted = Wanted::default();
-        wanted.traps.insert(0, towards(&local.ts_local, &local.ts_remote, &own));
+        let routes = towards(&local.ts_local, &local.ts_remote, &own);
+        wanted.traps.insert(0, (Kind::Device, routes));
         let key = ("10.1.0.0/16".parse().unwrap(), Kind::Device);
         let before = wanted.state(false, &[]);
         assert_eq!(before.routes.get(&key), Some(&Inner { source: Some(own[0]), mtu: None }));
@@ -280,8 +279,8 @@ mod tests {
         assert_eq!(state.addresses, ips(&["10.9.0.1"]).into_iter().collect());
         assert!(state.rules.contains(&Rule::Inner { ipv4: true }));
         wanted.children.clear();
-        wanted.traps.insert(7, towards(&bound.ts_local, &bound.ts_remote, &[]));
-        wanted.trap_interfaces.insert(7, if_id.unwrap());
+        let routes = towards(&bound.ts_local, &bound.ts_remote, &[]);
+        wanted.traps.insert(7, (Kind::to(if_id), routes));
         let kinds: Vec<Kind> =
             wanted.state(true, &[]).routes.keys().map(|(_, kind)| *kind).collect();
         assert_eq!(kinds, bound_and_closed);

@@ -191,14 +191,6 @@ async fn mtus(handle: &Handle) -> Vec<(u8, u32)> {
 fn x_8_inner_routes_have_the_mtu_of_the_path_that_the_tunnel_moves_to() {
     in_namespace(|handle| async move {
         device(&handle).await;
-        let local = |address: &str, mtu| LocalAddress {
-            address: address.parse().unwrap(),
-            ifindex: 1,
-            interface: "eth0".into(),
-            metric: None,
-            gateway: None,
-            mtu,
-        };
         let mut locals = [local("10.1.0.7", 1500), local("2001:db8::7", 1500)];
         let path =
             |local: &str, remote: &str| Path::new(local.parse().unwrap(), remote.parse().unwrap());
@@ -228,6 +220,34 @@ fn x_8_inner_routes_have_the_mtu_of_the_path_that_the_tunnel_moves_to() {
         locals[0].mtu = 1500;
         routes.refresh(&locals).await.unwrap();
         assert_eq!(mtus(&handle).await, [(0, 1400), (48, 1400)]);
+        routes.shutdown().await.unwrap();
+    });
+}
+
+/// Without its interface no policy of the kernel's is for such a packet.
+#[test]
+fn what_is_for_an_xfrm_interface_that_is_not_there_leaves_nowhere() {
+    in_namespace(|handle| async move {
+        uplink(&handle, "eth0", "10.1.0.7", "10.1.0.1", 100).await;
+        let tunnel = device(&handle).await;
+        let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
+        routes.prepare(&[]).await.unwrap();
+        let mut bound = sa();
+        bound.carriage.if_id = std::num::NonZeroU32::new(42);
+        routes.add(&bound, &[]).await.unwrap();
+        let query = || {
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix(INSIDE.parse().unwrap(), 32)
+                .build()
+        };
+        let refused = handle.route().get(query()).execute().try_next().await;
+        assert!(refused.is_err(), "{refused:?}");
+        // One of the same networks without an interface has the way when the first is gone.
+        let free = ChildSa { id: ChildId(2), ..sa() };
+        routes.add(&free, &[]).await.unwrap();
+        assert!(handle.route().get(query()).execute().try_next().await.is_err());
+        routes.remove(bound.id).await.unwrap();
+        assert_eq!(ask(&handle, query()).await.0, Some(tunnel));
         routes.shutdown().await.unwrap();
     });
 }

@@ -131,16 +131,7 @@ async fn told_what_fits(handle: Handle) {
     uplink(&handle, "eth0", "10.1.0.7", "10.1.0.1", 100).await;
     let tunnel = device(&handle).await;
     let host = Host::open(&handle).await;
-    let locals = |mtu| {
-        ["10.1.0.7", "2001:db8::7"].map(|address| LocalAddress {
-            address: address.parse().unwrap(),
-            ifindex: 1,
-            interface: "eth0".into(),
-            metric: None,
-            gateway: None,
-            mtu,
-        })
-    };
+    let locals = |mtu| [local("10.1.0.7", mtu), local("2001:db8::7", mtu)];
     let mut routes = Routes::open("bewick0", true, Vec::new()).await.unwrap();
     routes.prepare(&locals(1500)).await.unwrap();
     let ts = |list: [&str; 2]| {

@@ -9,7 +9,6 @@ use super::{gcm, limits, sent};
 use crate::kernel::{
     hold,
     message::{Request, attribute},
-    migrate::{self, Step},
     policy::{self, DIRECTIONS, Direction, Tag},
     state::{self, Place, Replay, Side},
 };
@@ -48,8 +47,6 @@ fn states_and_policies_of_an_interface_bear_its_number_and_others_do_not() {
         let nowhere = hold::nowhere();
         assert_eq!(bears(policy::trap(tag, &flows[0], 7, nowhere), 168), expected);
         assert_eq!(bears(hold::larval(nowhere, 7, 1, sa.carriage.if_id), 232), expected);
-        let steps = [Step::new(Side::Out, place, place)];
-        assert_eq!(bears(migrate::request(&flows[0], sa.reqid, &steps, None), 64), expected);
     }
 }
 
