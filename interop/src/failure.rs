@@ -73,6 +73,7 @@ from!(
     bewick_ike::auth::TrustError,
     bewick_ike::crypto::CryptoError,
     bewick_ike::wire::IdentityError,
+    bewick_tests::channel::Broken,
     bewick_ike::wire::TooLong,
     bewick_ike::wire::WireError,
     ipnet::AddrParseError,

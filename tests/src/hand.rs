@@ -4,31 +4,26 @@
 use bewick_ike::{
     ActionError, CloseReason, ConnectionId, Endpoint, Event, Output, Path, Random, Role, Time,
     TrafficSelector,
-    crypto::{KeyExchange, Opener, Sealer, SkKeys, derive_ike, psk_auth, signed_octets},
+    crypto::psk_auth,
     extension::Plain,
     wire::{
-        AttributeValue, AuthMethod, CfgType, Configuration, ExchangeType, Flags, Header,
-        Identification, Identity, Message, Payload, Proposal, Protocol, Transform, TransformType,
-        emit_chain, emit_encrypted_prefix, emit_message, parse_chain,
-        proposal::{encr, ke, prf},
+        AttributeValue, AuthMethod, CfgType, Configuration, ExchangeType, Header, Identification,
+        Identity, Message, Payload, Proposal, Protocol, Transform, TransformType, emit_chain,
+        proposal::encr,
     },
 };
 
-use crate::lab::{X25519_GCM, path, psk};
+use crate::{
+    channel::{Channel, Ours, proposal},
+    lab::{X25519_GCM, path, psk},
+};
 
 /// The moment at which all of it happens.
 const NOW: Time = Time::ZERO;
 
 /// The peer, and what has been said so far.
 pub struct Hand {
-    role: Role,
-    spis: (u64, u64),
-    keys: SkKeys,
-    sealer: Sealer,
-    opener: Opener,
-    random: Random,
-    messages: [Vec<u8>; 2],
-    nonces: [Vec<u8>; 2],
+    channel: Channel,
     /// the payloads of the endpoint's IKE_SA_INIT
     pub init: Vec<Payload>,
     /// as responder: the payloads of the endpoint's IKE_AUTH request
@@ -60,21 +55,6 @@ fn way(endpoint: Role) -> Path {
     }
 }
 
-fn proposal() -> Payload {
-    let transforms = vec![
-        Transform::encryption(encr::AES_GCM_16, Some(256)),
-        Transform::new(TransformType::PRF, prf::HMAC_SHA2_384),
-        Transform::new(TransformType::KE, ke::CURVE25519),
-    ];
-    let (protocol, spi) = (Protocol::IKE, Vec::new());
-    Payload::SecurityAssociation(vec![Proposal { number: 1, protocol, spi, transforms }])
-}
-
-fn header(role: Role, spis: (u64, u64), exchange: ExchangeType, message_id: u32) -> Header {
-    let (initiator, response) = (role == Role::Initiator, role == Role::Responder);
-    Header::new(spis, exchange, Flags { initiator, response, version: false }, message_id)
-}
-
 /// What the endpoint sends now, and why it gave up if it did.
 fn outputs(endpoint: &mut Endpoint) -> (Vec<Vec<u8>>, Vec<CloseReason>) {
     let (mut sent, mut reasons) = (Vec::new(), Vec::new());
@@ -95,85 +75,17 @@ fn parse(datagram: &[u8]) -> (Header, Vec<Payload>) {
     (message.header, message.payloads)
 }
 
-/// The public value and the nonce of an IKE_SA_INIT.
-fn exchanged(payloads: &[Payload]) -> (Vec<u8>, Vec<u8>) {
-    let public = payloads.iter().find_map(|payload| match payload {
-        Payload::KeyExchange { data, .. } => Some(data.clone()),
-        _ => None,
-    });
-    let nonce = payloads.iter().find_map(|payload| match payload {
-        Payload::Nonce(nonce) => Some(nonce.clone()),
-        _ => None,
-    });
-    (public.expect("KE"), nonce.expect("Nonce"))
-}
-
-/// Our side of IKE_SA_INIT.
-struct Ours {
-    random: Random,
-    exchange: KeyExchange,
-    nonce: Vec<u8>,
-}
-
-impl Ours {
-    /// Draws from the endpoint's generator, so that no two peers of one endpoint are the same.
-    fn new(endpoint: &mut Endpoint) -> Self {
-        let mut random = Random::from_seed(endpoint.random().array());
-        let exchange = KeyExchange::generate(X25519_GCM.key_exchange, &mut random);
-        let nonce = random.array::<32>().to_vec();
-        Ours { random, exchange, nonce }
-    }
-
-    fn payloads(&self, extra: &[Payload]) -> Vec<Payload> {
-        let group = X25519_GCM.key_exchange.id();
-        let public = Payload::KeyExchange { group, data: self.exchange.public().to_vec() };
-        let mut payloads = vec![proposal(), public, Payload::Nonce(self.nonce.clone())];
-        payloads.extend_from_slice(extra);
-        payloads
-    }
-
-    fn finish(
-        self,
-        role: Role,
-        spis: (u64, u64),
-        messages: [Vec<u8>; 2],
-        init: Vec<Payload>,
-    ) -> Hand {
-        let (public, theirs) = exchanged(&init);
-        let secret = self.exchange.agree(&public).expect("a public value");
-        let nonces = match role {
-            Role::Initiator => [self.nonce, theirs],
-            Role::Responder => [theirs, self.nonce],
-        };
-        let spi = (spis.0.to_be_bytes(), spis.1.to_be_bytes());
-        let [ni, nr] = &nonces;
-        let keys = derive_ike(X25519_GCM, &secret, ni, nr, &spi.0, &spi.1).expect("keys");
-        let ((e, a), (peer_e, peer_a)) = match role {
-            Role::Initiator => ((&keys.ei, &keys.ai), (&keys.er, &keys.ar)),
-            Role::Responder => ((&keys.er, &keys.ar), (&keys.ei, &keys.ai)),
-        };
-        let sealer = Sealer::new(X25519_GCM.encryption, e, a).expect("keys");
-        let opener = Opener::new(X25519_GCM.encryption, peer_e, peer_a).expect("keys");
-        let random = self.random;
-        let (request, reasons) = (Vec::new(), Vec::new());
-        Hand {
-            role,
-            spis,
-            keys,
-            sealer,
-            opener,
-            random,
-            messages,
-            nonces,
-            init,
-            request,
-            reasons,
-            plane_refuses: false,
-        }
-    }
+/// Draws from the endpoint's generator, so that no two peers of one endpoint are the same.
+fn ours(endpoint: &mut Endpoint) -> Ours {
+    Ours::new(Random::from_seed(endpoint.random().array()))
 }
 
 impl Hand {
+    fn new(channel: Channel, init: Vec<Payload>) -> Self {
+        let (request, reasons) = (Vec::new(), Vec::new());
+        Hand { channel, init, request, reasons, plane_refuses: false }
+    }
+
     /// Does IKE_SA_INIT as initiator, with these payloads besides SA, KE and Nonce.
     ///
     /// # Panics
@@ -187,15 +99,16 @@ impl Hand {
     /// # Panics
     /// If it answers something else.
     pub fn try_initiate(endpoint: &mut Endpoint, extra: &[Payload]) -> Option<Hand> {
-        let mut ours = Ours::new(endpoint);
+        let mut ours = ours(endpoint);
         let spi = ours.random.u64() | 1;
-        let head = header(Role::Initiator, (spi, 0), ExchangeType::IKE_SA_INIT, 0);
-        let request = emit_message(&head, &ours.payloads(extra)).expect("it fits");
+        let request = ours.message(Role::Initiator, (spi, 0), extra).expect("it fits");
         endpoint.datagram(NOW, way(Role::Responder), &request, &mut Plain);
         let (mut sent, _) = outputs(endpoint);
         let response = sent.pop()?;
         let (head, init) = parse(&response);
-        Some(ours.finish(Role::Initiator, (head.spi_i, head.spi_r), [request, response], init))
+        let (spis, messages) = ((head.spi_i, head.spi_r), [request, response]);
+        let channel = ours.finish(Role::Initiator, spis, messages, &init).expect("an IKE_SA");
+        Some(Hand::new(channel, init))
     }
 
     /// Lets the endpoint's first connection start, and does IKE_SA_INIT as responder, with these
@@ -204,15 +117,16 @@ impl Hand {
     /// # Panics
     /// If the endpoint does not start.
     pub fn answer(endpoint: &mut Endpoint, extra: &[Payload]) -> Hand {
-        let ours = Ours::new(endpoint);
+        let ours = ours(endpoint);
         let started = endpoint.connect(NOW, ConnectionId(0), way(Role::Initiator), &mut Plain);
         started.expect("its connection");
         let request = outputs(endpoint).0.pop().expect("IKE_SA_INIT");
         let (head, init) = parse(&request);
         let spis = (head.spi_i, 0x3344);
-        let head = header(Role::Responder, spis, ExchangeType::IKE_SA_INIT, 0);
-        let response = emit_message(&head, &ours.payloads(extra)).expect("it fits");
-        let mut hand = ours.finish(Role::Responder, spis, [request, response.clone()], init);
+        let response = ours.message(Role::Responder, spis, extra).expect("it fits");
+        let messages = [request, response.clone()];
+        let channel = ours.finish(Role::Responder, spis, messages, &init).expect("an IKE_SA");
+        let mut hand = Hand::new(channel, init);
         endpoint.datagram(NOW, way(Role::Initiator), &response, &mut Plain);
         let (mut sent, reasons) = outputs(endpoint);
         hand.request = sent.pop().map(|request| hand.open(&request)).unwrap_or_default();
@@ -222,22 +136,12 @@ impl Hand {
 
     /// The octets that our AUTH with this identity covers.
     pub fn signed(&self, identity: &Identity) -> Vec<u8> {
-        self.signed_by(self.role, &identity.to_wire())
+        self.signed_by(self.channel.role, &identity.to_wire())
     }
 
     /// The octets that the AUTH of a side covers.
     pub fn signed_by(&self, role: Role, id: &Identification) -> Vec<u8> {
-        let [request, response] = &self.messages;
-        let [nonce_i, nonce_r] = &self.nonces;
-        let body = id.body();
-        match role {
-            Role::Initiator => {
-                signed_octets(X25519_GCM.prf, &self.keys.pi, request, nonce_r, &body)
-            }
-            Role::Responder => {
-                signed_octets(X25519_GCM.prf, &self.keys.pr, response, nonce_i, &body)
-            }
-        }
+        self.channel.signed_by(role, id)
     }
 
     /// Sends our IKE_AUTH message; gives the payloads of what the endpoint sends thereupon, if it sends
@@ -250,9 +154,9 @@ impl Hand {
         endpoint: &mut Endpoint,
         payloads: &[Payload],
     ) -> (Vec<Payload>, Vec<CloseReason>) {
-        let head = header(self.role, self.spis, ExchangeType::IKE_AUTH, 1);
-        let (first, chain) = emit_chain(payloads).expect("it fits");
-        let message = self.seal(&head, first, &chain);
+        let response = self.channel.role == Role::Responder;
+        let which = (ExchangeType::IKE_AUTH, response, 1);
+        let message = self.channel.seal_payloads(which, payloads).expect("it fits");
         endpoint.datagram(NOW, self.way(), &message, &mut Plain);
         let (mut sent, reasons) = outputs(endpoint);
         let said = sent.pop().map(|message| self.open(&message)).unwrap_or_default();
@@ -267,13 +171,10 @@ impl Hand {
     pub fn say(
         &mut self,
         endpoint: &mut Endpoint,
-        (exchange, response, message_id): (ExchangeType, bool, u32),
-        (first, chain): (u8, &[u8]),
+        which: (ExchangeType, bool, u32),
+        chain: (u8, &[u8]),
     ) -> Said {
-        let initiator = self.role == Role::Initiator;
-        let flags = Flags { initiator, response, version: false };
-        let head = Header::new(self.spis, exchange, flags, message_id);
-        let message = self.seal(&head, first, chain);
+        let message = self.channel.seal(which, chain).expect("it fits");
         endpoint.datagram(NOW, self.way(), &message, &mut Plain);
         self.hear(endpoint)
     }
@@ -287,7 +188,7 @@ impl Hand {
                 Output::Transmit(transmit) => {
                     let (head, _) = parse(&transmit.bytes);
                     // What is for another peer of the endpoint is sealed with keys that are not ours.
-                    if (head.spi_i, head.spi_r) == self.spis {
+                    if (head.spi_i, head.spi_r) == self.channel.spis {
                         let payloads = self.open(&transmit.bytes);
                         match head.flags.response {
                             true => said.answer = Some(payloads),
@@ -311,26 +212,16 @@ impl Hand {
     }
 
     fn way(&self) -> Path {
-        match self.role {
+        match self.channel.role {
             Role::Initiator => way(Role::Responder),
             Role::Responder => way(Role::Initiator),
         }
     }
 
-    fn seal(&mut self, head: &Header, first: u8, chain: &[u8]) -> Vec<u8> {
-        let len = self.sealer.sealed_len(chain.len());
-        let mut message = emit_encrypted_prefix(head, first, len).expect("it fits");
-        let body = self.sealer.seal(&mut self.random, &message, chain).expect("it fits");
-        message.extend(body);
-        message
-    }
-
     fn open(&self, datagram: &[u8]) -> Vec<Payload> {
-        let message = Message::parse(datagram).expect("what an endpoint sends is well formed");
+        let message = self.channel.open(datagram);
         // INVALID_IKE_SPI: there is nobody who could protect it (RFC 7296 §2.21.4).
-        let Some(sealed) = message.encrypted else { return message.payloads };
-        let chain = self.opener.open(sealed.aad, sealed.body).expect("the endpoint's keys");
-        parse_chain(sealed.first_inner, &chain).expect("what an endpoint sends is well formed")
+        message.expect("what an endpoint sends is well formed").unwrap_or_else(|clear| clear)
     }
 }
 

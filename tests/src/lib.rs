@@ -9,13 +9,14 @@
 //! - [`plane`]: a toy data plane that follows the machines, and the measure of its traffic;
 //! - [`pair`]: machines on the network, and the loop that drives them;
 //! - [`node`]: the real machine on the network, or a [`puppet`] that does what a test says;
-//! - [`hand`]: a peer that says in IKE_SA_INIT and IKE_AUTH whatever a test wants;
+//! - [`channel`]: the IKE_SA of a peer by hand; [`hand`]: a peer that says in IKE_SA_INIT and IKE_AUTH whatever a test wants;
 //! - [`pki`]: authorities and certificates;
 //! - [`lab`]: a client with two uplinks, a gateway, NATs where they are wanted;
 //! - [`capture`]: what was seen where, and a pcap file of it.
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod channel;
 pub mod clock;
 pub mod hand;
 pub mod handover;

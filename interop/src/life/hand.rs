@@ -4,17 +4,13 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use bewick_ike::crypto::{
-    IkeEncryption, IkeSuite, KeyExchange, KeyExchangeMethod, Opener, Prf, Sealer, SkKeys,
-    derive_ike, psk_auth, signed_octets, verify_psk_auth,
-};
-use bewick_ike::wire::proposal::{encr, ke, prf};
+use bewick_ike::crypto::{psk_auth, verify_psk_auth};
 use bewick_ike::wire::{
-    AuthMethod, Delete, ExchangeType, Flags, Header, Identification, Message, Notify, NotifyType,
-    Payload, Proposal, Protocol, Transform, TransformType, emit_chain, emit_encrypted_prefix,
-    emit_message, parse_chain,
+    AuthMethod, Delete, ExchangeType, Header, Message, Notify, NotifyType, Payload,
 };
 use bewick_ike::{Random, Role, Secret};
+use bewick_tests::channel::{Channel, Ours};
+use bewick_tests::lab::X25519_GCM;
 
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -22,13 +18,7 @@ use crate::peer::PSK;
 use crate::peer::tunnel::Tunnel;
 use crate::topology::{Node, Topology};
 
-/// In the words of the configurations.
-pub const SUITE: &str = "aes256gcm16-prfsha384-x25519";
-const IKE: IkeSuite = IkeSuite {
-    encryption: IkeEncryption::AesGcm16 { key_bits: 256 },
-    prf: Prf::HmacSha384,
-    key_exchange: KeyExchangeMethod::X25519,
-};
+pub use bewick_tests::channel::SUITE;
 
 /// How long bewick may take to say something.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,15 +28,8 @@ const MARKER: [u8; 4] = [0; 4];
 
 /// The peer.
 pub struct Hand {
-    role: Role,
     sockets: Sockets,
-    spis: (u64, u64),
-    keys: SkKeys,
-    sealer: Sealer,
-    opener: Opener,
-    random: Random,
-    messages: [Vec<u8>; 2],
-    nonces: [Vec<u8>; 2],
+    channel: Channel,
     next: u32,
 }
 
@@ -100,90 +83,20 @@ impl Sockets {
     }
 }
 
-/// An IKE_SA_INIT of ours, and what it rests on.
-struct Ours {
-    random: Random,
-    exchange: KeyExchange,
-    nonce: Vec<u8>,
+fn ours() -> Result<Ours> {
+    let mut seed = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut seed))
+        .context("/dev/urandom")?;
+    Ok(Ours::new(Random::from_seed(seed)))
 }
 
-impl Ours {
-    fn new() -> Result<Self> {
-        let mut seed = [0; 32];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut seed))
-            .context("/dev/urandom")?;
-        let mut random = Random::from_seed(seed);
-        let exchange = KeyExchange::generate(IKE.key_exchange, &mut random);
-        let nonce = random.array::<32>().to_vec();
-        Ok(Self { random, exchange, nonce })
-    }
-
-    /// With hashes that fit nothing, so that bewick takes both ends for translated (RFC 7296 §2.23).
-    fn payloads(&mut self, extra: &[Payload]) -> Vec<Payload> {
-        let transforms = vec![
-            Transform::encryption(encr::AES_GCM_16, Some(256)),
-            Transform::new(TransformType::PRF, prf::HMAC_SHA2_384),
-            Transform::new(TransformType::KE, ke::CURVE25519),
-        ];
-        let (protocol, spi) = (Protocol::IKE, Vec::new());
-        let proposal = Proposal { number: 1, protocol, spi, transforms };
-        let group = IKE.key_exchange.id();
-        let mut payloads = vec![
-            Payload::SecurityAssociation(vec![proposal]),
-            Payload::KeyExchange { group, data: self.exchange.public().to_vec() },
-            Payload::Nonce(self.nonce.clone()),
-        ];
-        for kind in [NotifyType::NAT_DETECTION_SOURCE_IP, NotifyType::NAT_DETECTION_DESTINATION_IP]
-        {
-            payloads.push(Payload::Notify(Notify::new(kind, self.random.array::<20>())));
-        }
-        payloads.extend_from_slice(extra);
-        payloads
-    }
-
-    fn finish(
-        self,
-        role: Role,
-        sockets: Sockets,
-        spis: (u64, u64),
-        messages: [Vec<u8>; 2],
-        init: &[Payload],
-    ) -> Result<Hand> {
-        let mut public = None;
-        let mut theirs = None;
-        for payload in init {
-            match payload {
-                Payload::KeyExchange { data, .. } => public = Some(data.clone()),
-                Payload::Nonce(nonce) => theirs = Some(nonce.clone()),
-                _ => {}
-            }
-        }
-        let (Some(public), Some(theirs)) = (public, theirs) else {
-            return Err(fail!("bewick's IKE_SA_INIT has no KE or no Nonce: {init:?}"));
-        };
-        let nonces = match role {
-            Role::Initiator => [self.nonce, theirs],
-            Role::Responder => [theirs, self.nonce],
-        };
-        let spi = (spis.0.to_be_bytes(), spis.1.to_be_bytes());
-        let secret = self.exchange.agree(&public).context("bewick's public value")?;
-        let [ni, nr] = &nonces;
-        let keys = derive_ike(IKE, &secret, ni, nr, &spi.0, &spi.1).context("keys")?;
-        let (own, peer) = match role {
-            Role::Initiator => ((&keys.ei, &keys.ai), (&keys.er, &keys.ar)),
-            Role::Responder => ((&keys.er, &keys.ar), (&keys.ei, &keys.ai)),
-        };
-        let sealer = Sealer::new(IKE.encryption, own.0, own.1).context("keys")?;
-        let opener = Opener::new(IKE.encryption, peer.0, peer.1).context("keys")?;
-        let (random, next) = (self.random, u32::from(role == Role::Initiator));
-        Ok(Hand { role, sockets, spis, keys, sealer, opener, random, messages, nonces, next })
-    }
-}
-
-fn header(role: Role, spis: (u64, u64), exchange: ExchangeType, response: bool, id: u32) -> Header {
-    let flags = Flags { initiator: role == Role::Initiator, response, version: false };
-    Header::new(spis, exchange, flags, id)
+/// Besides these, NAT detection with hashes that fit nothing, so that bewick takes both ends for translated
+/// (RFC 7296 §2.23).
+fn translated(ours: &mut Ours, extra: &[Payload]) -> Vec<Payload> {
+    let kinds = [NotifyType::NAT_DETECTION_SOURCE_IP, NotifyType::NAT_DETECTION_DESTINATION_IP];
+    let hashes = kinds.map(|kind| Payload::Notify(Notify::new(kind, ours.random.array::<20>())));
+    [&hashes, extra].concat()
 }
 
 impl Hand {
@@ -197,10 +110,10 @@ impl Hand {
         extra: &[Payload],
     ) -> Result<std::result::Result<Self, Vec<Payload>>> {
         let mut sockets = Sockets::bind(topology, Node::Client)?;
-        let mut ours = Ours::new()?;
+        let mut ours = ours()?;
         let spi = ours.random.u64() | 1;
-        let head = header(Role::Initiator, (spi, 0), ExchangeType::IKE_SA_INIT, false, 0);
-        let request = emit_message(&head, &ours.payloads(extra)).context("IKE_SA_INIT")?;
+        let payloads = translated(&mut ours, extra);
+        let request = ours.message(Role::Initiator, (spi, 0), &payloads).context("IKE_SA_INIT")?;
         sockets.send(&request)?;
         let response = sockets.receive(|head| head.spi_i == spi && head.flags.response)?;
         let message = Message::parse(&response).context("bewick's IKE_SA_INIT")?;
@@ -210,7 +123,9 @@ impl Hand {
         }
         // Both ends are behind a NAT, as far as they know.
         sockets.to.set_port(4500);
-        ours.finish(Role::Initiator, sockets, spis, [request, response], &init).map(Ok)
+        let channel = ours.finish(Role::Initiator, spis, [request, response], &init);
+        let channel = channel.context("bewick's IKE_SA_INIT")?;
+        Ok(Ok(Hand { sockets, channel, next: 1 }))
     }
 
     /// What hears a bewick that asks from now on.
@@ -226,16 +141,17 @@ impl Hand {
     /// # Errors
     /// It does not ask, or for something else.
     pub fn await_ike_sa(mut sockets: Sockets, extra: &[Payload]) -> Result<Self> {
-        let mut ours = Ours::new()?;
+        let mut ours = ours()?;
         let request = sockets
             .receive(|head| head.exchange == ExchangeType::IKE_SA_INIT && head.spi_r == 0)?;
         let message = Message::parse(&request).context("bewick's IKE_SA_INIT")?;
-        let spis = (message.header.spi_i, ours.random.u64() | 1);
-        let head = header(Role::Responder, spis, ExchangeType::IKE_SA_INIT, true, 0);
-        let response = emit_message(&head, &ours.payloads(extra)).context("IKE_SA_INIT")?;
+        let (head, init) = (message.header, message.payloads);
+        let spis = (head.spi_i, ours.random.u64() | 1);
+        let payloads = translated(&mut ours, extra);
+        let response = ours.message(Role::Responder, spis, &payloads).context("IKE_SA_INIT")?;
         sockets.send(&response)?;
-        let init = message.payloads;
-        ours.finish(Role::Responder, sockets, spis, [request, response], &init)
+        let channel = ours.finish(Role::Responder, spis, [request, response], &init);
+        Ok(Hand { sockets, channel: channel.context("bewick's IKE_SA_INIT")?, next: 0 })
     }
 
     /// Asks something, and gives what bewick answers.
@@ -246,7 +162,7 @@ impl Hand {
         let id = self.next;
         self.next += 1;
         self.say(exchange, false, id, payloads)?;
-        let (spis, role) = (self.spis, self.role);
+        let (spis, role) = (self.channel.spis, self.channel.role);
         let response = self.sockets.receive(|head| {
             let ours = head.flags.initiator != (role == Role::Initiator);
             (head.spi_i, head.spi_r) == spis && ours && head.flags.response && head.message_id == id
@@ -259,7 +175,7 @@ impl Hand {
     /// # Errors
     /// It does not ask.
     pub fn asked(&mut self, exchange: ExchangeType, id: u32) -> Result<Vec<Payload>> {
-        let spis = self.spis;
+        let spis = self.channel.spis;
         let request = self.sockets.receive(|head| {
             let this = head.exchange == exchange && head.message_id == id;
             (head.spi_i, head.spi_r) == spis && !head.flags.response && this
@@ -282,8 +198,9 @@ impl Hand {
     pub fn proof(&self, name: &str) -> Result<[Payload; 2]> {
         let identity: bewick_ike::wire::Identity = name.parse().context("a name")?;
         let id = identity.to_wire();
-        let data = psk_auth(IKE.prf, &psk(), &self.signed(self.role, &id));
-        let id = match self.role {
+        let data =
+            psk_auth(X25519_GCM.prf, &psk(), &self.channel.signed_by(self.channel.role, &id));
+        let id = match self.channel.role {
             Role::Initiator => Payload::IdInitiator(id),
             Role::Responder => Payload::IdResponder(id),
         };
@@ -295,7 +212,7 @@ impl Hand {
     /// # Errors
     /// It has not.
     pub fn proven(&self, payloads: &[Payload]) -> Result<()> {
-        let other = match self.role {
+        let other = match self.channel.role {
             Role::Initiator => Role::Responder,
             Role::Responder => Role::Initiator,
         };
@@ -311,22 +228,13 @@ impl Hand {
         let (Some(id), Some(auth)) = (id, auth) else {
             return Err(fail!("no identity or no AUTH in {payloads:?}"));
         };
-        verify_psk_auth(IKE.prf, &psk(), &self.signed(other, id), auth).context("bewick's AUTH")
+        let signed = self.channel.signed_by(other, id);
+        verify_psk_auth(X25519_GCM.prf, &psk(), &signed, auth).context("bewick's AUTH")
     }
 
     /// A DELETE of the IKE_SA.
     pub fn end() -> Payload {
         Payload::Delete(Delete::Ike)
-    }
-
-    fn signed(&self, role: Role, id: &Identification) -> Vec<u8> {
-        let [request, response] = &self.messages;
-        let [nonce_i, nonce_r] = &self.nonces;
-        let body = id.body();
-        match role {
-            Role::Initiator => signed_octets(IKE.prf, &self.keys.pi, request, nonce_r, &body),
-            Role::Responder => signed_octets(IKE.prf, &self.keys.pr, response, nonce_i, &body),
-        }
     }
 
     fn say(
@@ -336,22 +244,14 @@ impl Hand {
         id: u32,
         payloads: &[Payload],
     ) -> Result<()> {
-        let head = header(self.role, self.spis, exchange, response, id);
-        let (first, chain) = emit_chain(payloads).context("a message")?;
-        let length = self.sealer.sealed_len(chain.len());
-        let mut message = emit_encrypted_prefix(&head, first, length).context("a message")?;
-        let body = self.sealer.seal(&mut self.random, &message, &chain).context("a message")?;
-        message.extend(body);
+        let message = self.channel.seal_payloads((exchange, response, id), payloads);
+        let message = message.context("a message")?;
         self.sockets.send(&message)
     }
 
     fn open(&self, datagram: &[u8]) -> Result<Vec<Payload>> {
-        let message = Message::parse(datagram).context("what bewick says")?;
-        let Some(sealed) = message.encrypted else {
-            return Err(fail!("bewick says in the clear: {:?}", message.payloads));
-        };
-        let chain = self.opener.open(sealed.aad, sealed.body).context("what bewick has sealed")?;
-        parse_chain(sealed.first_inner, &chain).context("what bewick says")
+        let opened = self.channel.open(datagram).context("what bewick says")?;
+        opened.map_err(|clear| fail!("bewick says in the clear: {clear:?}"))
     }
 }
 
