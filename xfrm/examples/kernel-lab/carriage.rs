@@ -1,13 +1,16 @@
 //! What the configuration says of how a CHILD_SA is carried reaches the kernel, and stays over moves.
 
 use bewick_ike::{Carriage, EspSuite, REPLAY_WINDOWS};
-use bewick_xfrm::DataPlane as _;
+use bewick_xfrm::{DataPlane as _, kernel::Method};
 
-use super::{host::*, pair::Pair};
+use super::{
+    host::*,
+    pair::{BEST, Pair},
+};
 
 /// The smallest and the largest replay window, with and without extended sequence numbers.
-pub fn windows(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
-    let mut pair = Pair::open(runtime, avoid_migrate)?;
+pub fn windows(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
+    let mut pair = Pair::open(runtime, method)?;
     println!("-- replay windows over moves by {}", pair.a.describe().move_method);
     for (window, esn) in
         [(*REPLAY_WINDOWS.start(), false), (96, true), (*REPLAY_WINDOWS.end(), true)]
@@ -42,7 +45,7 @@ pub fn windows(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result
 /// CHILD_SA's states.
 pub fn offload(runtime: &tokio::runtime::Runtime) -> Result<()> {
     println!("-- offload where no device can");
-    let mut pair = Pair::open(runtime, false)?;
+    let mut pair = Pair::open(runtime, BEST)?;
     pair.carriage = Carriage { offload: true, ..Carriage::default() };
     let start = (path(A0, 4500, B0, 4500), false);
     pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, start)?;

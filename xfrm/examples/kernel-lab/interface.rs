@@ -11,7 +11,7 @@ use super::{
         A0, A1, A6, B0, B1, B6, INNER_A, INNER_B, Pings, Result, check, ip, net, path, ping,
         ping_from,
     },
-    pair::Pair,
+    pair::{BEST, Pair},
 };
 
 /// The number, and as `ip` shows it.
@@ -21,7 +21,7 @@ const SHOWN: &str = "if_id 0x2a";
 const GCM: EspSuite = EspSuite::AesGcm16 { key_bits: 128 };
 
 fn pair(runtime: &tokio::runtime::Runtime) -> Result<Pair> {
-    let mut pair = Pair::open(runtime, false)?;
+    let mut pair = Pair::open(runtime, BEST)?;
     pair.carriage.if_id = Some(IF_ID);
     Ok(pair)
 }

@@ -2,7 +2,8 @@
 //! run through it. Needs root and a kernel with ESP: `interop/lab/kernel-plane` runs it in the guest.
 //!
 //! Ends with status 0 only if every check held; prints what each move cost. With arguments it runs only
-//! the parts with these names; `interface`, which not every guest's kernel can do, only then.
+//! the parts with these names; `interface`, which not every guest's kernel can do, only then. `by=METHOD`
+//! has states moved by one method only, such as `migrate-state`.
 
 mod carriage;
 mod host;
@@ -24,10 +25,13 @@ use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, EspSuite, HmacSha2, Limits
 use bewick_xfrm::{
     DataPlane, PlaneError, PlaneEvent,
     auto::{self, Wanted},
-    kernel::{self, KernelPlane},
+    kernel::{self, KernelPlane, Method},
 };
 
 use self::{host::*, pair::*};
+
+/// What an argument begins with that says how states are moved.
+const BY: &str = "by=";
 
 /// The part that needs XFRM interfaces.
 const INTERFACE: &str = "interface";
@@ -42,33 +46,43 @@ fn main() -> Result<()> {
     KernelPlane::probe()?;
     set_up()?;
     planned::set_up()?;
-    let both = |part: &dyn Fn(bool) -> Result<()>| part(false).and_then(|()| part(true));
+    let (by, wanted): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with(BY));
+    let mut methods = kernel::methods()?;
+    println!("moves: {}", methods.iter().map(|one| one.as_str()).collect::<Vec<_>>().join(", "));
+    for by in by.iter().filter_map(|by| by.strip_prefix(BY)) {
+        methods.retain(|method| method.as_str() == by);
+        check(!methods.is_empty(), &format!("this kernel moves states by {by}"))?;
+    }
+    let each =
+        |part: &dyn Fn(Method) -> Result<()>| methods.iter().copied().try_for_each(|one| part(one));
     let parts: [(&str, &dyn Fn() -> Result<()>); 19] = [
         ("planned", &|| {
-            both(&|avoid_migrate| {
-                both(&|encap| planned::planned(&runtime, avoid_migrate, encap, false))
+            each(&|method| {
+                [false, true]
+                    .into_iter()
+                    .try_for_each(|encap| planned::planned(&runtime, method, encap, false))
             })
         }),
-        ("rekey", &|| both(&|avoid_migrate| planned::planned(&runtime, avoid_migrate, true, true))),
+        ("rekey", &|| each(&|method| planned::planned(&runtime, method, true, true))),
         ("silence", &|| planned::silence(&runtime)),
-        ("moving", &|| both(&|avoid_migrate| moving(&runtime, avoid_migrate))),
-        ("limits", &|| both(&|avoid_migrate| limits(&runtime, avoid_migrate))),
-        ("scale", &|| both(&|avoid_migrate| scale::thousand(&runtime, avoid_migrate))),
+        ("moving", &|| each(&|method| moving(&runtime, method))),
+        ("limits", &|| each(&|method| limits(&runtime, method))),
+        ("scale", &|| each(&|method| scale::thousand(&runtime, method))),
         ("rollback", &|| rollback(&runtime)),
         ("killed", &|| reconcile::killed(&runtime)),
         ("reconcile", &|| reconcile::differences(&runtime)),
         ("flushed", &|| reconcile::flushed(&runtime)),
         ("overflow", &reconcile::overflow),
         ("suites", &|| suites(&runtime)),
-        ("families", &|| both(&|avoid_migrate| families(&runtime, avoid_migrate))),
-        ("windows", &|| both(&|avoid_migrate| carriage::windows(&runtime, avoid_migrate))),
+        ("families", &|| each(&|method| families(&runtime, method))),
+        ("windows", &|| each(&|method| carriage::windows(&runtime, method))),
         ("offload", &|| carriage::offload(&runtime)),
         ("bypass", &|| bypass(&runtime)),
-        ("trap", &|| both(&|avoid_migrate| trap::trap(&runtime, avoid_migrate))),
+        ("trap", &|| each(&|method| trap::trap(&runtime, method))),
         ("if_id", &|| interface::if_id(&runtime)),
         (INTERFACE, &|| interface::interface(&runtime)),
     ];
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = wanted.iter().find(|name| parts.iter().all(|part| part.0 != *name)) {
         return Err(format!("there is no part {unknown:?}").into());
     }
@@ -82,8 +96,8 @@ fn main() -> Result<()> {
 }
 
 /// One round of moves with MIGRATE or without it.
-fn moving(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
-    let mut pair = Pair::open(runtime, avoid_migrate)?;
+fn moving(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
+    let mut pair = Pair::open(runtime, method)?;
     println!("-- moves by {}", pair.a.describe().move_method);
     let suite = EspSuite::AesGcm16 { key_bits: 256 };
     let mut place = (path(A0, 4500, B0, 4500), false);
@@ -122,7 +136,7 @@ fn moving(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> 
         // One to hold packets back, and at most eight for a CHILD_SA, where an earlier move's inbound state
         // is in the way and does not fit. MIGRATE can't take UDP away.
         let encap_ends = place.1 && !next.1;
-        if !avoid_migrate && !encap_ends {
+        if method == Method::MigrateState || method == Method::Migrate && !encap_ends {
             check(a.requests.max(b.requests) <= 9, "a move takes few requests")?;
         }
         check(after >= before + 250, "sequence numbers go on")?;
@@ -145,8 +159,8 @@ fn moving(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> 
 }
 
 /// A successor is due after as many packets as was said, however often the CHILD_SA moves meanwhile.
-fn limits(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
-    let mut pair = Pair::open(runtime, avoid_migrate)?;
+fn limits(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
+    let mut pair = Pair::open(runtime, method)?;
     println!("-- limits over moves by {}", pair.a.describe().move_method);
     pair.limits = Limits { octets: None, packets: Some(200) };
     let start = (path(A0, 4500, B0, 4500), false);
@@ -181,7 +195,7 @@ fn limits(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> 
 /// The second of two CHILD_SAs can't move, so neither does.
 fn rollback(runtime: &tokio::runtime::Runtime) -> Result<()> {
     println!("-- all or nothing");
-    let mut pair = Pair::open(runtime, false)?;
+    let mut pair = Pair::open(runtime, BEST)?;
     let start = (path(A0, 4500, B0, 4500), false);
     pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, start)?;
     let mut second = child(EspSuite::AesGcm16 { key_bits: 128 }, start, Host::A);
@@ -252,7 +266,7 @@ fn suites(runtime: &tokio::runtime::Runtime) -> Result<()> {
         cbc(256, HmacSha2::Sha512),
     ] {
         for (esn, encap) in [(false, false), (true, true)] {
-            let mut pair = Pair::open(runtime, false)?;
+            let mut pair = Pair::open(runtime, BEST)?;
             pair.esn = esn;
             pair.install(runtime, suite, (path(A0, 4500, B0, 4500), encap))?;
             let lost = ping(5)?;
@@ -265,7 +279,7 @@ fn suites(runtime: &tokio::runtime::Runtime) -> Result<()> {
     }
 
     // Packets from another port than the path's are reported, and still delivered.
-    let mut pair = Pair::open(runtime, false)?;
+    let mut pair = Pair::open(runtime, BEST)?;
     let start = (path(A0, 40000, B0, 4500), true);
     pair.install(runtime, EspSuite::AesGcm16 { key_bits: 128 }, start)?;
     let mut events = pair.b.take_events().ok_or("no events")?;
@@ -282,9 +296,9 @@ fn suites(runtime: &tokio::runtime::Runtime) -> Result<()> {
 }
 
 /// One CHILD_SA with several selectors carries both families, over either, and nothing else.
-fn families(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
+fn families(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
     println!("-- families");
-    let mut pair = Pair::open(runtime, avoid_migrate)?;
+    let mut pair = Pair::open(runtime, method)?;
     pair.esn = true;
     let (six_a, six_b) = ("2001:db8:1::1", "2001:db8:2::1");
     for (host, here, there) in [("a", six_a, six_b), ("b", six_b, six_a)] {
@@ -325,7 +339,7 @@ fn families(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()
 /// A policy that covers the hosts themselves spares a socket that asks for it.
 fn bypass(runtime: &tokio::runtime::Runtime) -> Result<()> {
     println!("-- bypass");
-    let mut pair = Pair::open(runtime, false)?;
+    let mut pair = Pair::open(runtime, BEST)?;
     let mut sa =
         child(EspSuite::AesGcm16 { key_bits: 128 }, (path(A0, 4500, B0, 4500), false), Host::A);
     (sa.ts_local, sa.ts_remote) = (vec![net("192.0.2.1/32")], vec![net("192.0.2.2/32")]);

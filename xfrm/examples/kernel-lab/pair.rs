@@ -7,10 +7,13 @@ use bewick_ike::{
 };
 use bewick_xfrm::{
     DataPlane,
-    kernel::{Config, KernelPlane},
+    kernel::{Config, KernelPlane, Method},
 };
 
 use super::host::{INNER_A, INNER_B, Result, check, encap_socket, in_host, ip, net, states};
+
+/// Moves as well as this kernel can.
+pub const BEST: Method = Method::ALL[0];
 
 pub const CHILD: ChildId = ChildId(1);
 
@@ -26,12 +29,12 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn open(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<Self> {
+    pub fn open(runtime: &tokio::runtime::Runtime, method: Method) -> Result<Self> {
         let plane = |host: &'static str| {
             let handle = runtime.handle().clone();
             in_host(host, move || {
                 let _guard = handle.enter();
-                let config = Config { avoid_migrate, reason: "lab".into(), ..Config::default() };
+                let config = Config { method, reason: "lab".into(), ..Config::default() };
                 Ok(KernelPlane::new(config)?)
             })
         };

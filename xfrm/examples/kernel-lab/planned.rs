@@ -17,11 +17,11 @@ use std::{
 };
 
 use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, EspSuite, Path};
-use bewick_xfrm::{DataPlane, MoveReport};
+use bewick_xfrm::{DataPlane, MoveReport, kernel::Method};
 
 use super::{
     host::{A0, A1, B0, B1, Result, check, errors, in_host, ip, larval_drop, net, path, ping},
-    pair::{CHILD, Host, Pair, child},
+    pair::{BEST, CHILD, Host, Pair, child},
 };
 
 /// Moves of one round.
@@ -59,11 +59,11 @@ pub fn set_up() -> Result<()> {
 /// take another's place.
 pub fn planned(
     runtime: &tokio::runtime::Runtime,
-    avoid_migrate: bool,
+    method: Method,
     encap: bool,
     rekey: bool,
 ) -> Result<()> {
-    let mut pair = Pair::open(runtime, avoid_migrate)?;
+    let mut pair = Pair::open(runtime, method)?;
     ip(&["-n", "b", "route", "replace", "10.0.1.0/24", "dev", "bewick0"])?;
     let suite = EspSuite::AesGcm16 { key_bits: 128 };
     let start = (path(A0, 4500, B0, 4500), encap);
@@ -375,7 +375,7 @@ fn esp(packet: &[u8]) -> Option<(u32, u32)> {
 
 /// What the data plane says of a silence in which packets were lost on the way.
 pub fn silence(runtime: &tokio::runtime::Runtime) -> Result<()> {
-    let mut pair = Pair::open(runtime, false)?;
+    let mut pair = Pair::open(runtime, BEST)?;
     let suite = EspSuite::AesGcm16 { key_bits: 128 };
     pair.install(runtime, suite, (path(A0, 4500, B0, 4500), false))?;
     check(ping(10)? == 0, "pings before the silence")?;

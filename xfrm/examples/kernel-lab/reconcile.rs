@@ -17,7 +17,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::{
     host::{A0, A1, B0, Result, check, ip, larval_drop, net, path, ping, policies, states},
-    pair::{CHILD, Host, Pair, child},
+    pair::{BEST, CHILD, Host, Pair, child},
 };
 
 /// The argument with which this program is the plane that is killed.
@@ -60,7 +60,7 @@ pub fn killed(runtime: &tokio::runtime::Runtime) -> Result<()> {
             ip(&["-n", "a", "xfrm", "state", "flush"])?;
             others_state()?;
         }
-        let mut pair = Pair::open(runtime, false)?;
+        let mut pair = Pair::open(runtime, BEST)?;
         check(states("a")? == 1 && policies("a")? == 1, "what it has left goes, others' stays")?;
         check(held == 0 || larval_drop("a")? == "1", "the kernel is as before the hold")?;
         pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
@@ -104,7 +104,7 @@ pub fn victim(runtime: &tokio::runtime::Runtime) -> Result<()> {
 pub fn differences(runtime: &tokio::runtime::Runtime) -> Result<()> {
     println!("-- reconcile");
     others()?;
-    let mut pair = Pair::open(runtime, false)?;
+    let mut pair = Pair::open(runtime, BEST)?;
     pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
     let mut events = pair.a.take_events().ok_or("no events")?;
     let found = runtime.block_on(pair.a.reconcile())?;
@@ -149,7 +149,7 @@ pub fn differences(runtime: &tokio::runtime::Runtime) -> Result<()> {
 /// What others flush is noticed: policies are put back, and a CHILD_SA without states is made anew.
 pub fn flushed(runtime: &tokio::runtime::Runtime) -> Result<()> {
     println!("-- flushed by others");
-    let mut pair = Pair::open(runtime, false)?;
+    let mut pair = Pair::open(runtime, BEST)?;
     pair.install(runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
     let mut events = pair.a.take_events().ok_or("no events")?;
     let next = |events: &mut Receiver<PlaneEvent>| -> Result<Option<PlaneEvent>> {
@@ -213,7 +213,7 @@ pub fn overflow() -> Result<()> {
     println!("-- more events than there is room for");
     // Nobody reads the socket but while this runtime is made to run.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut pair = Pair::open(&runtime, false)?;
+    let mut pair = Pair::open(&runtime, BEST)?;
     pair.install(&runtime, GCM, (path(A0, 4500, B0, 4500), false))?;
     let mut events = pair.a.take_events().ok_or("no events")?;
     let name = "dst 203.0.113.2 proto esp spi 0x5001";

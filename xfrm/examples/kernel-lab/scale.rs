@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, EspSuite};
-use bewick_xfrm::{DataPlane, PlaneEvent};
+use bewick_xfrm::{DataPlane, PlaneEvent, kernel::Method};
 
 use super::{
     host::{A0, A1, B0, Result, check, ip, net, path, policies, states},
@@ -13,8 +13,8 @@ use super::{
 const CHILDREN: u32 = 1000;
 
 /// One round by one method.
-pub fn thousand(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
-    let mut pair = Pair::open(runtime, avoid_migrate)?;
+pub fn thousand(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
+    let mut pair = Pair::open(runtime, method)?;
     let place = (path(A0, 4500, B0, 4500), true);
     let suite = EspSuite::AesGcm16 { key_bits: 128 };
     let began = Instant::now();
@@ -49,9 +49,9 @@ pub fn thousand(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Resul
         report.round_trips
     );
     // What is asked once for the whole move is in it too.
-    let limit = if avoid_migrate { 7 } else { 5 };
+    let limit = if method == Method::DeleteAdd { 7 } else { 5 };
     check(report.requests <= CHILDREN * limit + 5, "a move takes few requests")?;
-    check(avoid_migrate || report.round_trips <= CHILDREN, "and they go together")?;
+    check(method == Method::DeleteAdd || report.round_trips <= CHILDREN, "and they go together")?;
     let out = ip(&["-n", "a", "xfrm", "policy", "list", "nosock", "dir", "out"])?;
     let there = out.matches(&format!("tmpl src {A1} dst {B0}")).count();
     check(there == count && out.matches("tmpl").count() == count, "all policies have moved")?;

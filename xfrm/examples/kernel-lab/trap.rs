@@ -6,7 +6,7 @@ use std::{
 };
 
 use bewick_ike::{EspSuite, Packet};
-use bewick_xfrm::{DataPlane, PlaneEvent, Reconciled, Trap, TrapId};
+use bewick_xfrm::{DataPlane, PlaneEvent, Reconciled, Trap, TrapId, kernel::Method};
 use tokio::sync::mpsc::Receiver;
 
 use super::{
@@ -23,8 +23,8 @@ const GCM: EspSuite = EspSuite::AesGcm16 { key_bits: 128 };
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Sets traps, installs CHILD_SAs in their place and moves these, with MIGRATE or without it.
-pub fn trap(runtime: &tokio::runtime::Runtime, avoid_migrate: bool) -> Result<()> {
-    let mut pair = Pair::open(runtime, avoid_migrate)?;
+pub fn trap(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
+    let mut pair = Pair::open(runtime, method)?;
     println!("-- traps, and moves by {}", pair.a.describe().move_method);
     let mut events = pair.a.take_events().ok_or("no events")?;
     // A plane that was killed in the midst of a move may have left it on.

@@ -1,20 +1,29 @@
-//! XFRM_MSG_MIGRATE: the kernel moves states and the out policy's template in one step.
+//! Moving states in one step, which keeps sequence numbers and replay windows.
 //!
-//! The kernel clones each state, sequence numbers and replay window included, swaps the template's
+//! XFRM_MSG_MIGRATE_STATE (linux/xfrm.h, since Linux 7.2) moves one state, known by its SPI; what uses it is
+//! told by a change of the policy. Sequence number and window are taken over under the state's lock, and the
+//! old one is deleted before that is let go: no number comes twice, whatever is sent meanwhile.
+//!
+//! XFRM_MSG_MIGRATE moves states and the out policy's template. The kernel clones each state, sequence numbers and replay window included, swaps the template's
 //! addresses and then deletes the originals, so that a packet always finds a state. It finds the
 //! policy by its selector, and the states by reqid and addresses, not by SPI: one CHILD_SA with a
 //! reqid of its own at a time.
 
 use std::net::IpAddr;
 
+use bewick_ike::ChildSa;
 use netlink_packet_core::Emitable;
 use netlink_packet_xfrm::{Address, EncapTmpl, XfrmAttrs, constants::*};
 
 use super::{
     message::Request,
     policy::{Direction, Flow, policy_id},
-    state::{Place, Side, family},
+    state::{self, Place, Side, family},
 };
+
+/// The codec knows neither.
+const XFRM_MSG_MIGRATE_STATE: u16 = XFRM_MSG_GETDEFAULT + 1;
+const CLEAR_OFFLOAD: u32 = 1;
 
 /// One state's move: source and destination before and after.
 pub(super) struct Step {
@@ -68,4 +77,33 @@ pub(super) fn request(
 pub(super) fn probe() -> Request {
     let nothing = netlink_packet_xfrm::UserPolicyId::default();
     Request::with_body(XFRM_MSG_MIGRATE, 0, &vec![0; nothing.buffer_len()])
+}
+
+/// MIGRATE_STATE: one state of `sa` from one place to another, UDP encapsulation and all.
+pub(super) fn state(sa: &ChildSa, side: Side, from: Place, to: Place) -> Request {
+    let (source, destination) = to.addresses(side);
+    let mut body = Vec::with_capacity(132);
+    let id = state::id(from.key(sa, side));
+    body.resize(id.buffer_len(), 0);
+    id.emit(&mut body);
+    for address in [destination, source] {
+        body.extend_from_slice(&Address::from_ip(&address).addr);
+    }
+    // Our states have neither a mark that they are looked up by nor a selector.
+    body.extend_from_slice(&[0; 8 + 56]);
+    body.extend_from_slice(&sa.reqid.to_ne_bytes());
+    // A network card may count otherwise than we do: what it does is deleted and added.
+    body.extend_from_slice(&CLEAR_OFFLOAD.to_ne_bytes());
+    body.extend_from_slice(&family(destination).to_ne_bytes());
+    body.extend_from_slice(&[0; 2]);
+    let request = Request::with_body(XFRM_MSG_MIGRATE_STATE, 0, &body);
+    // Left out, it stays as it was; type 0 takes it away.
+    let none = EncapTmpl { encap_type: 0, ..EncapTmpl::default() };
+    let encapsulation = to.encapsulation(side);
+    let begins = encapsulation.is_some() && side == Side::In;
+    let request = request.xfrm(&XfrmAttrs::EncapsulationTemplate(encapsulation.unwrap_or(none)));
+    match begins {
+        true => request.xfrm(&XfrmAttrs::MappingTimeThreshold(state::MAPPING_SECONDS)),
+        false => request,
+    }
 }

@@ -9,6 +9,7 @@ mod events;
 mod hold;
 mod ledger;
 mod message;
+mod method;
 mod migrate;
 mod moves;
 mod policy;
@@ -55,7 +56,10 @@ use crate::{
 };
 
 pub(crate) use self::device::limit_frames;
-pub use self::sockopt::bypass;
+pub use self::{
+    method::{Method, methods},
+    sockopt::bypass,
+};
 
 /// How a [`KernelPlane`] is set up.
 #[derive(Clone, Debug)]
@@ -66,8 +70,8 @@ pub struct Config {
     pub mark: u32,
     /// why this plane was taken, for `bewick status`
     pub reason: String,
-    /// moves states by deleting and adding them even where the kernel can migrate: for tests
-    pub avoid_migrate: bool,
+    /// the first method to try for moves, even where the kernel can do better: for tests
+    pub method: Method,
 }
 
 impl Default for Config {
@@ -76,16 +80,9 @@ impl Default for Config {
             device: "bewick0".into(),
             mark: 0xbe1c,
             reason: String::new(),
-            avoid_migrate: false,
+            method: Method::MigrateState,
         }
     }
-}
-
-/// How a state gets to another path.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Method {
-    Migrate,
-    DeleteAdd,
 }
 
 /// A CHILD_SA that is installed; `sa.path` and `sa.encap` are where it is now.
@@ -136,21 +133,13 @@ impl KernelPlane {
     pub fn new(config: Config) -> Result<Self, PlaneError> {
         let mut xfrm = Socket::open(libc::NETLINK_XFRM)?;
         probe(&mut xfrm)?;
-        let migrates = match xfrm.request("asking for MIGRATE", migrate::probe()) {
-            Err(error) => error.errno() != Some(libc::ENOPROTOOPT),
-            Ok(()) => true,
-        };
-        let method = match migrates && !config.avoid_migrate {
-            true => Method::Migrate,
-            false => Method::DeleteAdd,
-        };
         let tag = Tag::of(config.mark);
         let queueing = Queueing::open();
         let _ = xfrm.request("deleting a state", hold::forget_larva());
         if remove_leftovers(&mut xfrm, config.mark, tag)? {
             queueing.reset();
         }
-        let keeps_counts = method == Method::Migrate && keeps_counts(&mut xfrm, config.mark);
+        let (method, keeps_counts) = method::choose(&mut xfrm, config.method, config.mark);
         let ledger = Shared::default();
         let events::Started { events, receiver, task } =
             events::start(ledger.clone(), tag, xfrm.port())?;
@@ -419,11 +408,8 @@ impl KernelPlane {
 
 impl DataPlane for KernelPlane {
     fn describe(&self) -> Description {
-        let move_method = match self.method {
-            Method::Migrate => "migrate",
-            Method::DeleteAdd => "delete-add",
-        };
-        Description { kind: Kind::Kernel, reason: self.config.reason.clone(), move_method }
+        let (reason, move_method) = (self.config.reason.clone(), self.method.as_str());
+        Description { kind: Kind::Kernel, reason, move_method }
     }
 
     fn device(&self) -> &str {
@@ -541,42 +527,6 @@ fn probe(xfrm: &mut Socket) -> Result<(), PlaneError> {
             libc::ESRCH,
         ),
     }
-}
-
-/// Whether MIGRATE takes along what a state has carried (Linux 5.12 does), so that no move has to
-/// ask: moves a state that nothing uses and that is said to have carried a packet.
-fn keeps_counts(xfrm: &mut Socket, mark: u32) -> bool {
-    let sa = nobody();
-    let from = Place::of(&sa);
-    let mut to = from;
-    to.path.remote.set_ip(Ipv4Addr::new(192, 0, 2, 252).into());
-    let mut ask = || -> Result<bool, PlaneError> {
-        let limits = state::limits(&sa, Spent::default(), 0);
-        let state =
-            state::put(XFRM_MSG_NEWSA, &sa, Side::Out, from, &Replay::fresh(&sa), mark, limits)?;
-        xfrm.request("adding a state", state::with_packets(state, 1))?;
-        let steps = [migrate::Step::new(Side::Out, from, to)];
-        for flow in policy::flows(&sa)? {
-            let tag = Tag::default();
-            let policy = policy::put(tag, &flow, Direction::Out, sa.reqid, from);
-            xfrm.request("adding a policy", policy)?;
-            let moved =
-                xfrm.request("migrating a state", migrate::request(&flow, sa.reqid, &steps, None));
-            xfrm.request("deleting a policy", policy::delete(&flow, Direction::Out))?;
-            moved?;
-        }
-        let query = state::query(to.key(&sa, Side::Out));
-        let (_, usage) = xfrm.ask("reading a state", query, state::snapshot)?;
-        Ok(usage.packets == 1)
-    };
-    let kept = ask().unwrap_or_else(|error| {
-        tracing::debug!(%error, "it is not known whether MIGRATE keeps counts");
-        false
-    });
-    for place in [from, to] {
-        let _ = xfrm.request("deleting a state", state::delete(place.key(&sa, Side::Out)));
-    }
-    kept
 }
 
 /// A CHILD_SA from and to addresses that are nobody's (RFC 5737), so that no packet ever meets it.

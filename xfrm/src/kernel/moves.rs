@@ -8,13 +8,14 @@
 //! it has in the kernel, now an old one, is of use only for telling of a NAT's new mapping, where
 //! what is not new is left out by [`super::ledger`].
 //!
-//! Outbound, a state is known by the peer's address and the SPI. MIGRATE replaces it together with
+//! Outbound, a state is known by the peer's address and the SPI. MIGRATE_STATE moves it, and a change of
+//! the policies follows. Without that, MIGRATE replaces it together with
 //! the policy's template. Where that is not possible (no MIGRATE in the kernel, a reqid that two
 //! CHILD_SAs share during a rekey, UDP encapsulation that ends, an XFRM interface, whose packets can't be
 //! held back), it is deleted and added. For the
-//! time of either, packets wait in the kernel (see [`super::hold`]): what takes a state's place goes
-//! on from its last sequence number, and what was sent between reading that and the switch would bear
-//! numbers that come again, or find no state. Where packets can't be held back, deleting and adding
+//! time of each, packets wait in the kernel (see [`super::hold`]): what is sent between two steps would find
+//! no state, or, but with MIGRATE_STATE, bear numbers that come again, as what takes a state's place goes
+//! on from the last number that was read. Where packets can't be held back, deleting and adding
 //! leaves [`SKIP`] numbers out.
 //!
 //! Nonces: the kernel makes the IV of AES-GCM and ChaCha20-Poly1305 as the sequence number XOR a
@@ -221,17 +222,7 @@ impl KernelPlane {
     ) -> Result<(), PlaneError> {
         let mine: Vec<Flow> =
             flows.iter().filter(|flow| self.owners.current(flow) == Some(sa.id)).copied().collect();
-        let alone = self.is_alone(sa.reqid);
-        let encap_ends = from.encap && !to.encap;
-        if let Some((first, rest)) = mine.split_first()
-            && self.method == Method::Migrate
-            && alone
-            && !encap_ends
-            // MIGRATE leaves the device behind.
-            && !state::offloads(sa, to)
-            // What is sent between its copy and the switch would bear numbers that come again.
-            && sa.carriage.if_id.is_none()
-        {
+        if self.can_migrate(sa, &mine, from, to) {
             let mut before = Vec::new();
             for side in moved(sa, from, to) {
                 let state = match self.keeps_counts {
@@ -240,22 +231,28 @@ impl KernelPlane {
                 };
                 before.push((side, state));
             }
-            match self.migrate(sa, first, from, to) {
+            let (migrated, rest) = match mine.split_first() {
+                Some((first, rest)) if self.method == Method::Migrate => {
+                    (self.migrate(sa, first, from, to), rest)
+                }
+                _ => (self.migrate_states(sa, &mine, from, to), &[][..]),
+            };
+            match migrated {
                 Ok(()) => {
                     for (side, state) in before {
                         self.follow(sa, side, from, to, state);
                     }
                     return self.after_migrate(sa, rest, from, to);
                 }
-                // Nothing has changed. ENODATA: a state without SPI, made by a packet that found no
-                // state, is in the way.
+                // Nothing has changed. ENODATA from MIGRATE: a state without SPI, made by a packet that
+                // found no state, is in the way.
                 Err(error) => tracing::debug!(%error, "deleting and adding instead"),
             }
         }
         self.replace(sa, &mine, from, to)
     }
 
-    /// Has the ledger follow a state that MIGRATE has taken to another place, with its limits. What it
+    /// Has the ledger follow a state that the kernel has taken to another place, with its limits. What it
     /// had carried went along, or, if the kernel may not do so, `before` tells what that was.
     pub(super) fn follow(
         &mut self,
@@ -285,6 +282,51 @@ impl KernelPlane {
         self.enter(sa, side, to, began);
     }
 
+    /// Whether the kernel can take the states of `sa` along by itself, with the policies `mine`. A network card
+    /// that does ESP it leaves behind.
+    pub(super) fn can_migrate(&self, sa: &ChildSa, mine: &[Flow], from: Place, to: Place) -> bool {
+        let can = match self.method {
+            Method::MigrateState => true,
+            // What an XFRM interface sends between the kernel's copy and the switch would bear numbers that
+            // come again.
+            Method::Migrate => {
+                !mine.is_empty()
+                    && self.is_alone(sa.reqid)
+                    && (to.encap || !from.encap)
+                    && sa.carriage.if_id.is_none()
+            }
+            Method::DeleteAdd => false,
+        };
+        can && !state::offloads(sa, to)
+    }
+
+    /// Takes all states that move to `to`, one by one, and the policies `mine` right after them, which matters
+    /// where packets can't be held back. After an error nothing has changed.
+    fn migrate_states(
+        &mut self,
+        sa: &ChildSa,
+        mine: &[Flow],
+        from: Place,
+        to: Place,
+    ) -> Result<(), PlaneError> {
+        let operation = "migrating a state";
+        let sides = moved(sa, from, to);
+        let mut requests: Vec<Request> =
+            sides.iter().map(|side| migrate::state(sa, *side, from, to)).collect();
+        requests.extend(self.policies(sa, mine, to));
+        let results = self.xfrm.batch(operation, requests, |_, _, _| {});
+        let done: Vec<Side> =
+            sides.into_iter().zip(&results).filter(|one| one.1.is_ok()).map(|one| one.0).collect();
+        let result = results.into_iter().collect::<Result<Vec<()>, PlaneError>>().map(drop);
+        if result.is_err() {
+            for side in done {
+                self.xfrm.request(operation, migrate::state(sa, side, to, from))?;
+            }
+            self.put_policies(sa, mine, from)?;
+        }
+        result
+    }
+
     fn migrate(
         &mut self,
         sa: &ChildSa,
@@ -311,7 +353,7 @@ impl KernelPlane {
         migrate::request(flow, sa.reqid, &steps, to.encapsulation(Side::Out))
     }
 
-    /// What MIGRATE leaves to do: the inbound ports and the other policies.
+    /// What moving states leaves to do: the inbound ports and the policies `rest`.
     pub(super) fn after_migrate(
         &mut self,
         sa: &ChildSa,
@@ -321,10 +363,12 @@ impl KernelPlane {
     ) -> Result<(), PlaneError> {
         let mut finish = || -> Result<(), PlaneError> {
             self.put_policies(sa, rest, to)?;
-            // One encapsulation is all that a request holds, and it was written for packets out.
+            // One encapsulation is all that MIGRATE holds, and it was written for packets out.
             let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
             let migrated = same_in && from.encap != to.encap;
-            if migrated && to.encap && to.path.local.port() != to.path.remote.port() {
+            let said = self.method == Method::MigrateState
+                || to.path.local.port() == to.path.remote.port();
+            if migrated && to.encap && !said {
                 let began = self.began(to.key(sa, Side::In));
                 self.update_state(sa, Side::In, to, began, 0)?;
             } else if same_in && !migrated {
@@ -449,11 +493,16 @@ impl KernelPlane {
         place: Place,
     ) -> Result<(), PlaneError> {
         // What is held back goes on only when all is done.
+        let requests = self.policies(sa, flows, place);
+        self.xfrm.requests("updating a policy", requests)
+    }
+
+    /// The requests of [`KernelPlane::put_policies`].
+    fn policies(&self, sa: &ChildSa, flows: &[Flow], place: Place) -> Vec<Request> {
         let held = |flow: &&Flow| self.held.as_ref().is_some_and(|held| held.holds(flow));
         let tag = self.tag;
         let put = |flow| policy::put(tag, flow, Direction::Out, sa.reqid, place);
-        let requests = flows.iter().filter(|flow| !held(flow)).map(put).collect();
-        self.xfrm.requests("updating a policy", requests)
+        flows.iter().filter(|flow| !held(flow)).map(put).collect()
     }
 
     /// Sequence numbers to leave out between an outbound state and the one that takes its place.

@@ -15,7 +15,7 @@ use crate::plane::PlaneError;
 const SOON: u64 = 0xf000_0000;
 
 /// MAPPING events per inbound state: at most one in so many seconds.
-const MAPPING_SECONDS: u32 = 1;
+pub(super) const MAPPING_SECONDS: u32 = 1;
 
 /// Octets of struct xfrm_usersa_info.
 const SA_INFO: usize = 224;
@@ -371,7 +371,7 @@ pub(super) fn usage(kind: u16, body: &[u8]) -> Option<Usage> {
     (kind == XFRM_MSG_NEWSA).then(|| Usage::of_info(body.get(..SA_INFO)?)).flatten()
 }
 
-fn id(key: Key) -> UserSaId {
+pub(super) fn id(key: Key) -> UserSaId {
     UserSaId {
         daddr: Address::from_ip(&key.destination),
         spi: key.spi,

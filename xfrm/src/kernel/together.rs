@@ -1,7 +1,7 @@
 //! Moving several CHILD_SAs at once: what each of them needs goes to the kernel together.
 //!
-//! That is so for the usual case: MIGRATE takes the outbound state along, and there is nothing at the
-//! new place that an earlier move has left. The others take their turn one by one, as do all where
+//! That is so for the usual case: MIGRATE_STATE or MIGRATE takes the outbound state along, and there is
+//! nothing at the new place that an earlier move has left. The others take their turn one by one, as do all where
 //! something goes wrong. The kernel takes the requests of a datagram in their order, whatever becomes
 //! of those before: what is welcome only if another one has succeeded waits for that one's answer.
 
@@ -11,6 +11,7 @@ use netlink_packet_xfrm::constants::XFRM_MSG_NEWSA;
 use super::{
     KernelPlane, Method,
     message::Request,
+    migrate,
     moves::{Second, moved},
     policy::Flow,
     state::{self, Place, Replay, Side, Spent, Usage},
@@ -50,13 +51,12 @@ impl KernelPlane {
         let (from, to) = (Place::of(&sa), Place { path: one.path, encap: one.encap });
         let mine = self.flows_of(sa.id);
         let elsewhere = from.addresses(Side::Out) != to.addresses(Side::Out);
-        let migrates = self.method == Method::Migrate && self.keeps_counts && !mine.is_empty();
+        let migrates = self.keeps_counts
+            && self.can_migrate(&sa, &mine, from, to)
+            && (self.method == Method::MigrateState || from.encap == to.encap);
         let held = self.held.as_ref().is_some_and(|held| mine.iter().all(|one| held.holds(one)));
         let (key, there) = (from.key(&sa, Side::In), to.key(&sa, Side::In));
-        if !(migrates && held && elsewhere && from.encap == to.encap && self.is_alone(sa.reqid))
-            || moved(&sa, from, to) != [Side::Out]
-            || state::offloads(&sa, to)
-        {
+        if !(migrates && held && elsewhere) || moved(&sa, from, to) != [Side::Out] {
             return None;
         }
         let second = if key == there {
@@ -103,11 +103,12 @@ impl KernelPlane {
 
     /// Migrates the outbound states. The first that can't be moved at all is the error; the others go on.
     fn migrate_together(&mut self, usual: Vec<Usual>) -> Result<(), PlaneError> {
-        let request = |one: &Usual| {
-            let flow = one.mine.first()?;
-            Some(self.migration(&one.sa, flow, one.from, one.to))
+        let by_policy = self.method == Method::Migrate;
+        let request = |one: &Usual| match one.mine.first().filter(|_| by_policy) {
+            Some(flow) => self.migration(&one.sa, flow, one.from, one.to),
+            None => migrate::state(&one.sa, Side::Out, one.from, one.to),
         };
-        let requests = usual.iter().filter_map(request).collect();
+        let requests = usual.iter().map(request).collect();
         let results = self.xfrm.batch("migrating a state", requests, |_, _, _| {});
         let mut all = Ok(());
         for (Usual { sa, mine, from, to, second }, result) in usual.into_iter().zip(results) {
@@ -115,7 +116,8 @@ impl KernelPlane {
             let moved = match result {
                 Ok(()) => {
                     self.follow(&sa, Side::Out, from, to, None);
-                    self.after_migrate(&sa, mine.get(1..).unwrap_or_default(), from, to)
+                    let rest = mine.get(usize::from(by_policy)..).unwrap_or_default();
+                    self.after_migrate(&sa, rest, from, to)
                 }
                 Err(error) => {
                     tracing::debug!(%error, "deleting and adding instead");
