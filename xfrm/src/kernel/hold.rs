@@ -10,11 +10,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{File, OpenOptions},
-    io,
     net::{IpAddr, Ipv4Addr},
     num::NonZeroU32,
-    os::unix::fs::FileExt,
     time::{Duration, Instant},
 };
 
@@ -27,11 +24,10 @@ use super::{
     Child, KernelPlane, Method,
     message::Request,
     policy::{self, Direction, Flow},
+    queueing::Urgent,
     state::{self, Key, Place, Replay, Side, Usage},
 };
 use crate::plane::PlaneError;
-
-const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
 
 /// How long the state that never comes is relied on, by one move after the other.
 const LARVA_LIVES: Duration = Duration::from_secs(10);
@@ -90,7 +86,7 @@ pub(super) fn forget_larvae() -> Vec<Request> {
 
 /// What is held back at the moment.
 pub(super) struct Held {
-    before: Before,
+    urgent: Option<Urgent>,
     flows: BTreeSet<Flow>,
     /// states as they were found when nothing was sent any more
     read: BTreeMap<Key, (Replay, Usage)>,
@@ -123,7 +119,10 @@ impl KernelPlane {
         if moved.is_empty() {
             return;
         }
-        let Some(before) = self.queueing.begin() else { return };
+        if !self.queueing.begin() {
+            return;
+        }
+        let urgent = Urgent::begin();
         let tag = self.tag;
         let now = Instant::now();
         let fresh = self.larva.is_some_and(|since| now.duration_since(since) < LARVA_LIVES);
@@ -156,12 +155,24 @@ impl KernelPlane {
             Some(found) => read.insert(*key, found).is_some(),
             None => true,
         });
-        requests.extend(keys.iter().map(|key| state::query(*key)));
-        let results = self.xfrm.batch("holding packets back", requests, |at, kind, body| {
-            let key = at.checked_sub(policies).and_then(|at| keys.get(at));
+        let mut queries: Vec<Request> = keys.iter().map(|key| state::query(*key)).collect();
+        // What has found its state already still takes numbers of it. A window may be older than that. To wait
+        // here loses more than it saves: the kernel loses a packet now and then that comes while it lets
+        // others go.
+        let apart = self.method == Method::DeleteAdd;
+        if !apart {
+            requests.append(&mut queries);
+        }
+        let operation = "holding packets back";
+        let mut found = |at: Option<usize>, kind, body: &[u8]| {
+            let key = at.and_then(|at| keys.get(at));
             read.extend(key.copied().zip(state::snapshot(kind, body)));
+        };
+        let results = self.xfrm.batch(operation, requests, |at, kind, body| {
+            found(at.checked_sub(policies), kind, body);
         });
-        self.held = Some(Held { before, flows, read, ending: Vec::new() });
+        self.xfrm.batch(operation, queries, |at, kind, body| found(Some(at), kind, body));
+        self.held = Some(Held { urgent, flows, read, ending: Vec::new() });
         // The state that never comes may still be there, or be asked for later.
         let held =
             results.into_iter().take(policies).skip(larvae).collect::<Result<(), PlaneError>>();
@@ -220,7 +231,7 @@ impl KernelPlane {
 
     /// Sends on what was held back, on the paths where the CHILD_SAs are now.
     pub(super) fn let_go(&mut self) -> Result<(), PlaneError> {
-        let Some(Held { before, flows, ending, .. }) = self.held.take() else { return Ok(()) };
+        let Some(Held { urgent, flows, ending, .. }) = self.held.take() else { return Ok(()) };
         let tag = self.tag;
         let owner = |flow: &Flow| {
             let child = self.owners.current(flow).and_then(|id| self.children.get(&id))?;
@@ -235,7 +246,8 @@ impl KernelPlane {
             requests.push(request);
         }
         let mut results = self.xfrm.batch("sending on", requests, |_, _, _| {}).into_iter();
-        self.queueing.end(before);
+        drop(urgent);
+        self.queueing.end();
         let released = results.by_ref().take(policies).collect();
         for ((key, usage), result) in ended.into_iter().zip(results) {
             if let Err(error) = result {
@@ -243,96 +255,6 @@ impl KernelPlane {
             }
         }
         released
-    }
-}
-
-/// The setting that lets packets wait, in the network namespace of the thread that opened it.
-pub(super) struct Queueing(Option<File>);
-
-impl Queueing {
-    /// Without the right to change it, packets can't be held back.
-    pub(super) fn open() -> Self {
-        let file = OpenOptions::new().read(true).write(true).open(LARVAL_DROP);
-        Queueing(
-            file.inspect_err(|error| {
-                tracing::debug!(%error, "{LARVAL_DROP} can't be set: moves don't hold packets back");
-            })
-            .ok(),
-        )
-    }
-
-    /// Sets what the kernel begins with: somebody who was to put it back was killed.
-    pub(super) fn reset(&self) {
-        self.end(Before { digit: *b"1", urgent: None });
-    }
-
-    /// Lets packets wait until the answer is given to [`Queueing::end`]; `None` if that can't be.
-    ///
-    /// It is not left on, as it is about the policies of others too.
-    fn begin(&self) -> Option<Before> {
-        let file = self.0.as_ref()?;
-        let set = || -> io::Result<Before> {
-            let mut digit = [0];
-            file.read_exact_at(&mut digit, 0)?;
-            if digit != *b"0" {
-                file.write_all_at(b"0\n", 0)?;
-            }
-            Ok(Before { digit, urgent: Urgent::begin() })
-        };
-        set().inspect_err(|error| tracing::debug!(%error, "packets can't be held back")).ok()
-    }
-
-    /// Puts the setting back.
-    fn end(&self, before: Before) {
-        let Before { digit, urgent } = before;
-        drop(urgent);
-        if digit != *b"0"
-            && let Some(file) = &self.0
-            && let Err(error) = file.write_all_at(&digit, 0)
-        {
-            tracing::warn!(%error, "{LARVAL_DROP} stays 0");
-        }
-    }
-}
-
-/// What was before packets were held back.
-struct Before {
-    digit: [u8; 1],
-    urgent: Option<Urgent>,
-}
-
-/// This thread goes before all others that have no real-time priority, until this is dropped: whoever
-/// sends must not fill the queue while we wait for a processor between two requests. It calls nothing
-/// but the kernel meanwhile.
-struct Urgent {
-    policy: libc::c_int,
-    parameters: libc::sched_param,
-}
-
-impl Urgent {
-    /// `None` without the right to it (CAP_SYS_NICE); the queue may do all the same.
-    fn begin() -> Option<Self> {
-        let mut parameters = libc::sched_param { sched_priority: 0 };
-        // SAFETY: the thread is this one, and the structure lives longer than the call.
-        let policy = unsafe { libc::sched_getscheduler(0) };
-        // SAFETY: as above.
-        if policy < 0 || unsafe { libc::sched_getparam(0, &raw mut parameters) } != 0 {
-            return None;
-        }
-        let least = libc::sched_param { sched_priority: 1 };
-        // SAFETY: as above.
-        let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const least) };
-        (set == 0).then_some(Urgent { policy, parameters })
-    }
-}
-
-impl Drop for Urgent {
-    fn drop(&mut self) {
-        // SAFETY: as in `begin`.
-        if unsafe { libc::sched_setscheduler(0, self.policy, &raw const self.parameters) } != 0 {
-            let error = io::Error::last_os_error();
-            tracing::warn!(%error, "a thread keeps its real-time priority");
-        }
     }
 }
 

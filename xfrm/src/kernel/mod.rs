@@ -13,6 +13,7 @@ mod method;
 mod migrate;
 mod moves;
 mod policy;
+mod queueing;
 mod reconcile;
 mod socket;
 mod sockopt;
@@ -37,10 +38,11 @@ use netlink_packet_xfrm::constants::{XFRM_MSG_NEWSA, XFRM_MSG_UPDSA};
 use tokio::sync::mpsc;
 
 use self::{
-    hold::{Held, Queueing},
+    hold::Held,
     ledger::{Entry, Shared, add},
     message::Request,
     policy::{DIRECTIONS, Direction, Flow, Owners, Tag},
+    queueing::Queueing,
     reconcile::remove_leftovers,
     socket::Socket,
     state::{Key, Place, Replay, Side, Spent, Usage},
