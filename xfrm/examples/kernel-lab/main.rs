@@ -54,8 +54,7 @@ fn main() -> Result<()> {
         methods.retain(|method| method.as_str() == by);
         check(!methods.is_empty(), &format!("this kernel moves states by {by}"))?;
     }
-    let each =
-        |part: &dyn Fn(Method) -> Result<()>| methods.iter().copied().try_for_each(|one| part(one));
+    let each = |part: &dyn Fn(Method) -> Result<()>| methods.iter().copied().try_for_each(part);
     let parts: [(&str, &dyn Fn() -> Result<()>); 19] = [
         ("planned", &|| {
             each(&|method| {
