@@ -133,6 +133,7 @@ fn client(user: &str, (local_auth, remote_auth): (LocalAuth, RemoteAuth)) -> Con
             prf: Prf::HmacSha256,
             key_exchange: KeyExchangeMethod::X25519,
         }],
+        mode: Default::default(),
         esp_proposals: vec![EspProposal {
             suite: EspSuite::AesGcm16 { key_bits: 256 },
             esn: false,

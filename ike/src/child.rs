@@ -98,7 +98,17 @@ pub struct EspKeys {
     pub integrity: Secret,
 }
 
-/// One CHILD_SA in tunnel mode: all that a data plane must know to carry its traffic.
+/// What ESP protects (RFC 4301 §4.1).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Mode {
+    /// whole packets, in packets between the ends
+    #[default]
+    Tunnel,
+    /// what is in the packets between the two ends themselves
+    Transport,
+}
+
+/// One CHILD_SA: all that a data plane must know to carry its traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChildSa {
     /// our own name for it
@@ -109,6 +119,8 @@ pub struct ChildSa {
     pub spi_in: EspSpi,
     /// the SPI that the peer chose, in packets from us
     pub spi_out: EspSpi,
+    /// what ESP protects; in transport mode the selectors are those of `path`'s addresses
+    pub mode: Mode,
     /// the algorithms, the same in both directions
     pub suite: EspSuite,
     /// extended sequence numbers (RFC 4303 §2.2.1)

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use crate::{
     auth::{LocalAuth, RemoteAuth},
-    child::{Carriage, EspSuite, Limits},
+    child::{Carriage, EspSuite, Limits, Mode},
     crypto::{KeyExchangeMethod, suite::IkeSuite},
     selector::TrafficSelector,
     wire::identity::{Identity, IdentityPattern},
@@ -107,6 +107,8 @@ pub struct EspProposal {
 pub struct ChildConfig {
     /// the operator's name for it
     pub name: String,
+    /// what ESP protects
+    pub mode: Mode,
     /// acceptable suites, best first
     pub esp_proposals: Vec<EspProposal>,
     /// what is on our side
@@ -118,6 +120,8 @@ pub struct ChildConfig {
 /// What the configuration says of one CHILD_SA.
 #[derive(Clone, Copy, Debug)]
 pub struct ChildView<'a> {
+    /// what ESP protects
+    pub mode: Mode,
     /// acceptable suites, best first
     pub esp_proposals: &'a [EspProposal],
     /// what is on our side
@@ -152,6 +156,8 @@ pub struct ConnectionConfig {
     pub remote_auth: RemoteAuth,
     /// acceptable suites for the IKE_SA, best first
     pub ike_proposals: Vec<IkeSuite>,
+    /// what the ESP of the CHILD_SA protects
+    pub mode: Mode,
     /// acceptable suites for the CHILD_SA, best first
     pub esp_proposals: Vec<EspProposal>,
     /// what is on our side
@@ -207,11 +213,13 @@ impl ConnectionConfig {
     /// The CHILD_SAs that the configuration asks for or allows, the first one first.
     pub fn children(&self) -> impl Iterator<Item = ChildView<'_>> {
         let first = ChildView {
+            mode: self.mode,
             esp_proposals: &self.esp_proposals,
             ts_local: &self.ts_local,
             ts_remote: &self.ts_remote,
         };
         let more = self.more_children.iter().map(|child| ChildView {
+            mode: child.mode,
             esp_proposals: &child.esp_proposals,
             ts_local: &child.ts_local,
             ts_remote: &child.ts_remote,

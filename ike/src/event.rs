@@ -261,6 +261,16 @@ pub enum Event {
         /// how often the request that it seems to answer has been sent
         tries: u32,
     },
+    /// A CHILD_SA in transport mode is deleted, for traffic goes between other addresses now, and only tunnels
+    /// are moved (RFC 4555 §1.2).
+    LeftBehind {
+        /// which IKE_SA
+        sa: SaId,
+        /// the CHILD_SA's place in the configuration
+        config: usize,
+        /// where it was
+        from: Path,
+    },
     /// The data plane answered a [`Action::Move`].
     Moved {
         /// which IKE_SA

@@ -27,7 +27,7 @@ pub mod wire;
 
 pub use asked::{Asked, Packet};
 pub use child::{
-    Carriage, ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits,
+    Carriage, ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Limits, Mode,
     REPLAY_WINDOWS,
 };
 pub use config::{ConnectionConfig, ConnectionId, Role};

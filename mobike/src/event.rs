@@ -188,6 +188,17 @@ pub enum Event {
         /// after this time
         after: Duration,
     },
+    /// A CHILD_SA in transport mode is deleted: only tunnels are moved (RFC 4555 §1.2).
+    LeftBehind {
+        /// the connection
+        connection: ConnectionId,
+        /// the IKE_SA
+        sa: SaId,
+        /// which of its configuration
+        child: usize,
+        /// where it was
+        from: Path,
+    },
     /// The data plane refused a move; nothing has moved there.
     MoveFailed {
         /// the connection
@@ -274,6 +285,7 @@ impl Event {
             Event::Moved { .. } => "moved",
             Event::Suspected { .. } => "suspected",
             Event::Alive { .. } => "alive",
+            Event::LeftBehind { .. } => "left-behind",
             Event::MoveFailed { .. } => "move-failed",
             Event::Stranded { .. } => "stranded",
             Event::PeerAddresses { .. } => "peer-addresses",
@@ -293,6 +305,7 @@ impl Event {
             | Event::Rekeyed { connection, .. }
             | Event::Moving { connection, .. }
             | Event::Moved { connection, .. }
+            | Event::LeftBehind { connection, .. }
             | Event::MoveFailed { connection, .. }
             | Event::Suspected { connection, .. }
             | Event::Alive { connection, .. }
@@ -338,6 +351,10 @@ impl fmt::Display for Event {
             }
             Event::Moved { from, to, cause, took, .. } => {
                 write!(f, "moved from {from} to {to} in {:.1} ms: {cause}", ms(*took))
+            }
+            Event::LeftBehind { child, from, .. } => {
+                let child = Nth(*child);
+                write!(f, "{child} is in transport mode and ends with {from}: only tunnels move")
             }
             Event::MoveFailed { to, error, .. } => {
                 write!(f, "the data plane could not move to {to}: {}", error.0)

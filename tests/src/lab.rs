@@ -138,6 +138,7 @@ pub fn client_config() -> ConnectionConfig {
         local_auth: LocalAuth::Psk(psk()),
         remote_auth: RemoteAuth::Psk(psk()),
         ike_proposals: vec![X25519_GCM, ECP256_CBC],
+        mode: Default::default(),
         esp_proposals: vec![ESP_GCM, ESP_CBC],
         ts_local: Selectors::Dynamic,
         ts_remote: selectors(&["10.1.0.0/16"]),

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use bewick_ike::{ChildId, ChildMove, ChildSa, EspKeys, Path, Time};
+use bewick_ike::{ChildId, ChildMove, ChildSa, EspKeys, Mode, Path, Time, TrafficSelector};
 
 use crate::net::{Datagram, Protocol};
 
@@ -124,12 +124,15 @@ impl Plane {
     /// Moves all or none.
     ///
     /// # Errors
-    /// The reason in words: asked to refuse, an unknown CHILD_SA, two families in a path.
+    /// The reason in words: asked to refuse, an unknown CHILD_SA, one that is no tunnel, two families in a path.
     pub fn move_children(&mut self, now: Time, moves: &[ChildMove]) -> Result<(), String> {
         let mut result = self.refusal();
         for step in moves {
             if !self.children.contains_key(&step.id) {
                 result = Err(format!("move of {:?}, which is not installed", step.id));
+            }
+            if self.children.get(&step.id).is_some_and(|c| c.sa.mode == Mode::Transport) {
+                result = Err(format!("move of {:?}, which is in transport mode", step.id));
             }
             if step.path.local.is_ipv4() != step.path.remote.is_ipv4() {
                 result = Err(format!("two families in {}", step.path));
@@ -280,6 +283,14 @@ impl Plane {
         if path.local.is_ipv4() != path.remote.is_ipv4() {
             return Err(format!("two families in {path}"));
         }
+        let hosts = |all: &[TrafficSelector], host| {
+            all.iter().all(|ts| (ts.first(), ts.last()) == (host, host))
+        };
+        let between_ends =
+            hosts(&sa.ts_local, path.local.ip()) && hosts(&sa.ts_remote, path.remote.ip());
+        if sa.mode == Mode::Transport && (sa.encap || !between_ends) {
+            return Err(format!("{id:?} is in transport mode and not between the ends of {path}"));
+        }
         Ok(())
     }
 
@@ -300,6 +311,7 @@ pub fn are_two_ends(one: &ChildSa, other: &ChildSa) -> bool {
         && one.spi_out == other.spi_in
         && one.keys_in == other.keys_out
         && one.keys_out == other.keys_in
+        && one.mode == other.mode
         && one.suite == other.suite
         && one.esn == other.esn
         && one.ts_local == other.ts_remote
@@ -410,6 +422,7 @@ mod tests {
             reqid: 1,
             spi_in: EspSpi(0x1000),
             spi_out: EspSpi(0x2000),
+            mode: Default::default(),
             suite: EspSuite::AesGcm16 { key_bits: 128 },
             esn: false,
             keys_in: keys(1),

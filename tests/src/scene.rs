@@ -177,6 +177,7 @@ pub fn add_client(lab: &mut Lab, name: &str, seed: u64, at: (Realm, IpAddr)) -> 
 pub fn with_three() -> Plan {
     let child = |name: &str, net: &str| ChildConfig {
         name: name.into(),
+        mode: Default::default(),
         esp_proposals: vec![ESP_CBC],
         ts_local: Selectors::Dynamic,
         ts_remote: selectors(&[net]),

@@ -20,6 +20,7 @@ const CONNECTION: ConnectionId = ConnectionId(0);
 fn child(name: &str, net: &str) -> ChildConfig {
     ChildConfig {
         name: name.into(),
+        mode: Default::default(),
         esp_proposals: vec![ESP_CBC],
         ts_local: bewick_ike::config::Selectors::Dynamic,
         ts_remote: selectors(&[net]),

@@ -2,15 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use bewick_ike::{
-    ConnectionId, Endpoint, Path, Random,
-    wire::{ExchangeType, NotifyType, Payload, emit_chain},
-};
+use bewick_ike::{ConnectionId, Path, wire::NotifyType};
 use bewick_mobike::{Command, Event};
 use bewick_tests::{
     Lab, Plan, Realm,
-    hand::{Hand, esp_proposal, everything, full_auth},
-    lab::{gateway_config, ip},
+    lab::ip,
     pair::EndId,
     puppet::{find, notify},
     scene::{
@@ -18,52 +14,6 @@ use bewick_tests::{
         paths, puppet_client, puppet_gateway, send_by, turned, update, with_three,
     },
 };
-
-/// Transport mode is not here at all, so that no SA of that mode can be moved: the offer is not taken,
-/// which leaves tunnel mode to both sides (RFC 7296 §1.3.1).
-#[test]
-fn m_1_2_1_transport_mode_is_neither_offered_nor_taken_and_what_moves_is_a_tunnel() {
-    let transport = || notify(NotifyType::USE_TRANSPORT_MODE, []);
-    let mut auth = mobike();
-    auth.push(transport());
-    let mut lab = puppet_client(Plan::default(), auth);
-    let client = lab.client;
-    let said = lab.world.play(client, |puppet, _| puppet.script.auth_heard.clone());
-    assert_eq!(find(&said, NotifyType::USE_TRANSPORT_MODE), None, "{said:?}");
-    let before = lab.children(lab.gateway);
-    ask(&mut lab, client, from(LTE, GATEWAY), &[update()]);
-    lab.rest();
-    let after = lab.children(lab.gateway);
-    assert_eq!(after[0].path, turned(from(LTE, GATEWAY)), "{}", lab.story());
-    // A tunnel's inner addresses have nothing to do with the outer ones.
-    assert_eq!(after[0].ts_remote, before[0].ts_remote);
-
-    let mut lab = puppet_gateway(Plan::default(), mobike());
-    let gateway = lab.gateway;
-    let said = lab.world.play(gateway, |puppet, _| puppet.script.auth_heard.clone());
-    assert_eq!(find(&said, NotifyType::USE_TRANSPORT_MODE), None, "{said:?}");
-
-    // The same for a CHILD_SA of its own exchange.
-    let mut endpoint = Endpoint::new(Random::from_seed([9; 32]), vec![gateway_config()], false);
-    let mut hand = Hand::initiate(&mut endpoint, &[]);
-    let client = bewick_ike::TrafficSelector::from_addr(ip("10.9.0.1"));
-    let child = vec![
-        transport(),
-        esp_proposal(0x9999_0001),
-        Payload::Nonce(vec![7; 32]),
-        Payload::TsInitiator(vec![client]),
-        Payload::TsResponder(vec![everything()]),
-    ];
-    let requests =
-        [(ExchangeType::IKE_AUTH, full_auth(&hand)), (ExchangeType::CREATE_CHILD_SA, child)];
-    for (id, (exchange, payloads)) in (1..).zip(requests) {
-        let (first, chain) = emit_chain(&payloads).expect("it fits");
-        let said = hand.say(&mut endpoint, (exchange, false, id), (first, &chain));
-        let answer = said.answer.expect("an answer");
-        assert!(answer.iter().any(|p| matches!(p, Payload::SecurityAssociation(_))), "{answer:?}");
-        assert_eq!(find(&answer, NotifyType::USE_TRANSPORT_MODE), None, "{answer:?}");
-    }
-}
 
 /// RFC 4555 §1.2: one pair at a time and no load sharing. At each moment all CHILD_SAs of an end are on
 /// one pair, and each pair is left once and for all.

@@ -179,7 +179,13 @@ fn client(more: bool) -> Endpoint {
     let (ts_local, ts_remote) = (Selectors::List(list(OFFER[0])), Selectors::List(list(OFFER[1])));
     if more {
         let esp_proposals = vec![ESP_GCM];
-        let child = ChildConfig { name: "two".into(), esp_proposals, ts_local, ts_remote };
+        let child = ChildConfig {
+            name: "two".into(),
+            mode: Default::default(),
+            esp_proposals,
+            ts_local,
+            ts_remote,
+        };
         config.more_children = vec![child];
     } else {
         (config.ts_local, config.ts_remote) = (ts_local, ts_remote);

@@ -25,6 +25,7 @@ fn sites() -> Plan {
     plan.gateway.pools.clear();
     let child = |local: Selectors, remote: Selectors| ChildConfig {
         name: "two".into(),
+        mode: Default::default(),
         esp_proposals: vec![ESP_CBC],
         ts_local: local,
         ts_remote: remote,

@@ -145,6 +145,7 @@ fn x_8_a_move_between_families_carries_inner_addresses_of_both() {
     for nat_wlan in [false, true] {
         let child = |name: &str, net: &str| ChildConfig {
             name: name.into(),
+            mode: Default::default(),
             esp_proposals: vec![bewick_tests::lab::ESP_GCM],
             ts_local: Selectors::Dynamic,
             ts_remote: selectors(&[net]),

@@ -78,6 +78,7 @@ fn read(
     }
     Some(ChildConfig {
         name: name?.value.into(),
+        mode: Default::default(),
         esp_proposals,
         ts_local: local_ts.map_or(Selectors::Dynamic, Selectors::List),
         ts_remote: remote_ts.map_or(Selectors::Dynamic, Selectors::List),

@@ -159,6 +159,7 @@ pub(super) fn read(
         local_auth,
         remote_auth,
         ike_proposals,
+        mode: Default::default(),
         esp_proposals,
         ts_local: local_ts.map_or(Selectors::Dynamic, Selectors::List),
         ts_remote: remote_ts.map_or(Selectors::Dynamic, Selectors::List),

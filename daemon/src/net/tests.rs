@@ -116,6 +116,7 @@ fn sa() -> ChildSa {
         reqid: 1,
         spi_in: EspSpi(256),
         spi_out: EspSpi(257),
+        mode: Default::default(),
         suite: EspSuite::AesGcm16 { key_bits: 256 },
         esn: false,
         keys_in: keys.clone(),

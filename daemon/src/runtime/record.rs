@@ -54,6 +54,7 @@ impl Recorder {
             },
             Event::Refused { .. }
             | Event::MoveFailed { .. }
+            | Event::LeftBehind { .. }
             | Event::Stranded { .. }
             | Event::HeldOff { .. }
             | Event::Waiting { .. } => Level::WARN,
@@ -162,6 +163,11 @@ fn fields(event: &Event) -> Map<String, Value> {
             "local": path.local,
             "remote": path.remote,
             "after_ms": ms(after),
+        }),
+        Event::LeftBehind { child, from, .. } => json!({
+            "child": child,
+            "local": from.local,
+            "remote": from.remote,
         }),
         Event::MoveFailed { to, error, .. } => json!({
             "to": to.local,

@@ -28,7 +28,7 @@ use crate::{
         exchange::Arrival,
         init,
         init_responder::{self, Unanswerable},
-        live, task,
+        live, mode, task,
     },
     time::Time,
     wire::{self, ExchangeType, Flags, Header, Message, Notify, NotifyType, Payload, WireError},
@@ -551,7 +551,7 @@ impl Endpoint {
     }
 
     /// Moves every CHILD_SA of the IKE_SA to its current path; [`Event::Moved`] tells the result.
-    /// `None` if there is no CHILD_SA.
+    /// `None` if there is none to move: one in transport mode ends instead ([`Event::LeftBehind`]).
     pub fn move_children(
         &mut self,
         now: Time,
@@ -597,6 +597,12 @@ impl Endpoint {
     /// Makes a CHILD_SA of the configuration as soon as the window is open (RFC 7296 §1.3.1).
     pub fn make_child(&mut self, now: Time, id: SaId, asked: Asked, extension: &mut dyn Extension) {
         self.with(now, id, extension, |sa, cx| create_initiator::make(sa, cx, asked));
+    }
+
+    /// Initiator: makes those CHILD_SAs in transport mode that there are not, and that the path has the
+    /// addresses for.
+    pub fn make_missing_transport(&mut self, now: Time, id: SaId, extension: &mut dyn Extension) {
+        self.with(now, id, extension, mode::make_missing);
     }
 
     /// Whether the CHILD_SA at this place of the configuration is being made, or waits for its turn or for

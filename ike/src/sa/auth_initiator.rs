@@ -3,7 +3,7 @@
 use crate::{
     asked::Asked,
     auth::HashAlgorithms,
-    child::ChildSa,
+    child::{ChildSa, Mode},
     config::{Childless, ConnectionConfig, ConnectionId, Role},
     event::{Action, CloseReason, Established, Event},
     path::Path,
@@ -19,7 +19,7 @@ use super::{
     exchange,
     init::needs_encap,
     live::{self, Live, Phase},
-    negotiate, task, uniqueness,
+    mode, negotiate, task, uniqueness,
 };
 
 /// The IKE_SA_INIT that is done.
@@ -97,10 +97,27 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
         cx.shared.esp_spis.remove(&spi_in);
         return Err(CloseReason::Protocol("no such CHILD_SA is configured".into()));
     };
-    let (ts_local, ts_remote) = asked.offer(
-        child::offer(of_child.ts_local, config, sa.path.local.ip()),
-        child::offer(of_child.ts_remote, config, sa.path.remote.ip()),
-    );
+    let sides = match of_child.mode {
+        Mode::Tunnel => Ok((
+            child::offer(of_child.ts_local, config, sa.path.local.ip()),
+            child::offer(of_child.ts_remote, config, sa.path.remote.ip()),
+        )),
+        // One that is to come later is looked at then.
+        Mode::Transport if childless => Ok(mode::sides(of_child, sa.path)),
+        Mode::Transport => {
+            match mode::obstacle(sa, cx.shared, needs_encap(config, cx.shared.force_encap)) {
+                Some(text) => Err(text.to_owned()),
+                None => mode::offer(of_child, sa.path),
+            }
+        }
+    };
+    let (ts_local, ts_remote) = match sides {
+        Ok((ts_local, ts_remote)) => asked.offer(ts_local, ts_remote),
+        Err(text) => {
+            cx.shared.esp_spis.remove(&spi_in);
+            return Err(CloseReason::Child(text));
+        }
+    };
     let mut payloads = vec![Payload::IdInitiator(id)];
     payloads.extend(config.local_auth.certificates());
     payloads.extend(config.remote_auth.request());
@@ -115,6 +132,7 @@ pub(crate) fn start(sa: &mut Sa, cx: &mut Cx<'_>, init: InitDone) -> Result<(), 
     payloads.push(auth);
     payloads.extend(configuration::request(config));
     if !childless {
+        payloads.extend(mode::notify(of_child.mode));
         payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(
             of_child.esp_proposals,
             spi_in,
@@ -308,6 +326,7 @@ fn agree(
     let of_child = config.child(first(sa).config).ok_or("no such CHILD_SA is configured")?;
     let (proposal, spi_out) = negotiate::accept_esp(of_child.esp_proposals, answer, false)
         .ok_or("the peer chose a proposal that was not offered")?;
+    mode::check(of_child.mode, payloads)?;
     if !child::is_within(ts_i, &state.ts_local) || !child::is_within(ts_r, &state.ts_remote) {
         return Err("the peer's traffic selectors are wider than what was offered".into());
     }
@@ -323,6 +342,7 @@ fn agree(
     }
     let told = configuration::read_reply(config, payloads)?;
     let agreed = Agreed {
+        mode: of_child.mode,
         proposal,
         spi_in: state.spi_in,
         spi_out,

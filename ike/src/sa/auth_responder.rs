@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::{
     auth::{HashAlgorithms, LocalAuth},
-    child::ChildSa,
+    child::{ChildSa, Mode},
     config::{ChildView, Childless, ConnectionConfig, ConnectionId, Role},
     event::{Action, CloseReason, Established, Event},
     path::Path,
@@ -24,7 +24,7 @@ use super::{
     fault::Fault,
     init_responder::candidates,
     live::{self, HeldResponse, Live, Phase},
-    negotiate, task, uniqueness,
+    mode, negotiate, task, uniqueness,
 };
 
 /// The IKE_SA_INIT response is out.
@@ -293,6 +293,8 @@ struct Offer<'a> {
     proposals: &'a [Proposal],
     ts_i: &'a [TrafficSelector],
     ts_r: &'a [TrafficSelector],
+    /// it asks for transport mode
+    transport: bool,
 }
 
 impl<'a> Offer<'a> {
@@ -307,7 +309,8 @@ impl<'a> Offer<'a> {
                 _ => {}
             }
         }
-        Some(Offer { proposals: proposals?, ts_i: ts_i?, ts_r: ts_r? })
+        let transport = mode::is_asked(payloads);
+        Some(Offer { proposals: proposals?, ts_i: ts_i?, ts_r: ts_r?, transport })
     }
 }
 
@@ -375,7 +378,7 @@ fn agree(
     offer: &Offer<'_>,
     request: Option<&Configuration>,
 ) -> Result<(ChildSa, usize, Vec<Payload>), (Fault, String)> {
-    let Offer { proposals: offered, ts_i, ts_r } = *offer;
+    let Offer { proposals: offered, ts_i, ts_r, transport } = *offer;
     let Some(config) = cx.shared.connection(connection).cloned() else {
         return Err((Fault::Busy, "no such connection".into()));
     };
@@ -389,24 +392,35 @@ fn agree(
         let text = "no common proposal: the peer offers none of esp_proposals".to_owned();
         return Err((Fault::NoProposal, text));
     }
+    let encap = encap(sa, &config, cx.shared.responder_forces_encap());
+    let obstacle = mode::obstacle(sa, cx.shared, encap);
+    let candidates = mode::candidates(&config, transport && obstacle.is_none());
+    let why_not = mode::why_not(&config, transport, obstacle);
+    if let (true, Some(why)) = (candidates.is_empty(), why_not) {
+        return Err((Fault::NoProposal, why.into()));
+    }
     let assigned = configuration::assign(cx.shared, (sa.id, who), connection, request)?;
     let ours = |of_child: ChildView<'_>| child::resolve(of_child.ts_local, &[], sa.path.local.ip());
     let theirs = |of_child: ChildView<'_>| {
         child::resolve(of_child.ts_remote, &assigned, sa.path.remote.ip())
     };
     // Any of ours may come first: whoever waits for packets asks for the one that a packet is for.
-    let fitting = config.children().enumerate().find_map(|(index, of_child)| {
-        let (ours, theirs) = (ours(of_child), theirs(of_child));
+    let fitting = candidates.into_iter().find_map(|(index, of_child)| {
+        let (ours, theirs) = match of_child.mode {
+            Mode::Tunnel => (ours(of_child), theirs(of_child)),
+            Mode::Transport => mode::sides(of_child, path),
+        };
         let (ts_local, ts_remote) =
             child::matched(&child::narrow(&ours, ts_r), &child::narrow(&theirs, ts_i));
         let fits = !ts_local.is_empty() && !ts_remote.is_empty();
-        Some((index, select(of_child)?, ts_local, ts_remote)).filter(|_| fits)
+        Some((index, of_child.mode, select(of_child)?, ts_local, ts_remote)).filter(|_| fits)
     });
-    let Some((index, (proposal, mut answer, spi_out), ts_local, ts_remote)) = fitting else {
+    let Some((index, mode, (proposal, mut answer, spi_out), ts_local, ts_remote)) = fitting else {
         let first = config.children().next();
+        let also = why_not.map(|why| format!("; {why}")).unwrap_or_default();
         let text = format!(
             "the peer's selectors {ts_i:?} to {ts_r:?} have nothing in common with ours, \
-             {:?} to {:?}",
+             {:?} to {:?}{also}",
             first.map(theirs).unwrap_or_default(),
             first.map(ours).unwrap_or_default()
         );
@@ -417,10 +431,12 @@ fn agree(
     answer.spi = spi_in.to_be_bytes().to_vec();
     let mut response = Vec::new();
     response.extend(configuration::reply(&config, request, &assigned));
+    response.extend(mode::notify(mode));
     response.push(Payload::SecurityAssociation(vec![answer]));
     response.push(Payload::TsInitiator(ts_remote.clone()));
     response.push(Payload::TsResponder(ts_local.clone()));
     let agreed = Agreed {
+        mode,
         proposal,
         spi_in,
         spi_out,
@@ -433,7 +449,6 @@ fn agree(
     let internal = |text: String| (Fault::Busy, text);
     let keys = sa.channel.keys.as_ref().ok_or_else(|| internal("no keys".into()))?;
     let nonces = (state.nonce_i.as_slice(), state.nonce_r.as_slice());
-    let encap = encap(sa, &config, cx.shared.responder_forces_encap());
     let child = child::build(agreed, (id, sa.role), keys, None, nonces, (path, encap))
         .map_err(|e| internal(e.to_string()))?;
     Ok((child, index, response))

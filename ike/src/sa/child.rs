@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::{
-    child::{Carriage, ChildId, ChildSa, EspSpi, EspSuite, Limits},
+    child::{Carriage, ChildId, ChildSa, EspSpi, EspSuite, Limits, Mode},
     config::{ConnectionConfig, EspProposal, Role, Selectors},
     crypto::{CryptoError, derive_child},
     path::Path,
@@ -28,6 +28,8 @@ pub struct Child {
     pub spi_in: EspSpi,
     /// the SPI in packets from us
     pub spi_out: EspSpi,
+    /// what ESP protects
+    pub mode: Mode,
     /// its algorithms
     pub suite: EspSuite,
     /// extended sequence numbers (RFC 4303 §2.2.1)
@@ -66,6 +68,7 @@ impl Child {
             reqid: sa.reqid,
             spi_in: sa.spi_in,
             spi_out: sa.spi_out,
+            mode: sa.mode,
             suite: sa.suite,
             esn: sa.esn,
             ts_local: sa.ts_local.clone(),
@@ -84,6 +87,7 @@ impl Child {
 
 /// The parts of a CHILD_SA that the exchange has settled.
 pub(crate) struct Agreed {
+    pub(crate) mode: Mode,
     pub(crate) proposal: EspProposal,
     pub(crate) spi_in: u32,
     pub(crate) spi_out: u32,
@@ -117,6 +121,7 @@ pub(crate) fn build(
         reqid: (id & 0x7fff_ffff).max(1) as u32,
         spi_in: EspSpi(agreed.spi_in),
         spi_out: EspSpi(agreed.spi_out),
+        mode: agreed.mode,
         suite,
         esn: agreed.proposal.esn,
         keys_in,

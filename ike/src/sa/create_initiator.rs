@@ -3,7 +3,7 @@
 
 use crate::{
     asked::Asked,
-    child::{ChildId, ChildSa, EspSpi},
+    child::{ChildId, ChildSa, EspSpi, Mode},
     config::Role,
     crypto::{KeyExchange, KeyExchangeMethod},
     event::{Action, CloseReason, Event, Tag},
@@ -16,7 +16,7 @@ use super::{
     child::{self, Agreed, Child},
     create_responder::{Pending, Then},
     former::Nonces,
-    live, negotiate,
+    live, mode, negotiate,
     task::{self, Running, Task},
 };
 
@@ -35,6 +35,7 @@ pub(crate) enum Purpose {
 /// Our request that is out.
 pub(crate) struct CreateChild {
     pub(crate) purpose: Purpose,
+    mode: Mode,
     spi_in: u32,
     nonce: Vec<u8>,
     /// with perfect forward secrecy
@@ -106,14 +107,23 @@ pub(crate) fn start(
         (None, Purpose::New(asked)) => asked.config,
         (None, Purpose::Rekey(_)) => return Ok(()),
     };
+    let virtual_ips = live.virtual_ips.clone();
+    if old.is_none() && !can_make(sa, cx, config) {
+        return Ok(());
+    }
     let spi_in = cx.shared.draw_esp_spi();
     let nonce = cx.shared.random.array::<32>().to_vec();
     let Some(settings) = cx.shared.connections.get(connection.0) else { return Ok(()) };
     let Some(of_child) = settings.child(config) else { return Ok(()) };
+    let mode = old.as_ref().map_or(of_child.mode, |old| old.mode);
     let (ts_local, ts_remote) = match (&old, purpose) {
         (Some(old), _) => (old.ts_local.clone(), old.ts_remote.clone()),
+        (None, Purpose::New(asked)) if mode == Mode::Transport => {
+            let (ts_local, ts_remote) = mode::sides(of_child, path);
+            asked.offer(ts_local, ts_remote)
+        }
         (None, Purpose::New(asked)) => asked.offer(
-            child::resolve(of_child.ts_local, &live.virtual_ips, path.local.ip()),
+            child::resolve(of_child.ts_local, &virtual_ips, path.local.ip()),
             child::resolve(of_child.ts_remote, &[], path.remote.ip()),
         ),
         (None, Purpose::Rekey(_)) => return Ok(()),
@@ -126,6 +136,7 @@ pub(crate) fn start(
     if let Some(old) = &old {
         payloads.push(Payload::Notify(Notify::about_child(NotifyType::REKEY_SA, old.spi_in)));
     }
+    payloads.extend(mode::notify(mode));
     payloads.push(Payload::SecurityAssociation(sa_payload));
     payloads.push(Payload::Nonce(nonce.clone()));
     if let Some(exchange) = &exchange {
@@ -134,8 +145,10 @@ pub(crate) fn start(
     }
     payloads.push(Payload::TsInitiator(ts_local.clone()));
     payloads.push(Payload::TsResponder(ts_remote.clone()));
+    let State::Live(live) = &mut sa.state else { return Ok(()) };
     live.tasks.running = Some(Running::Child(Box::new(CreateChild {
         purpose,
+        mode,
         spi_in,
         nonce,
         exchange,
@@ -146,6 +159,29 @@ pub(crate) fn start(
         crossed: None,
     })));
     sa.request(cx, ExchangeType::CREATE_CHILD_SA, &payloads, Some(Tag::Child))
+}
+
+/// Whether a CHILD_SA of this place of the configuration can be asked for now. What stands in the way of
+/// one in transport mode is told, and the next change of the path looks at it again.
+fn can_make(sa: &mut Sa, cx: &mut Cx<'_>, config: usize) -> bool {
+    let path = sa.path;
+    let State::Live(live) = &sa.state else { return false };
+    let of_child = sa.config(cx.shared).and_then(|settings| settings.child(config));
+    let Some(of_child) = of_child.filter(|of_child| of_child.mode == Mode::Transport) else {
+        return true;
+    };
+    let text = match (mode::obstacle_now(sa, cx.shared), mode::offer(of_child, path)) {
+        (Some(text), _) => text.to_owned(),
+        (None, Err(text)) => text,
+        // Its traffic is where the peer has shown that it is, and the selectors have to be of there.
+        (None, Ok(_)) if !mode::same_hosts(live.place().0, path) => {
+            task::retry_new(sa, cx, config, Some(NotifyType::TEMPORARY_FAILURE));
+            return false;
+        }
+        (None, Ok(_)) => return true,
+    };
+    cx.shared.event(Event::Refused { path, reason: CloseReason::Child(text) });
+    false
 }
 
 /// The response to our request.
@@ -300,6 +336,7 @@ fn agree(
     if child::matched(ts_i, ts_r).0.is_empty() {
         return Err("no packet fits both the peer's traffic selectors for us and for itself");
     }
+    mode::check(create.mode, payloads)?;
     // RFC 7296 §2.9.2: a successor is not narrower than what is in use.
     let covers = |new: &[_], old: &[_]| child::is_within(old, new);
     if old.is_some_and(|old| !covers(ts_i, &old.ts_local) || !covers(ts_r, &old.ts_remote)) {
@@ -316,6 +353,7 @@ fn agree(
         _ => return Err("the peer's KE payload does not fit its proposal"),
     };
     let agreed = Agreed {
+        mode: create.mode,
         proposal,
         spi_in: create.spi_in,
         spi_out,
@@ -329,6 +367,13 @@ fn agree(
     let nonces = (create.nonce.as_slice(), nonce_r.as_slice());
     // RFC 4555 §3.3: the addresses are those in use.
     let (path, encap) = live.place();
+    if create.mode == Mode::Transport {
+        let hosts = |all: &[TrafficSelector], host| all.iter().all(|ts| ts.first() == host);
+        let at_home = hosts(ts_i, path.local.ip()) && hosts(ts_r, path.remote.ip());
+        if encap || !at_home {
+            return Err("the addresses have changed meanwhile, and transport mode is not moved");
+        }
+    }
     // Whoever starts the exchange is its initiator, whatever its role in the IKE_SA.
     let role = Role::Initiator;
     let mut new = child::build(agreed, (id, role), keys, secret.as_ref(), nonces, (path, encap))

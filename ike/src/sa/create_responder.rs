@@ -4,10 +4,10 @@
 
 use crate::{
     asked::Asked,
-    child::{ChildId, ChildMove, ChildSa},
+    child::{ChildId, ChildMove, ChildSa, Mode},
     config::{ChildView, Role, Selectors},
     crypto,
-    event::{Action, ActionError, ActionId},
+    event::{Action, ActionError, ActionId, CloseReason, Event},
     path::Path,
     wire::{ExchangeType, Notify, NotifyType, Payload},
 };
@@ -19,7 +19,7 @@ use super::{
     fault::Fault,
     former::{self, Nonces},
     live::{HeldResponse, Refusal},
-    negotiate, rekey_ike,
+    mode, negotiate, rekey_ike,
     task::{self, Task},
 };
 
@@ -185,11 +185,27 @@ fn agree(
     let mut found = None;
     // RFC 7296 §2.19: where virtual addresses are a must, who has none has nothing on its side.
     let homeless = !settings.pools.is_empty() && live.assigned.is_empty();
-    for (index, of_child) in settings.children().enumerate() {
-        if old.is_some_and(|old| old.config != index) {
-            continue;
+    let asked = mode::is_asked(payloads);
+    let obstacle = mode::obstacle_now(sa, cx.shared);
+    let mut candidates = mode::candidates(settings, asked && obstacle.is_none());
+    candidates.retain(|(index, view)| {
+        old.is_none_or(|old| old.config == *index && old.mode == view.mode)
+    });
+    let mut why_not = None;
+    if candidates.is_empty() {
+        fault = Fault::NoProposal;
+        why_not = mode::why_not(settings, asked, obstacle);
+    }
+    for (index, of_child) in candidates {
+        // Its traffic is where the peer has shown that it is, and the selectors have to be of there.
+        if of_child.mode == Mode::Transport && !mode::same_hosts(live.place().0, sa.path) {
+            return Err(Fault::Busy.into());
         }
-        if old.is_none() && homeless && *of_child.ts_remote == Selectors::Dynamic {
+        if old.is_none()
+            && of_child.mode == Mode::Tunnel
+            && homeless
+            && *of_child.ts_remote == Selectors::Dynamic
+        {
             continue;
         }
         // Whoever starts the exchange is "i" in it.
@@ -198,14 +214,19 @@ fn agree(
         };
         match negotiate::select_esp(of_child.esp_proposals, offered, Some(group)) {
             Some(chosen) => {
-                found = Some((index, chosen, ts_local, ts_remote));
+                found = Some((index, of_child.mode, chosen, ts_local, ts_remote));
                 break;
             }
             None => fault = Fault::NoProposal,
         }
     }
-    let (index, (proposal, mut answer, spi_out), ts_local, ts_remote) =
-        found.ok_or(Refused::from(fault))?;
+    let Some((index, mode, (proposal, mut answer, spi_out), ts_local, ts_remote)) = found else {
+        if let Some(why) = why_not {
+            let reason = CloseReason::Child(why.into());
+            cx.shared.event(Event::Refused { path: sa.path, reason });
+        }
+        return Err(fault.into());
+    };
     let (mut public, mut secret) = (None, None);
     if let Some(method) = proposal.key_exchange {
         // RFC 7296 §1.3.1: the proposals are good, the group that was guessed is not.
@@ -224,6 +245,7 @@ fn agree(
     let nonce_r = cx.shared.random.array::<32>().to_vec();
     answer.spi = spi_in.to_be_bytes().to_vec();
     let agreed = Agreed {
+        mode,
         proposal,
         spi_in,
         spi_out,
@@ -249,7 +271,8 @@ fn agree(
         // the old one, and until then both work (RFC 7296 §2.8).
         new.waits = true;
     }
-    let mut response = vec![Payload::SecurityAssociation(vec![answer])];
+    let mut response = Vec::from_iter(mode::notify(mode));
+    response.push(Payload::SecurityAssociation(vec![answer]));
     response.push(Payload::Nonce(nonce_r.clone()));
     response.extend(public);
     response.push(Payload::TsInitiator(ts_remote));
@@ -275,8 +298,13 @@ fn narrow(
             && child::is_within(&old.ts_local, &ts_local);
         return whole.then_some((ts_local, ts_remote));
     }
-    let ours = child::resolve(of_child.ts_local, &live.virtual_ips, sa.path.local.ip());
-    let theirs = child::resolve(of_child.ts_remote, &live.assigned, sa.path.remote.ip());
+    let (ours, theirs) = match of_child.mode {
+        Mode::Tunnel => (
+            child::resolve(of_child.ts_local, &live.virtual_ips, sa.path.local.ip()),
+            child::resolve(of_child.ts_remote, &live.assigned, sa.path.remote.ip()),
+        ),
+        Mode::Transport => mode::sides(of_child, sa.path),
+    };
     let (ts_local, ts_remote) =
         child::matched(&child::narrow(&ours, ts_r), &child::narrow(&theirs, ts_i));
     (!ts_local.is_empty() && !ts_remote.is_empty()).then_some((ts_local, ts_remote))
@@ -298,16 +326,18 @@ pub(crate) fn on_answer(
     if result.is_ok() {
         // The tunnel may have moved while the data plane was at work.
         let (path, encap) = live.place();
-        if (path, encap) != (child.path, child.encap) {
+        if child.mode == Mode::Tunnel && (path, encap) != (child.path, child.encap) {
             let change = ChildMove { id: child.id, path, encap };
             let action = cx.shared.action(sa.id, Action::Move(vec![change]));
             live.moving.push((action, vec![change]));
         }
         child.rekey_at = task::rekey_time(cx, live);
         live.children.push(child);
+        mode::leave_behind(sa, cx, (path, encap));
     } else {
         cx.shared.esp_spis.remove(&spi_in.0);
     }
+    let State::Live(live) = &mut sa.state else { return true };
     match then {
         Then::Respond(held, old) => {
             if result.is_ok() {

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use crate::{
-    child::{ChildId, ChildMove, EspSpi},
+    child::{ChildId, ChildMove, EspSpi, Mode},
     config::{ConnectionId, Role},
     crash,
     event::{Action, ActionError, ActionId, CloseReason, Established, Event, SaId, Tag},
@@ -20,7 +20,7 @@ use super::{
     create_responder::{self, Pending},
     exchange::{self, Outstanding},
     fault::{Answer, Fault, Stage},
-    former, rekey_ike,
+    former, mode, rekey_ike,
     task::{self, Running, Tasks},
     uniqueness,
 };
@@ -268,6 +268,7 @@ pub(crate) fn on_informational(
     payloads: &[Payload],
 ) -> (Vec<Payload>, Option<CloseReason>) {
     let mut response = Vec::new();
+    let had = has_children(sa);
     for payload in payloads {
         match payload {
             // RFC 7296 §1.4.1: DELETE of the IKE_SA gets an empty answer and takes all with it.
@@ -302,13 +303,15 @@ pub(crate) fn on_informational(
     }
     // The initiator's configuration asks for the CHILD_SA: without one it is to begin anew. To a
     // responder an IKE_SA without CHILD_SAs is as good as any (RFC 7296 §1.4.1).
-    let bare = matches!(
-        &sa.state,
-        State::Live(live) if live.children.is_empty() && live.pending.is_empty()
-    );
+    let bare = had && !has_children(sa);
     let end = (bare && sa.role == Role::Initiator && has_esp_delete(payloads))
         .then(|| CloseReason::Child("the peer deleted the CHILD_SA".into()));
     (response, end)
+}
+
+/// Whether there is a CHILD_SA, or the data plane is at work on one.
+fn has_children(sa: &Sa) -> bool {
+    matches!(&sa.state, State::Live(l) if !l.children.is_empty() || !l.pending.is_empty())
 }
 
 fn has_esp_delete(payloads: &[Payload]) -> bool {
@@ -510,17 +513,19 @@ pub(crate) fn on_childless(sa: &mut Sa, cx: &mut Cx<'_>) {
     }
 }
 
-/// Moves every CHILD_SA to `path`; `None` if there is none.
+/// Moves every CHILD_SA to `path` that is a tunnel; `None` if there is none. Others end, if `path` has other
+/// addresses (RFC 4555 §1.2).
 pub(crate) fn move_children(
     sa: &mut Sa,
     cx: &mut Cx<'_>,
     path: Path,
     encap: bool,
 ) -> Option<ActionId> {
+    mode::leave_behind(sa, cx, (path, encap));
     let State::Live(live) = &mut sa.state else { return None };
     live.home = (path, encap);
-    let moves: Vec<ChildMove> =
-        live.children.iter().map(|c| ChildMove { id: c.id, path, encap }).collect();
+    let tunnels = live.children.iter().filter(|child| child.mode == Mode::Tunnel);
+    let moves: Vec<ChildMove> = tunnels.map(|c| ChildMove { id: c.id, path, encap }).collect();
     if moves.is_empty() {
         return None;
     }

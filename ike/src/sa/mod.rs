@@ -20,6 +20,7 @@ pub(crate) mod init;
 pub(crate) mod init_responder;
 pub(crate) mod live;
 mod message;
+pub(crate) mod mode;
 pub(crate) mod negotiate;
 pub(crate) mod rekey_ike;
 pub(crate) mod shared;

@@ -356,6 +356,7 @@ fn connection(proofs: &Proofs, identity: &str) -> Result<ConnectionConfig> {
             prf: Prf::HmacSha256,
             key_exchange: KeyExchangeMethod::X25519,
         }],
+        mode: Default::default(),
         esp_proposals: vec![EspProposal {
             suite: EspSuite::AesGcm16 { key_bits: 256 },
             esn: false,

@@ -199,6 +199,7 @@ impl Host {
         let took = now.since(since);
         let tried = std::mem::take(&mut mobility.tried);
         self.event(Event::Moved { connection, sa: id, from, to, cause, took, tried });
+        self.replace_left_behind(now, id, connection);
     }
 
     pub(super) fn on_plane(
@@ -494,7 +495,9 @@ impl Host {
         let Some(mobility) = self.movers.sas.get_mut(&id) else { return };
         if mobility.encap != encap && mobility.children_at == path {
             mobility.encap = encap;
+            let connection = mobility.connection;
             self.order_move(now, id, path, encap);
+            self.replace_left_behind(now, id, connection);
         }
     }
 

@@ -416,6 +416,11 @@ impl Host {
             event::Event::Repeated { sa, path } => self.on_repeated(now, sa, path),
             event::Event::Unknown { sa, tries } => self.on_unknown(now, sa, tries),
             event::Event::Moved { sa, id, result } => self.on_plane(now, sa, id, result),
+            event::Event::LeftBehind { sa, config: child, from } => {
+                if let Some(connection) = self.movers.sas.get(&sa).map(|m| m.connection) {
+                    self.event(Event::LeftBehind { connection, sa, child, from });
+                }
+            }
             event::Event::Closed { sa, connection, path, reason } => {
                 let established = self.movers.sas.remove(&sa).is_some_and(|m| m.established);
                 self.timers.clear_all(sa);

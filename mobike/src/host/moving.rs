@@ -134,6 +134,14 @@ impl Host {
         }
     }
 
+    /// What no move takes along is made anew where the IKE_SA is now, unless packets are to ask for it.
+    pub(super) fn replace_left_behind(&mut self, now: Time, id: SaId, connection: ConnectionId) {
+        let trap = self.movers.policy(connection).trap;
+        if self.wanted.get(&connection).is_some_and(|wanted| wanted.whole || !trap) {
+            self.ike.make_missing_transport(now, id, &mut self.movers);
+        }
+    }
+
     pub(super) fn force_encap(&self, id: SaId) -> bool {
         self.movers.sas.get(&id).is_some_and(|m| self.movers.forces_encap(m.connection))
     }

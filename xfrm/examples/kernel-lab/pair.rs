@@ -124,6 +124,7 @@ pub fn child(suite: EspSuite, (path, encap): (Path, bool), host: Host) -> ChildS
         reqid: 7,
         spi_in: EspSpi(0xc000_0001),
         spi_out: EspSpi(0xc000_0002),
+        mode: Default::default(),
         suite,
         esn: false,
         keys_in: keys(1),

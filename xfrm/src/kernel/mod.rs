@@ -541,6 +541,7 @@ fn nobody() -> ChildSa {
         reqid: 0,
         spi_in: EspSpi(0xbe1c_0001),
         spi_out: EspSpi(0xbe1c_0002),
+        mode: Default::default(),
         suite: EspSuite::AesGcm16 { key_bits: 128 },
         esn: false,
         keys_in: keys(),

@@ -31,6 +31,7 @@ fn sa(suite: EspSuite) -> ChildSa {
         reqid: 0x77,
         spi_in: EspSpi(0xc000_0001),
         spi_out: EspSpi(0xc000_0002),
+        mode: Default::default(),
         suite,
         esn: false,
         keys_in: keys(0xa0),

@@ -52,6 +52,7 @@ pub(super) fn child(id: u64) -> ChildSa {
         reqid: id as u32,
         spi_in: EspSpi(0x1000 + id as u32),
         spi_out: EspSpi(0x2000 + id as u32),
+        mode: Default::default(),
         suite: SUITE,
         esn: false,
         keys_in: keys(SUITE, 1),
