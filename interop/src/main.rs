@@ -9,6 +9,7 @@ mod cleanup;
 mod ends;
 mod failure;
 mod flow;
+mod glance;
 mod life;
 mod oracle;
 mod peer;

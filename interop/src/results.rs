@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Context, Result};
+use crate::glance;
 use crate::process;
 use crate::report::{CaseVerdict, Move, Summary, Verdict};
 
@@ -109,10 +110,12 @@ pub fn page(place: &Place, summary: &Summary) -> String {
          both daemons, in namespaces on {kernel}. Kernel: XFRM in a guest, Debian's {guest}. IKE and ESP are \
          what was in the captures: IKE messages that tshark opened with bewick's keys and ESP packets, all of \
          them held against the rules of the wire. Passes are those in a row, the last one at that commit.\n\n\
-         {} passed, {} failed\n\n\
+         {} passed, {} failed\n\n{}\n## One by one\n\n\
          | scenario | client | gateway | data plane | verdict | figures | IKE | ESP | seconds | passes | when |\n\
          | --- | --- | --- | --- | --- | --- | --: | --: | --: | --: | --- |\n",
-        summary.passed, summary.failed
+        summary.passed,
+        summary.failed,
+        glance::table(&summary.scenarios)
     );
     for one in &summary.scenarios {
         text += &row(one);
@@ -208,7 +211,8 @@ mod tests {
         assert!(page.contains("| … there | | | | pass | 1 of 10 packets lost, 12 ms without |"));
         assert!(page.contains("| … back | | | | FAIL |") && page.contains("a / b c"));
         assert!(page.contains("0 passed, 1 failed"));
-        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with('|')).collect();
+        let (_, one_by_one) = page.split_once("## One by one").expect("both tables");
+        let rows: Vec<&str> = one_by_one.lines().filter(|line| line.starts_with('|')).collect();
         assert!(rows.iter().all(|row| row.matches('|').count() == 12), "{rows:?}");
     }
 
