@@ -37,7 +37,7 @@ pub struct Description {
     pub kind: Kind,
     /// why this one was taken, in one sentence
     pub reason: String,
-    /// how a move is done, for instance `migrate`, `delete-add`, `swap`
+    /// how a move is done: `migrate-state`, `migrate`, `delete-add`, `swap`
     pub move_method: &'static str,
 }
 
@@ -68,6 +68,8 @@ pub struct MoveReport {
     pub round_trips: u32,
     /// from the first request to the last answer
     pub took: Duration,
+    /// CHILD_SAs whose states the kernel has refused to migrate: they were deleted and added
+    pub refused: u32,
 }
 
 /// How packets of one CHILD_SA came in since [`DataPlane::mark`].

@@ -276,7 +276,12 @@ mod tests {
         let mut history = history();
         history.event(&moving(OFFICE, 1, 1, 2));
         assert_eq!(history.list(None)[0].outcome, Outcome::Moving);
-        let report = MoveReport { requests: 4, round_trips: 2, took: Duration::from_micros(500) };
+        let report = MoveReport {
+            requests: 4,
+            round_trips: 2,
+            took: Duration::from_micros(500),
+            ..MoveReport::default()
+        };
         history.reprogrammed(SaId(1), 2, &report);
         history.reprogrammed(SaId(1), 2, &report);
         history.reprogrammed(SaId(9), 7, &report);

@@ -144,7 +144,7 @@ pub fn interface(runtime: &tokio::runtime::Runtime) -> Result<()> {
         check(ping(5)? == 0, "packets go on")?;
         all_bear_it(what)?;
     }
-    // Packets of an interface can't be held back, and deleting and adding has a moment without a state.
+    // Packets of an interface can't be held back, and there is a moment without a state.
     println!("{lost_by_own} lost by own moves, {all} by all");
     check(
         lost_by_own <= 5 * own.len() as u32,

@@ -94,7 +94,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// One round of moves with MIGRATE or without it.
+/// One round of moves by one method.
 fn moving(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
     let mut pair = Pair::open(runtime, method)?;
     println!("-- moves by {}", pair.a.describe().move_method);

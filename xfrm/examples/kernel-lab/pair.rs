@@ -7,7 +7,7 @@ use bewick_ike::{
 };
 use bewick_xfrm::{
     DataPlane,
-    kernel::{Config, KernelPlane, Method},
+    kernel::{self, Config, KernelPlane, Method},
 };
 
 use super::host::{INNER_A, INNER_B, Result, check, encap_socket, in_host, ip, net, states};
@@ -39,6 +39,10 @@ impl Pair {
             })
         };
         let (a, b) = (plane("a")?, plane("b")?);
+        let known = kernel::methods()?;
+        let best = known.iter().find(|known| **known >= method).map(|best| best.as_str());
+        let found = [a.describe().move_method, b.describe().move_method].map(Some);
+        check(found == [best; 2], "states are moved as well as the kernel can")?;
         let mut sockets = Vec::new();
         for host in ["a", "b"] {
             ip(&["-n", host, "addr", "add", inner(host), "dev", "bewick0"])?;

@@ -22,7 +22,7 @@ const GCM: EspSuite = EspSuite::AesGcm16 { key_bits: 128 };
 /// How long the kernel's word may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sets traps, installs CHILD_SAs in their place and moves these, with MIGRATE or without it.
+/// Sets traps, installs CHILD_SAs in their place and moves these, by one method.
 pub fn trap(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
     let mut pair = Pair::open(runtime, method)?;
     println!("-- traps, and moves by {}", pair.a.describe().move_method);

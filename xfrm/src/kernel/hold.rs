@@ -25,6 +25,7 @@ use super::{
     message::Request,
     policy::{self, Direction, Flow},
     queueing::Urgent,
+    socket::Socket,
     state::{self, Key, Place, Replay, Side, Usage},
 };
 use crate::plane::PlaneError;
@@ -35,8 +36,10 @@ const LARVA_LIVES: Duration = Duration::from_secs(10);
 /// States whose windows are read by one dump rather than one by one.
 const MANY: usize = 4;
 
-/// The SPI of the state that never comes.
+/// The SPI of the state that never comes; another one where packets wait for states anyhow: whoever finds it
+/// knows what the setting was before a daemon was killed.
 const SPI: u32 = 0xbe1c_0003;
+const SPI_ANYHOW: u32 = 0xbe1c_0004;
 
 /// The source and destination of the state that never comes: nobody's (RFC 5737).
 pub(super) fn nowhere() -> (IpAddr, IpAddr) {
@@ -46,8 +49,8 @@ pub(super) fn nowhere() -> (IpAddr, IpAddr) {
 /// ALLOCSPI for the state that never comes; the kernel forgets it by itself after half a minute
 /// (`net.core.xfrm_acq_expires`), and for as long it serves the next moves too. Without it, the first
 /// packet that waits would have every key manager of the machine asked for that state.
-pub(super) fn larva() -> Request {
-    larval(nowhere(), 0, SPI, None)
+pub(super) fn larva(ours: bool) -> Request {
+    larval(nowhere(), 0, if ours { SPI } else { SPI_ANYHOW }, None)
 }
 
 /// ALLOCSPI for a state from and to somewhere: gives `spi` to the one that is asked for, or notes that it is.
@@ -74,14 +77,36 @@ pub(super) fn larval(
 }
 
 /// DELSA for the state that never comes.
-pub(super) fn forget_larva() -> Request {
-    state::delete(Key { destination: nowhere().1, spi: SPI })
+fn forget_larva(spi: u32) -> Request {
+    state::delete(Key { destination: nowhere().1, spi })
+}
+
+/// What a daemon that was killed has left of a state that never comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Left {
+    Nothing,
+    /// packets wait because of it
+    Ours,
+    /// packets waited before
+    Anyhow,
+}
+
+impl Left {
+    /// Looks for it, and removes it.
+    pub(super) fn find(xfrm: &mut Socket) -> Self {
+        let mut there = |spi| xfrm.request("deleting a state", forget_larva(spi)).is_ok();
+        match (there(SPI), there(SPI_ANYHOW)) {
+            (true, _) => Left::Ours,
+            (false, true) => Left::Anyhow,
+            (false, false) => Left::Nothing,
+        }
+    }
 }
 
 /// The same, and whatever has asked for it in the meantime: that has no SPI to be deleted by before it is
 /// given one.
 pub(super) fn forget_larvae() -> Vec<Request> {
-    vec![forget_larva(), larva(), forget_larva()]
+    vec![forget_larva(SPI), forget_larva(SPI_ANYHOW), larva(true), forget_larva(SPI)]
 }
 
 /// What is held back at the moment.
@@ -119,16 +144,14 @@ impl KernelPlane {
         if moved.is_empty() {
             return;
         }
-        if !self.queueing.begin() {
-            return;
-        }
+        let Some(ours) = self.queueing.begin() else { return };
         let urgent = Urgent::begin();
         let tag = self.tag;
         let now = Instant::now();
         let fresh = self.larva.is_some_and(|since| now.duration_since(since) < LARVA_LIVES);
         let (mut flows, mut requests) = (BTreeSet::new(), Vec::new());
         if !fresh {
-            requests.push(larva());
+            requests.push(larva(ours));
             self.larva = Some(now);
         }
         let larvae = requests.len();
@@ -301,13 +324,13 @@ mod tests {
 
     #[test]
     fn the_state_that_never_comes_fits_the_template_and_can_be_deleted() {
-        let (kind, body) = sent(larva());
+        let (kind, body) = sent(larva(true));
         assert_eq!((kind, body.len()), (XFRM_MSG_ALLOCSPI, 232));
         assert_eq!((&body[56..60], body[76]), (&[192, 0, 2, 250][..], 50));
         assert_eq!((&body[80..84], u32_at(&body, 208)), (&[192, 0, 2, 251][..], Some(0)));
         assert_eq!((u16_at(&body, 212), body[214]), (Some(2), 1), "IPv4, tunnel");
         assert_eq!((u32_at(&body, 224), u32_at(&body, 228)), (Some(SPI), Some(SPI)));
-        let (kind, body) = sent(forget_larva());
+        let (kind, body) = sent(forget_larva(SPI));
         assert_eq!((kind, &body[..4]), (XFRM_MSG_DELSA, &[192, 0, 2, 250][..]));
         assert_eq!(body[16..20], SPI.to_be_bytes());
     }

@@ -53,9 +53,12 @@ pub fn methods() -> Result<Vec<Method>, PlaneError> {
 /// (with MIGRATE since Linux 5.12), so that no move has to ask.
 pub(super) fn choose(xfrm: &mut Socket, first: Method, mark: u32) -> (Method, bool) {
     if first <= Method::MigrateState && knows_states(xfrm) {
-        match try_out(xfrm, Method::MigrateState, mark) {
-            Ok(kept) => return (Method::MigrateState, kept),
-            Err(error) => tracing::warn!(%error, "MIGRATE_STATE is known, but does not work"),
+        // Another daemon may try the same at the same time.
+        for _ in 0..3 {
+            match try_out(xfrm, Method::MigrateState, mark) {
+                Ok(kept) => return (Method::MigrateState, kept),
+                Err(error) => tracing::warn!(%error, "MIGRATE_STATE is known, but does not work"),
+            }
         }
     }
     if first <= Method::Migrate && knows_policies(xfrm) {

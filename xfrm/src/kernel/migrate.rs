@@ -4,10 +4,10 @@
 //! told by a change of the policy. Sequence number and window are taken over under the state's lock, and the
 //! old one is deleted before that is let go: no number comes twice, whatever is sent meanwhile.
 //!
-//! XFRM_MSG_MIGRATE moves states and the out policy's template. The kernel clones each state, sequence numbers and replay window included, swaps the template's
-//! addresses and then deletes the originals, so that a packet always finds a state. It finds the
-//! policy by its selector, and the states by reqid and addresses, not by SPI: one CHILD_SA with a
-//! reqid of its own at a time.
+//! XFRM_MSG_MIGRATE moves states and the out policy's template. The kernel clones each state, sequence
+//! numbers and replay window included, swaps the template's addresses and then deletes the originals, so
+//! that a packet always finds a state. It finds the policy by its selector, and the states by reqid and
+//! addresses, not by SPI: one CHILD_SA with a reqid of its own at a time.
 
 use std::net::IpAddr;
 
@@ -21,7 +21,7 @@ use super::{
     state::{self, Place, Side, family},
 };
 
-/// The codec knows neither.
+/// Neither this message nor its flag is known to the codec.
 const XFRM_MSG_MIGRATE_STATE: u16 = XFRM_MSG_GETDEFAULT + 1;
 const CLEAR_OFFLOAD: u32 = 1;
 
@@ -92,7 +92,7 @@ pub(super) fn state(sa: &ChildSa, side: Side, from: Place, to: Place) -> Request
     // Our states have neither a mark that they are looked up by nor a selector.
     body.extend_from_slice(&[0; 8 + 56]);
     body.extend_from_slice(&sa.reqid.to_ne_bytes());
-    // A network card may count otherwise than we do: what it does is deleted and added.
+    // A network card may count otherwise than we do: what it is to do is deleted and added.
     body.extend_from_slice(&CLEAR_OFFLOAD.to_ne_bytes());
     body.extend_from_slice(&family(destination).to_ne_bytes());
     body.extend_from_slice(&[0; 2]);

@@ -38,7 +38,7 @@ use netlink_packet_xfrm::constants::{XFRM_MSG_NEWSA, XFRM_MSG_UPDSA};
 use tokio::sync::mpsc;
 
 use self::{
-    hold::Held,
+    hold::{Held, Left},
     ledger::{Entry, Shared, add},
     message::Request,
     policy::{DIRECTIONS, Direction, Flow, Owners, Tag},
@@ -103,6 +103,9 @@ pub struct KernelPlane {
     method: Method,
     /// what a state has carried goes along when it is migrated
     keeps_counts: bool,
+    processors: libc::c_long,
+    /// CHILD_SAs of the move under way that the kernel does not migrate
+    refused: u32,
     children: BTreeMap<ChildId, Child>,
     owners: Owners,
     traps: Traps,
@@ -129,7 +132,7 @@ impl KernelPlane {
         probe(&mut Socket::open(libc::NETLINK_XFRM)?)
     }
 
-    /// Opens the sockets and makes the device. Must be called within a tokio runtime.
+    /// Opens the sockets and makes the device. Must be called within a tokio runtime with IO and time.
     ///
     /// Fails if the kernel has no ESP, if we lack CAP_NET_ADMIN, or if the device's name is taken.
     pub fn new(config: Config) -> Result<Self, PlaneError> {
@@ -137,8 +140,9 @@ impl KernelPlane {
         probe(&mut xfrm)?;
         let tag = Tag::of(config.mark);
         let queueing = Queueing::open();
-        let _ = xfrm.request("deleting a state", hold::forget_larva());
-        if remove_leftovers(&mut xfrm, config.mark, tag)? {
+        let left = hold::Left::find(&mut xfrm);
+        let held = remove_leftovers(&mut xfrm, config.mark, tag)?;
+        if left == Left::Ours || held && left == Left::Nothing {
             queueing.reset();
         }
         let (method, keeps_counts) = method::choose(&mut xfrm, config.method, config.mark);
@@ -154,6 +158,9 @@ impl KernelPlane {
             route,
             method,
             keeps_counts,
+            // SAFETY: it takes a number and gives one.
+            processors: unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) },
+            refused: 0,
             children: BTreeMap::new(),
             owners: Owners::default(),
             traps: Traps::default(),
@@ -320,6 +327,7 @@ impl KernelPlane {
         if self.larva.take().is_some() {
             let _ = self.xfrm.requests("deleting a state", hold::forget_larvae());
         }
+        self.queueing.put_back();
         self.task.abort();
         result.and(device::delete(&mut self.route, &self.config.device))
     }

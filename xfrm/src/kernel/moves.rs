@@ -16,7 +16,7 @@
 //! time of each, packets wait in the kernel (see [`super::hold`]): what is sent between two steps would find
 //! no state, or, but with MIGRATE_STATE, bear numbers that come again, as what takes a state's place goes
 //! on from the last number that was read. Where packets can't be held back, deleting and adding
-//! leaves [`SKIP`] numbers out.
+//! leaves [`SKIP`] numbers out, and where another processor sends, [`SKIP_HELD`].
 //!
 //! Nonces: the kernel makes the IV of AES-GCM and ChaCha20-Poly1305 as the sequence number XOR a
 //! random 64-bit salt that each state draws when it is made, and a migrated state is a new one in
@@ -50,6 +50,10 @@ const LINGER: u64 = 5;
 /// than are sent between reading the last number and the switch, and fewer than a replay window spans.
 const SKIP: u32 = 1024;
 
+/// The same where packets are held back, and there is another processor: it may be about to send one that has
+/// found its state before.
+const SKIP_HELD: u32 = 16;
+
 /// The same where a network card does ESP: it is fast, telling it of a state takes long, and it may take the
 /// sequence number for the IV as it is.
 const SKIP_OFFLOADED: u32 = 1 << 20;
@@ -70,6 +74,7 @@ impl KernelPlane {
                 return Err(PlaneError::Unsupported(format!("{path} mixes IPv4 and IPv6")));
             }
         }
+        self.refused = 0;
         let mut undo: Vec<(ChildId, Place)> = Vec::new();
         self.read_many(moves);
         for group in moves.chunks(TOGETHER) {
@@ -89,6 +94,7 @@ impl KernelPlane {
             requests: self.xfrm.sent().wrapping_sub(sent),
             round_trips: self.xfrm.round_trips().wrapping_sub(round_trips),
             took: start.elapsed(),
+            refused: self.refused,
         })
     }
 
@@ -235,7 +241,7 @@ impl KernelPlane {
                 Some((first, rest)) if self.method == Method::Migrate => {
                     (self.migrate(sa, first, from, to), rest)
                 }
-                _ => (self.migrate_states(sa, &mine, from, to), &[][..]),
+                _ => (self.migrate_states(sa, &mine, from, to)?, &[][..]),
             };
             match migrated {
                 Ok(()) => {
@@ -246,7 +252,7 @@ impl KernelPlane {
                 }
                 // Nothing has changed. ENODATA from MIGRATE: a state without SPI, made by a packet that
                 // found no state, is in the way.
-                Err(error) => tracing::debug!(%error, "deleting and adding instead"),
+                Err(error) => self.note_refusal(&error),
             }
         }
         self.replace(sa, &mine, from, to)
@@ -300,15 +306,22 @@ impl KernelPlane {
         can && !state::offloads(sa, to)
     }
 
+    /// The kernel does not migrate the states of a CHILD_SA.
+    pub(super) fn note_refusal(&mut self, error: &PlaneError) {
+        self.refused += 1;
+        tracing::debug!(%error, "deleting and adding instead");
+    }
+
     /// Takes all states that move to `to`, one by one, and the policies `mine` right after them, which matters
-    /// where packets can't be held back. After an error nothing has changed.
+    /// where packets can't be held back. If the kernel refuses that, nothing has changed; the outer error is
+    /// that it can't be undone.
     fn migrate_states(
         &mut self,
         sa: &ChildSa,
         mine: &[Flow],
         from: Place,
         to: Place,
-    ) -> Result<(), PlaneError> {
+    ) -> Result<Result<(), PlaneError>, PlaneError> {
         let operation = "migrating a state";
         let sides = moved(sa, from, to);
         let mut requests: Vec<Request> =
@@ -319,12 +332,29 @@ impl KernelPlane {
             sides.into_iter().zip(&results).filter(|one| one.1.is_ok()).map(|one| one.0).collect();
         let result = results.into_iter().collect::<Result<Vec<()>, PlaneError>>().map(drop);
         if result.is_err() {
+            let mut undone = self.put_policies(sa, mine, from);
             for side in done {
-                self.xfrm.request(operation, migrate::state(sa, side, to, from))?;
+                let back = self
+                    .xfrm
+                    .request(operation, migrate::state(sa, side, to, self.found(sa, side, from)));
+                if back.is_err() {
+                    self.follow(sa, side, from, to, None);
+                }
+                undone = undone.and(back);
             }
-            self.put_policies(sa, mine, from)?;
+            undone?;
         }
-        result
+        Ok(result)
+    }
+
+    /// `place`, with the address that the kernel has for the source of the state there.
+    fn found(&self, sa: &ChildSa, side: Side, mut place: Place) -> Place {
+        if side == Side::In
+            && let Some(entry) = self.ledger.lock().get(&place.key(sa, side))
+        {
+            place.path.remote.set_ip(entry.source);
+        }
+        place
     }
 
     fn migrate(
@@ -340,15 +370,7 @@ impl KernelPlane {
 
     /// The request of [`KernelPlane::migrate`].
     pub(super) fn migration(&self, sa: &ChildSa, flow: &Flow, from: Place, to: Place) -> Request {
-        let step = |side| {
-            let mut at = from;
-            if side == Side::In
-                && let Some(entry) = self.ledger.lock().get(&from.key(sa, side))
-            {
-                at.path.remote.set_ip(entry.source);
-            }
-            Step::new(side, at, to)
-        };
+        let step = |side| Step::new(side, self.found(sa, side, from), to);
         let steps: Vec<Step> = moved(sa, from, to).into_iter().map(step).collect();
         migrate::request(flow, sa.reqid, &steps, to.encapsulation(Side::Out))
     }
@@ -378,7 +400,11 @@ impl KernelPlane {
         };
         finish().inspect_err(|_| {
             let mine: Vec<Flow> = self.flows_of(sa.id);
-            let undone = self.replace(sa, &mine, to, from);
+            // What sends goes first: without it nothing does.
+            let mut undone = self.replace_outbound(sa, &mine, to, from);
+            if from.key(sa, Side::In) == to.key(sa, Side::In) {
+                undone = undone.and(self.keep_inbound(sa, to, from));
+            }
             if let Err(error) = undone {
                 tracing::error!(%error, id = ?sa.id, "can't undo a migration");
             }
@@ -395,7 +421,7 @@ impl KernelPlane {
         flows.iter().filter(|flow| self.owners.current(flow) == Some(id)).copied().collect()
     }
 
-    /// Deletes and adds what MIGRATE would have moved.
+    /// Deletes and adds what the kernel does not migrate.
     pub(super) fn replace(
         &mut self,
         sa: &ChildSa,
@@ -407,21 +433,28 @@ impl KernelPlane {
         if same_in {
             self.keep_inbound(sa, from, to)?;
         }
-        let swapped = if from.key(sa, Side::Out) == to.key(sa, Side::Out) {
-            // A second state with this key is refused, so there is a moment without any.
-            self.swap(sa, Side::Out, from, to).and_then(|()| {
-                self.put_policies(sa, mine, to).inspect_err(|_| {
-                    let _ = self.swap(sa, Side::Out, to, from);
-                    let _ = self.put_policies(sa, mine, from);
-                })
-            })
-        } else {
-            self.overlap(sa, mine, from, to)
-        };
-        swapped.inspect_err(|_| {
+        self.replace_outbound(sa, mine, from, to).inspect_err(|_| {
             if same_in {
                 let _ = self.keep_inbound(sa, to, from);
             }
+        })
+    }
+
+    fn replace_outbound(
+        &mut self,
+        sa: &ChildSa,
+        mine: &[Flow],
+        from: Place,
+        to: Place,
+    ) -> Result<(), PlaneError> {
+        if from.key(sa, Side::Out) != to.key(sa, Side::Out) {
+            return self.overlap(sa, mine, from, to);
+        }
+        // A second state with this key is refused, so there is a moment without any.
+        self.swap(sa, Side::Out, from, to)?;
+        self.put_policies(sa, mine, to).inspect_err(|_| {
+            let _ = self.swap(sa, Side::Out, to, from);
+            let _ = self.put_policies(sa, mine, from);
         })
     }
 
@@ -509,9 +542,10 @@ impl KernelPlane {
     fn skip(&self, sa: &ChildSa) -> u32 {
         let held = self.held.is_some() && sa.carriage.if_id.is_none();
         match (held, sa.carriage.offload) {
-            (true, _) => 0,
-            (false, true) => SKIP_OFFLOADED,
+            (_, true) => SKIP_OFFLOADED,
             (false, false) => SKIP,
+            (true, false) if self.processors > 1 => SKIP_HELD,
+            (true, false) => 0,
         }
     }
 
@@ -574,9 +608,9 @@ pub(super) struct Second {
     pub(super) revived: Option<Usage>,
 }
 
-/// The states that MIGRATE takes along: an inbound one only if our address stays and UDP encapsulation
-/// begins, which nothing else can tell it. What comes while it is copied is counted by the state that
-/// goes, and its number is not in the window of the new one.
+/// The states that are migrated: an inbound one only if our address stays and UDP encapsulation
+/// begins or ends, which nothing else can tell it. What comes while MIGRATE copies it is counted by the state
+/// that goes, and its number is not in the window of the new one.
 pub(super) fn moved(sa: &ChildSa, from: Place, to: Place) -> Vec<Side> {
     let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
     if same_in && from.encap != to.encap { vec![Side::Out, Side::In] } else { vec![Side::Out] }

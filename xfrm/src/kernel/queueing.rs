@@ -57,17 +57,13 @@ impl Queueing {
         setting.put_back();
     }
 
-    /// Lets packets wait until [`Queueing::end`]; whether that can be.
+    /// Lets packets wait until [`Queueing::end`]; whether they would not without us, or `None` if that can't be.
     ///
     /// It is not left on, as it is about the policies of others too.
-    pub(super) fn begin(&self) -> bool {
+    pub(super) fn begin(&self) -> Option<bool> {
         let mut setting = lock(&self.0);
         setting.times += 1;
-        if setting.before.is_some() {
-            return true;
-        }
-        let Some(file) = &setting.file else { return false };
-        let set = || -> io::Result<Option<[u8; 1]>> {
+        let set = |file: &File| -> io::Result<Option<[u8; 1]>> {
             let mut digit = [0];
             file.read_exact_at(&mut digit, 0)?;
             if digit == *b"0" {
@@ -76,23 +72,27 @@ impl Queueing {
             file.write_all_at(b"0\n", 0)?;
             Ok(Some(digit))
         };
-        match set() {
-            Ok(before) => {
-                setting.before = before;
-                true
-            }
+        match set(setting.file.as_ref()?) {
+            // Another program may have changed it while it was ours.
+            Ok(found) => setting.before = found.or(setting.before),
             Err(error) => {
                 tracing::debug!(%error, "packets can't be held back");
-                false
+                return None;
             }
         }
+        Some(setting.before.is_some())
+    }
+
+    /// Puts the setting back at once.
+    pub(super) fn put_back(&self) {
+        lock(&self.0).put_back();
     }
 
     /// Puts the setting back after [`LATER`], unless packets are to wait again by then.
     pub(super) fn end(&self) {
         let times = lock(&self.0).times;
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return lock(&self.0).put_back();
+            return self.put_back();
         };
         let setting = self.0.clone();
         runtime.spawn(async move {
@@ -107,7 +107,7 @@ impl Queueing {
 
 impl Drop for Queueing {
     fn drop(&mut self) {
-        lock(&self.0).put_back();
+        self.put_back();
     }
 }
 

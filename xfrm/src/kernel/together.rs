@@ -120,7 +120,7 @@ impl KernelPlane {
                     self.after_migrate(&sa, rest, from, to)
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "deleting and adding instead");
+                    self.note_refusal(&error);
                     self.replace(&sa, &mine, from, to)
                 }
             };

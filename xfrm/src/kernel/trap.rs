@@ -147,7 +147,7 @@ impl KernelPlane {
 pub(super) fn acquired(body: &[u8], tag: Tag) -> Option<PlaneEvent> {
     let template = attribute(body, ACQUIRE, XFRMA_TMPL)?.get(..TEMPLATE)?;
     let template = UserTemplate::parse(template).ok()?;
-    // Of other policies a packet may miss the state for a moment, as a move deletes and adds it; nobody has to
+    // Of other policies a packet may miss the state for a moment, as a move takes it away; nobody has to
     // act on that.
     let ours = tag_of(&template) == Some(tag);
     let trap = TrapId(template.reqid & (MOST - 1));
