@@ -79,6 +79,7 @@ fn ike_sa(out: &mut String, sa: &IkeSaStatus) {
 fn child(out: &mut String, child: &ChildStatus) {
     let esn = if child.esn { ", 64-bit sequence numbers" } else { "" };
     let encap = if child.encap { " in UDP" } else { "" };
+    let mode = if child.mode == "transport" { ", transport mode" } else { "" };
     let _ = writeln!(
         out,
         "  CHILD_SA  {} <-> {}",
@@ -87,7 +88,7 @@ fn child(out: &mut String, child: &ChildStatus) {
     );
     let _ = writeln!(
         out,
-        "            {}{esn}{encap}, SPIs {} {}",
+        "            {}{esn}{encap}{mode}, SPIs {} {}",
         child.suite, child.spi_in, child.spi_out
     );
     let _ = writeln!(
@@ -154,6 +155,7 @@ mod tests {
             children: vec![ChildStatus {
                 spi_in: "0x11223344".into(),
                 spi_out: "0x55667788".into(),
+                mode: "tunnel".into(),
                 suite: "aes256gcm16".into(),
                 esn: false,
                 encap: true,

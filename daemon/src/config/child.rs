@@ -1,11 +1,16 @@
 //! The `[[connection.child]]` tables: CHILD_SAs beside the connection's first (RFC 7296 §1.3.1).
 
-use bewick_ike::config::{ChildConfig, EspProposal, Role, Selectors};
+use std::ops::Range;
+
+use bewick_ike::{
+    Mode,
+    config::{ChildConfig, EspProposal, Role, Selectors},
+};
 use toml::de::DeValue;
 
 use crate::config::{
     connection::{proposals, traffic},
-    proposal,
+    mode, proposal,
     reader::{TableReader, type_name},
 };
 
@@ -17,6 +22,7 @@ pub(super) fn tables(
     connection: &mut TableReader<'_, '_, '_>,
     role: Option<Role>,
     of_connection: &[EspProposal],
+    transports: &mut Vec<Range<usize>>,
 ) -> Vec<ChildConfig> {
     let Some(value) = connection.value("child") else { return Vec::new() };
     let DeValue::Array(array) = value.get_ref() else {
@@ -38,7 +44,7 @@ pub(super) fn tables(
         };
         let name = "[[connection.child]]";
         let mut reader = TableReader::new(table, item.span(), name, connection.report);
-        if let Some(child) = read(&mut reader, role, of_connection) {
+        if let Some(child) = read(&mut reader, role, of_connection, transports) {
             if out.iter().any(|other| other.name == child.name) {
                 let text = format!(
                     "a child named {:?} stands further up; expected a name of its own",
@@ -57,6 +63,7 @@ fn read(
     reader: &mut TableReader<'_, '_, '_>,
     role: Option<Role>,
     of_connection: &[EspProposal],
+    transports: &mut Vec<Range<usize>>,
 ) -> Option<ChildConfig> {
     let name = reader.string("name", "a name for the CHILD_SA");
     if name.is_none() && reader.key_span("name").is_none() {
@@ -67,18 +74,20 @@ fn read(
         Some(_) => proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, proposal::esp),
         None => of_connection.to_vec(),
     };
+    let mode = mode::read(reader, transports);
     let local_ts = traffic(reader, "local_ts");
     let remote_ts = traffic(reader, "remote_ts");
     let (needed, key, text) = match role {
         Some(Role::Responder) => (&local_ts, "local_ts", "the networks that the peer may reach"),
         _ => (&remote_ts, "remote_ts", "the networks on the peer's side"),
     };
-    if needed.is_none() && reader.key_span(key).is_none() {
+    let needs = mode == Mode::Tunnel;
+    if needs && needed.is_none() && reader.key_span(key).is_none() {
         reader.missing(format!("{key} is missing; expected {text}, such as [\"10.2.0.0/16\"]"));
     }
     Some(ChildConfig {
         name: name?.value.into(),
-        mode: Default::default(),
+        mode,
         esp_proposals,
         ts_local: local_ts.map_or(Selectors::Dynamic, Selectors::List),
         ts_remote: remote_ts.map_or(Selectors::Dynamic, Selectors::List),

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, num::NonZeroU32, path::Path, time::Duration};
 
 use bewick_ike::{
-    Limits, TrafficSelector,
+    Limits, Mode, TrafficSelector,
     config::{
         ChildConfig, Childless, ConnectionConfig, DEFAULT_FRAGMENT_SIZE, MIN_FRAGMENT_SIZE,
         Retransmission, Role, Selectors, Uniqueness,
@@ -14,7 +14,7 @@ use bewick_mobike::{ConnectionPolicy, ReturnRoutability};
 use ipnet::IpNet;
 
 use crate::config::{
-    PlaneChoice, Seen, auth, carriage, child, moving, networks, proposal, reader::TableReader,
+    PlaneChoice, Seen, auth, carriage, child, mode, moving, networks, proposal, reader::TableReader,
 };
 
 /// Whether IKE_AUTH makes a CHILD_SA (RFC 6023).
@@ -98,6 +98,8 @@ pub(super) fn read(
     let ike_proposals =
         proposals(reader, "ike_proposals", &proposal::ike_defaults(), proposal::ike);
     let esp_proposals = proposals(reader, "esp_proposals", &proposal::ESP_DEFAULTS, proposal::esp);
+    let transports = seen.transports.len();
+    let mode = mode::read(reader, &mut seen.transports);
     let local_ts = traffic(reader, "local_ts");
     let remote_ts = traffic(reader, "remote_ts");
     let mobike = reader.bool("mobike").is_none_or(|field| field.value);
@@ -119,14 +121,14 @@ pub(super) fn read(
         reader.number("ike_lifetime", 0..=86_400, "seconds").map_or(14_400, |field| field.value);
     let window = reader.number("window", 1..=16, "requests").map_or(1, |field| field.value as u32);
     let childless = reader.word("childless", &CHILDLESS).unwrap_or_default();
-    let more_children = child::tables(reader, role, &esp_proposals);
+    let more_children = child::tables(reader, role, &esp_proposals, &mut seen.transports);
     let fragment_size = fragment_size(reader);
     let policy = moving::read(reader, role, seen.dataplane);
     let mut initiator = InitiatorPart::default();
     let mut responder = ResponderPart::default();
     match role {
         Some(Role::Initiator) => {
-            initiator = InitiatorPart::read(reader, remote_ts.as_deref());
+            initiator = InitiatorPart::read(reader, mode, remote_ts.as_deref());
             if initiator.start == Start::Trap {
                 let own = (local_ts.as_deref(), remote_ts.as_deref());
                 trap(reader, own, &more_children, (name, carriage.if_id), seen);
@@ -137,8 +139,8 @@ pub(super) fn read(
         }
         Some(Role::Responder) => {
             let name = name.unwrap_or_default();
-            responder =
-                ResponderPart::read(reader, name, local_ts.is_some(), remote_ts.is_some(), seen);
+            let has = |ts: &Option<_>| mode == Mode::Transport || ts.is_some();
+            responder = ResponderPart::read(reader, name, has(&local_ts), has(&remote_ts), seen);
             for key in INITIATOR_KEYS {
                 reader.refuse(key, "is for role = \"initiator\"; remove it");
             }
@@ -150,6 +152,14 @@ pub(super) fn read(
             }
         }
     }
+    let beside = mode::Beside {
+        mode,
+        own: (local_ts.as_deref(), remote_ts.as_deref()),
+        more: &more_children,
+        trap: initiator.start == Start::Trap,
+        kill_switch_always: initiator.kill_switch == KillSwitch::Always,
+    };
+    mode::check(reader, seen.transports.get(transports..).unwrap_or_default(), &beside, seen);
     let (local_auth, remote_auth) = auth?;
     let ike = ConnectionConfig {
         name: name?.into(),
@@ -159,7 +169,7 @@ pub(super) fn read(
         local_auth,
         remote_auth,
         ike_proposals,
-        mode: Default::default(),
+        mode,
         esp_proposals,
         ts_local: local_ts.map_or(Selectors::Dynamic, Selectors::List),
         ts_remote: remote_ts.map_or(Selectors::Dynamic, Selectors::List),
@@ -218,7 +228,11 @@ impl Default for InitiatorPart {
 }
 
 impl InitiatorPart {
-    fn read(reader: &mut TableReader<'_, '_, '_>, remote_ts: Option<&[TrafficSelector]>) -> Self {
+    fn read(
+        reader: &mut TableReader<'_, '_, '_>,
+        mode: Mode,
+        remote_ts: Option<&[TrafficSelector]>,
+    ) -> Self {
         let mut gateways = Vec::new();
         let fields = reader.one_or_more("gateway", "a name or an address");
         if fields.is_none() && reader.key_span("gateway").is_none() {
@@ -232,7 +246,8 @@ impl InitiatorPart {
                 reader.report.add(&field.span, text);
             }
         }
-        if remote_ts.is_none() && reader.key_span("remote_ts").is_none() {
+        let needs = mode == Mode::Tunnel && remote_ts.is_none();
+        if needs && reader.key_span("remote_ts").is_none() {
             reader.missing(
                 "remote_ts is missing; expected the networks behind the gateway, such as \
                  remote_ts = [\"10.1.0.0/16\"] or [\"0.0.0.0/0\"]",

@@ -7,6 +7,7 @@ mod auth;
 mod carriage;
 mod child;
 mod connection;
+mod mode;
 mod moving;
 pub mod proposal;
 mod reader;
@@ -15,6 +16,7 @@ pub mod secret;
 pub mod uplink;
 
 use bewick_ike::{TrafficSelector, endpoint::HalfOpenLimits};
+use bewick_mobike::TcpUse;
 use std::{
     num::NonZeroU32,
     ops::Range,
@@ -132,7 +134,9 @@ pub fn parse(source: Source<'_>, folder: &Path, private: bool) -> Result<Config,
     let mut reader = TableReader::new(root.get_ref(), 0..0, "the file", &mut report);
     let daemon = daemon_table(&mut reader);
     let dataplane = daemon.as_ref().map_or(PlaneChoice::Auto, |daemon| daemon.dataplane);
-    let connections = connection_tables(&mut reader, folder, private, dataplane);
+    let tcp_listen = daemon.as_ref().is_some_and(|daemon| daemon.tcp_listen.is_some());
+    let plane = (dataplane, tcp_listen);
+    let connections = connection_tables(&mut reader, folder, private, plane);
     let uplinks = uplink::tables(&mut reader);
     reader.finish();
     report.finish(daemon.map(|daemon| Config { daemon, connections, uplinks }))
@@ -239,7 +243,7 @@ fn connection_tables(
     root: &mut TableReader<'_, '_, '_>,
     folder: &Path,
     private: bool,
-    dataplane: PlaneChoice,
+    (dataplane, tcp_listen): (PlaneChoice, bool),
 ) -> Vec<Connection> {
     let Some(value) = root.value("connection") else {
         root.missing("no connection is configured; expected at least one table [[connection]]");
@@ -254,7 +258,8 @@ fn connection_tables(
         }
     };
     let mut out: Vec<Connection> = Vec::new();
-    let mut seen = Seen { dataplane, names: Vec::new(), pools: Vec::new(), traps: Vec::new() };
+    let (names, pools, traps, transports) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut seen = Seen { dataplane, tcp_listen, names, pools, traps, transports };
     for item in tables.iter() {
         let DeValue::Table(table) = item.get_ref() else {
             let found = type_name(item.get_ref());
@@ -264,6 +269,17 @@ fn connection_tables(
         let mut reader = TableReader::new(table, item.span(), "[[connection]]", root.report);
         out.extend(connection::read(&mut reader, folder, private, &mut seen));
         reader.finish();
+    }
+    let tcp = out.iter().find(|connection| connection.policy.tcp != TcpUse::Off);
+    if let Some(tcp) = tcp {
+        for span in &seen.transports {
+            let text = format!(
+                "tcp of {:?}, which needs the userspace data plane, does not go with mode = \"transport\": \
+                 remove one of them",
+                tcp.name()
+            );
+            root.report.add(span, text);
+        }
     }
     out
 }
@@ -275,10 +291,14 @@ type Caught = (TrafficSelector, TrafficSelector, Option<NonZeroU32>);
 struct Seen {
     /// the data plane that the operator wants
     dataplane: PlaneChoice,
+    /// TCP connections are accepted
+    tcp_listen: bool,
     names: Vec<String>,
     pools: Vec<(IpNet, String)>,
     /// the packets that bring a connection up, and its name
     traps: Vec<(Caught, String)>,
+    /// where transport mode is asked for
+    transports: Vec<Range<usize>>,
 }
 
 /// A network as the operator may write it: with a prefix length, or one address.

@@ -10,6 +10,7 @@ use bewick_mobike::{ReturnRoutability, TcpUse};
 use super::*;
 
 mod carriage;
+mod mode;
 
 const GATEWAY: &str = r#"[[connection]]
 name = "road-warriors"

@@ -201,6 +201,9 @@ pub struct ChildStatus {
     pub spi_in: String,
     /// the SPI in packets from us
     pub spi_out: String,
+    /// what ESP protects, `tunnel` or `transport` (RFC 4301 §4.1)
+    #[serde(default)]
+    pub mode: String,
     /// the algorithms in the words of the configuration
     pub suite: String,
     /// extended sequence numbers (RFC 4303 §2.2.1)

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bewick_ike::{
-    Action, ActionError, ActionId, ChildId, ChildSa, ConnectionId, Role, config::Selectors,
+    Action, ActionError, ActionId, ChildId, ChildSa, ConnectionId, Mode, Role, config::Selectors,
 };
 use bewick_mobike::{Event, Input, Output};
 use ipnet::IpNet;
@@ -274,8 +274,11 @@ fn tunnel_nets(connection: &Connection) -> Vec<IpNet> {
     nets
 }
 
+/// What is at the other end of the tunnels; the peer's own address, as transport mode has it, is never closed, or
+/// IKE could not reach it.
 fn remote_nets(connection: &Connection) -> Vec<IpNet> {
-    connection.ike.children().flat_map(|child| nets(child.ts_remote)).collect()
+    let tunnels = connection.ike.children().filter(|child| child.mode == Mode::Tunnel);
+    tunnels.flat_map(|child| nets(child.ts_remote)).collect()
 }
 
 fn nets(selectors: &Selectors) -> Vec<IpNet> {
@@ -370,6 +373,18 @@ mod tests {
         assert_eq!(nets("[\"0.0.0.0/0\"]", "while-up"), [(both, false, false)]);
         assert_eq!(nets("[\"0.0.0.0/0\"]", "off"), []);
         assert_eq!(nets("[\"10.1.0.0/16\"]", "always"), [("10.1.0.0/16".to_owned(), true, true)]);
+    }
+
+    #[test]
+    fn the_peer_s_own_address_is_closed_to_nobody() {
+        let hosts = "local_ts = [\"192.0.2.1\"]\nremote_ts = [\"198.51.100.2\"]\n";
+        assert_eq!(gateway(&format!("mode = \"transport\"\n{hosts}")), [""; 0]);
+        assert_eq!(gateway(hosts), ["198.51.100.2/32"]);
+        let text = "[[connection]]\nname = \"a\"\nrole = \"initiator\"\nlocal_id = \"l@example.com\"\n\
+                    remote_id = \"vpn.example.com\"\npsk = \"swordfish\"\ngateway = \"192.0.2.1\"\n\
+                    mode = \"transport\"\nremote_ts = [\"192.0.2.1\"]\n";
+        let config = config::parse(Source { file: "b.toml", text }, std::path::Path::new(""), true);
+        assert!(closed(&config.unwrap().connections).is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The daemon's state as `bewick status` shows it.
 
-use bewick_ike::{ConnectionId, Role, endpoint::SaStatus};
+use bewick_ike::{ConnectionId, Mode, Role, endpoint::SaStatus};
 
 use super::Daemon;
 use crate::{
@@ -117,6 +117,11 @@ fn child_status(child: &bewick_ike::Child) -> ChildStatus {
     ChildStatus {
         spi_in: child.spi_in.to_string(),
         spi_out: child.spi_out.to_string(),
+        mode: match child.mode {
+            Mode::Tunnel => "tunnel",
+            Mode::Transport => "transport",
+        }
+        .into(),
         suite: esp_name(child.suite),
         esn: child.esn,
         encap: child.encap,

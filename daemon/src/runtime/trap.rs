@@ -1,7 +1,7 @@
 //! Connections that wait for packets: which trap of the data plane is for which CHILD_SA, and the routes
 //! that lead packets to it.
 
-use bewick_ike::{ConnectionId, Packet, TrafficSelector, config::Selectors};
+use bewick_ike::{ConnectionId, Mode, Packet, TrafficSelector, config::Selectors};
 use bewick_mobike::Input;
 use bewick_xfrm::{Trap, TrapId};
 use tracing::warn;
@@ -20,7 +20,9 @@ impl Daemon {
             self.host.handle(self.clock.now(), Input::Untrapped { connection, child });
             return;
         }
-        if self.trapped.insert(id, (connection, child)).is_none() {
+        if self.trapped.insert(id, (connection, child)).is_none()
+            && is_tunnel(&self.connections, connection, child)
+        {
             self.lead_to_trap(&trap).await;
         }
     }
@@ -41,6 +43,9 @@ impl Daemon {
     pub(super) async fn lead_to_traps(&mut self) {
         let all: Vec<(ConnectionId, usize)> = self.trapped.values().copied().collect();
         for (connection, child) in all {
+            if !is_tunnel(&self.connections, connection, child) {
+                continue;
+            }
             if let Some((_, trap)) = trap_of(&self.connections, connection, child) {
                 self.lead_to_trap(&trap).await;
             }
@@ -66,6 +71,13 @@ impl Daemon {
             self.host.handle(self.clock.now(), input);
         }
     }
+}
+
+/// Whether packets for it have to be led to the tunnel device first: in transport mode they take the way that they
+/// would take anyway, and the trap's policy catches them there.
+fn is_tunnel(connections: &[Connection], connection: ConnectionId, child: usize) -> bool {
+    let of_child = connections.get(connection.0).and_then(|one| one.ike.child(child));
+    of_child.is_some_and(|of_child| of_child.mode == Mode::Tunnel)
 }
 
 /// The trap for a CHILD_SA of the configuration: its number counts all of them. `None` if there is no such

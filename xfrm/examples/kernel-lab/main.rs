@@ -12,6 +12,7 @@ mod pair;
 mod planned;
 mod reconcile;
 mod scale;
+mod transport;
 mod trap;
 
 use std::{
@@ -55,7 +56,7 @@ fn main() -> Result<()> {
         check(!methods.is_empty(), &format!("this kernel moves states by {by}"))?;
     }
     let each = |part: &dyn Fn(Method) -> Result<()>| methods.iter().copied().try_for_each(part);
-    let parts: [(&str, &dyn Fn() -> Result<()>); 19] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 20] = [
         ("planned", &|| {
             each(&|method| {
                 [false, true]
@@ -78,6 +79,7 @@ fn main() -> Result<()> {
         ("windows", &|| each(&|method| carriage::windows(&runtime, method))),
         ("offload", &|| carriage::offload(&runtime)),
         ("bypass", &|| bypass(&runtime)),
+        ("transport", &|| transport::transport(&runtime)),
         ("trap", &|| each(&|method| trap::trap(&runtime, method))),
         ("if_id", &|| interface::if_id(&runtime)),
         (INTERFACE, &|| interface::interface(&runtime)),

@@ -1,7 +1,7 @@
 //! The data plane of the Linux kernel: XFRM over netlink.
 //!
-//! A CHILD_SA is two states in tunnel mode and, for each pair of traffic selectors, three policies
-//! (in, forward, out), bound together by a reqid of its own. Keys go into the kernel and are not read
+//! A CHILD_SA is two states and, for each pair of traffic selectors, three policies (in, forward, out; none
+//! for what is forwarded in transport mode), bound together by a reqid of its own. Keys go into the kernel and are not read
 //! back but for the counters' sake, in buffers that are zeroed.
 
 mod device;
@@ -32,7 +32,7 @@ use std::{
 };
 
 use bewick_ike::{
-    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, Path, Secret, TrafficSelector,
+    ChildId, ChildMove, ChildSa, EspKeys, EspSpi, EspSuite, Mode, Path, Secret, TrafficSelector,
 };
 use netlink_packet_xfrm::constants::{XFRM_MSG_NEWSA, XFRM_MSG_UPDSA};
 use tokio::sync::mpsc;
@@ -41,7 +41,7 @@ use self::{
     hold::{Held, Left},
     ledger::{Entry, Shared, add},
     message::Request,
-    policy::{DIRECTIONS, Direction, Flow, Owners, Tag},
+    policy::{Direction, Flow, Owners, Tag, directions},
     queueing::Queueing,
     reconcile::remove_leftovers,
     socket::Socket,
@@ -184,6 +184,10 @@ impl KernelPlane {
             return Err(PlaneError::Unsupported(format!("{:?} is installed already", sa.id)));
         }
         let waits = sa.waits && self.children.values().any(|child| child.sa.reqid == sa.reqid);
+        if sa.mode == Mode::Transport && sa.encap {
+            let text = "transport mode is not used in UDP, as through a NAT";
+            return Err(PlaneError::Unsupported(text.into()));
+        }
         let child = Child { sa: sa.clone(), flows: policy::flows(sa)?, waits };
         let place = Place::of(sa);
         // Policies name a reqid, so that what sends is whichever outbound state of it is there.
@@ -207,9 +211,9 @@ impl KernelPlane {
             self.owners.add(*flow, sa.id);
         }
         let tag = self.tag;
-        for direction in DIRECTIONS {
+        for &direction in directions(sa.mode) {
             for flow in &flows {
-                let request = policy::put(tag, flow, direction, sa.reqid, place);
+                let request = policy::of_child(tag, flow, direction, sa);
                 if let Err(error) = self.xfrm.request("adding a policy", request) {
                     let _ = self.take_out(sa.id);
                     return Err(error);
@@ -228,15 +232,16 @@ impl KernelPlane {
         for flow in &child.flows {
             self.owners.remove(flow, id);
             let heir = self.owners.current(flow).and_then(|id| self.children.get(&id));
-            let heir = heir.map(|child| (child.sa.reqid, Place::of(&child.sa)));
+            let heir = heir.map(|child| child.sa.clone());
+            let has = |sa: &ChildSa, direction| directions(sa.mode).contains(&direction);
             for direction in [Direction::Out, Direction::Forward, Direction::In] {
-                let done = match heir {
+                let done = match &heir {
                     None if direction == Direction::Out => self.vacate(flow),
-                    Some((reqid, place)) => self.xfrm.request(
-                        "restoring a policy",
-                        policy::put(tag, flow, direction, reqid, place),
-                    ),
-                    None => gone(
+                    Some(sa) if has(sa, direction) => self
+                        .xfrm
+                        .request("restoring a policy", policy::of_child(tag, flow, direction, sa)),
+                    _ if !has(&child.sa, direction) => Ok(()),
+                    _ => gone(
                         self.xfrm.request("deleting a policy", policy::delete(flow, direction)),
                         libc::ENOENT,
                     ),
@@ -435,7 +440,17 @@ impl DataPlane for KernelPlane {
 
     fn move_children<'a>(&'a mut self, moves: &'a [ChildMove]) -> Answer<'a, MoveReport> {
         Box::pin(async move {
-            let result = self.move_all(moves);
+            // RFC 4555 §1.2: only tunnels are.
+            let stays = |one: &&ChildMove| {
+                self.children.get(&one.id).is_some_and(|c| c.sa.mode == Mode::Transport)
+            };
+            let result = match moves.iter().find(stays) {
+                Some(one) => Err(PlaneError::Unsupported(format!(
+                    "{:?} is in transport mode, which is not moved",
+                    one.id
+                ))),
+                None => self.move_all(moves),
+            };
             self.after(result)
         })
     }

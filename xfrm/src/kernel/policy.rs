@@ -11,7 +11,7 @@ use std::{
     num::NonZeroU32,
 };
 
-use bewick_ike::{ChildId, ChildSa, TrafficSelector};
+use bewick_ike::{ChildId, ChildSa, Mode, TrafficSelector};
 use ipnet::IpNet;
 use netlink_packet_xfrm::{
     Address, Id, Selector, UserPolicyId, UserPolicyInfo, UserTemplate, XfrmAttrs,
@@ -67,6 +67,15 @@ pub(super) enum Direction {
 
 /// All directions, in the order in which they are set up: nothing is sent before we can receive.
 pub(super) const DIRECTIONS: [Direction; 3] = [Direction::In, Direction::Forward, Direction::Out];
+
+/// Those of them that a CHILD_SA of this mode has policies in: what is forwarded is neither from nor to
+/// the two ends themselves (RFC 4301 §4.1).
+pub(super) fn directions(mode: Mode) -> &'static [Direction] {
+    match mode {
+        Mode::Tunnel => &DIRECTIONS,
+        Mode::Transport => &[Direction::In, Direction::Out],
+    }
+}
 
 impl Direction {
     fn number(self) -> u8 {
@@ -229,8 +238,24 @@ impl Tag {
     }
 }
 
-/// UPDPOLICY: makes or replaces the policy for `flow` in `direction`.
+/// UPDPOLICY: makes or replaces the policy for `flow` of `sa`, where that is now.
+pub(super) fn of_child(tag: Tag, flow: &Flow, direction: Direction, sa: &ChildSa) -> Request {
+    put_as(sa.mode, tag, flow, direction, sa.reqid, Place::of(sa))
+}
+
+/// UPDPOLICY: makes or replaces the policy for `flow` in `direction`, of a tunnel.
 pub(super) fn put(
+    tag: Tag,
+    flow: &Flow,
+    direction: Direction,
+    reqid: u32,
+    place: Place,
+) -> Request {
+    put_as(Mode::Tunnel, tag, flow, direction, reqid, place)
+}
+
+fn put_as(
+    mode: Mode,
     tag: Tag,
     flow: &Flow,
     direction: Direction,
@@ -244,7 +269,9 @@ pub(super) fn put(
         _ if path.local.is_ipv4() => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()),
         _ => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
     };
-    with_templates(tag, flow, direction, vec![template((source, destination), reqid)])
+    let mut template = template((source, destination), reqid);
+    template.mode = xfrm_mode(mode);
+    with_templates(tag, flow, direction, vec![template])
 }
 
 /// UPDPOLICY: keeps the out policy for `flow` as it is, and has it need a second state from and to
@@ -263,6 +290,14 @@ pub(super) fn hold(
 /// UPDPOLICY: the out policy for `flow` needs a state of `reqid` from and to `nowhere`.
 pub(super) fn trap(tag: Tag, flow: &Flow, reqid: u32, nowhere: (IpAddr, IpAddr)) -> Request {
     with_templates(tag, flow, Direction::Out, vec![template(nowhere, reqid)])
+}
+
+/// The kernel's number for a mode.
+pub(super) fn xfrm_mode(mode: Mode) -> u8 {
+    match mode {
+        Mode::Tunnel => XFRM_MODE_TUNNEL,
+        Mode::Transport => XFRM_MODE_TRANSPORT,
+    }
 }
 
 fn template((source, destination): (IpAddr, IpAddr), reqid: u32) -> UserTemplate {

@@ -9,9 +9,9 @@ use bewick_ike::ChildId;
 use super::{
     KernelPlane, gone,
     message::Request,
-    policy::{self, DIRECTIONS, Tag},
+    policy::{self, Tag, directions},
     socket::Socket,
-    state::{self, Key, Place},
+    state::{self, Key},
 };
 use crate::plane::{PlaneError, Reconciled};
 
@@ -76,9 +76,8 @@ impl KernelPlane {
         let mut all = Vec::new();
         for (flow, id) in self.owners.all() {
             let Some(child) = self.children.get(&id) else { continue };
-            let (reqid, place) = (child.sa.reqid, Place::of(&child.sa));
-            let put = |direction| policy::put(self.tag, flow, direction, reqid, place);
-            all.extend(DIRECTIONS.map(put));
+            let put = |direction: &_| policy::of_child(self.tag, flow, *direction, &child.sa);
+            all.extend(directions(child.sa.mode).iter().map(put));
         }
         let free = self.traps.all().filter(|(flow, _)| self.owners.current(flow).is_none());
         all.extend(free.map(|(flow, trap)| self.trap_policy(flow, trap)));

@@ -2,13 +2,14 @@
 
 use std::{net::IpAddr, num::NonZeroU32};
 
-use bewick_ike::{ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Path};
+use bewick_ike::{ChildSa, EspKeys, EspSpi, EspSuite, HmacSha2, Mode, Path};
 use netlink_packet_xfrm::{
     Address, AsyncEventId, EncapTmpl, Id, LifetimeConfig, ReplayEsn, UserSaId, UserSaInfo,
     XfrmAttrs, constants::*, state::DelGetMessage,
 };
 
 use super::message::{NLM_F_DUMP, NLM_F_REPLACE, Request, attribute, interface, u32_at, u64_at};
+use super::policy::xfrm_mode;
 use crate::plane::PlaneError;
 
 /// The sequence number without ESN at which a successor is due.
@@ -206,13 +207,18 @@ pub(super) fn put(
         return Err(PlaneError::Unsupported(format!("{} mixes IPv4 and IPv6", place.path)));
     }
     let Key { spi, .. } = place.key(sa, side);
+    // The inner packets of a tunnel may be of either family, whatever the outer ones are. In transport mode
+    // they are the same ones, and the kernel refuses anything else.
+    let either_family = match sa.mode {
+        Mode::Tunnel => XFRM_STATE_AF_UNSPEC,
+        Mode::Transport => 0,
+    };
     let mut info = UserSaInfo {
         id: Id { daddr: Address::from_ip(&destination), spi, proto: IPPROTO_ESP },
         lifetime_cfg: limits,
         reqid: sa.reqid,
-        mode: XFRM_MODE_TUNNEL,
-        // The inner packets may be of either family, whatever the outer ones are.
-        flags: XFRM_STATE_AF_UNSPEC | if sa.esn { XFRM_STATE_ESN } else { 0 },
+        mode: xfrm_mode(sa.mode),
+        flags: either_family | if sa.esn { XFRM_STATE_ESN } else { 0 },
         ..Default::default()
     };
     info.source(&source);

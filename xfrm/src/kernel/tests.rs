@@ -20,6 +20,7 @@ use crate::plane::PlaneError;
 mod carriage;
 mod interface;
 mod told;
+mod transport;
 
 fn sa(suite: EspSuite) -> ChildSa {
     let keys = |octet: u8| EspKeys {

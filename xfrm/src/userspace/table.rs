@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, Path, TrafficSelector};
+use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, Mode, Path, TrafficSelector};
 
 use super::{sa::Sa, selector::Inner, shards::Shards};
 use crate::PlaneError;
@@ -85,6 +85,13 @@ impl Table {
         }
         if self.by_spi.get(&sa.spi_in).is_some() {
             return Err(PlaneError::SpiInUse);
+        }
+        if sa.mode == Mode::Transport {
+            return Err(PlaneError::Unsupported(
+                "the userspace data plane has no transport mode: let dataplane be \"kernel\", or mode be \
+                 \"tunnel\""
+                    .into(),
+            ));
         }
         let mut table = self.clone();
         let slot = Slot { sa: Arc::new(Sa::new(sa)?), path: sa.path };
@@ -357,6 +364,9 @@ mod tests {
     fn spis_and_names_are_used_once() {
         let table = Table::default().with(&child(1)).unwrap();
         assert!(table.with(&child(1)).is_err());
+        let transport = ChildSa { mode: Mode::Transport, ..child(2) };
+        let refusal = table.with(&transport).err().map(|error| error.to_string());
+        assert!(refusal.unwrap().contains("no transport mode"));
         let same_spi = ChildSa { spi_in: child(1).spi_in, ..child(2) };
         assert!(matches!(table.with(&same_spi), Err(PlaneError::SpiInUse)));
     }

@@ -6,7 +6,7 @@ use std::{
     num::NonZeroU32,
 };
 
-use bewick_ike::{ChildId, ChildSa, TrafficSelector};
+use bewick_ike::{ChildId, ChildSa, Mode, TrafficSelector};
 use ipnet::{IpNet, Ipv6Net};
 
 use super::rules::Rule;
@@ -154,7 +154,11 @@ fn closed(
 /// sends itself where the peer has assigned none.
 pub(super) fn child(sa: &ChildSa, own: &[IpAddr]) -> Child {
     let addresses: Vec<IpAddr> = sa.virtual_ips.iter().chain(own).copied().collect();
-    let routes = towards(&sa.ts_local, &sa.ts_remote, &addresses);
+    // What the two ends send each other in transport mode takes the way that it would take anyway.
+    let routes = match sa.mode {
+        Mode::Tunnel => towards(&sa.ts_local, &sa.ts_remote, &addresses),
+        Mode::Transport => Networks::new(),
+    };
     let to = Kind::to(sa.carriage.if_id);
     Child { addresses: sa.virtual_ips.clone(), routes, to, outer: Outer::of(sa) }
 }
@@ -224,6 +228,15 @@ mod tests {
         assert_eq!(with.routes, [("10.9.0.1/32".parse().unwrap(), Some(own[1]))]);
         let without = child(&sa(1, "10.7.0.0/16", "10.9.0.1/32", &[]), &own);
         assert_eq!(without.routes, [("10.9.0.1/32".parse().unwrap(), None)]);
+    }
+
+    #[test]
+    fn what_is_in_transport_mode_takes_the_way_that_it_would_take_anyway() {
+        let tunnel = sa(1, "192.0.2.1/32", "192.0.2.2/32", &[]);
+        let transport = ChildSa { mode: Mode::Transport, ..tunnel };
+        let mut wanted = Wanted::default();
+        wanted.children.insert(ChildId(1), child(&transport, &ips(&["192.0.2.1"])));
+        assert_eq!(wanted.state(true, &[]), State::default());
     }
 
     #[test]
