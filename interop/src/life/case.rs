@@ -286,8 +286,14 @@ impl Case {
             }
         }
         self.dns_is_known(running, &client)?;
-        self.shown_by(running, &[client, gateway], false)?;
+        let sas = [client, gateway];
+        self.shown_by(running, &sas, false)?;
+        self.modes_are(running, &sas)?;
         self.act.perform(running)?;
+        if !self.act.ends_the_tunnel() {
+            let now = running.ends.agree(self.tunnel.children.len())?;
+            self.modes_are(running, &now)?;
+        }
         self.interfaces_are_used(running.stage.topology)?;
         if self.act.ends_the_tunnel() {
             return Ok(());
@@ -331,6 +337,27 @@ impl Case {
         })
     }
 
+    /// Looks whether both kernels have their states in the mode that both ends want, or else in tunnel mode.
+    fn modes_are(&self, running: &Running<'_>, sas: &[SaView; 2]) -> Result<()> {
+        let sides = [&self.tunnel.client, &self.tunnel.gateway].map(|side| side.transport);
+        if sides == [false, false] {
+            return Ok(());
+        }
+        let mode = if sides == [true, true] { "transport" } else { "tunnel" };
+        for (node, sa) in [Node::Client, Node::Gateway].into_iter().zip(sas) {
+            for state in states_of(running.stage.topology, node, sa)? {
+                if !state.contains(&format!("mode {mode}")) {
+                    let state = process::one_line(&state);
+                    return Err(fail!(
+                        "the {}'s state is not in {mode} mode: {state}",
+                        node.name()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at what must follow the ESP algorithms; `renewed` once the CHILD_SAs have new keys.
     ///
     /// # Errors
@@ -354,23 +381,30 @@ impl Case {
     }
 }
 
+/// What the kernel of this host says of the states of an IKE_SA, one a line.
+fn states_of(topology: &Topology, node: Node, sa: &SaView) -> Result<Vec<String>> {
+    let mut command = topology.command(node, "ip");
+    command.args(["-o", "xfrm", "state", "list", "nokeys"]);
+    let states = process::output(&mut command, Duration::from_secs(10))?;
+    let spis = sa.children.iter().flat_map(|child| [child.spi_in, child.spi_out]);
+    spis.map(|spi| {
+        let spi = format!("spi {spi:#010x} ");
+        let state = states.lines().find(|line| line.contains(&spi));
+        let missing = || fail!("the {}'s kernel has no state with {spi}", node.name());
+        state.map(str::to_owned).ok_or_else(missing)
+    })
+    .collect()
+}
+
 /// Asks the kernel of this host whether it counts in 64 bits.
 fn kernel_has(topology: &Topology, node: Node, sa: &SaView, esn: bool) -> Result<()> {
-    let mut command = topology.command(node, "ip");
-    command.args(["-o", "xfrm", "state"]);
-    let states = process::output(&mut command, Duration::from_secs(10))?;
-    for spi in sa.children.iter().flat_map(|child| [child.spi_in, child.spi_out]) {
-        let spi = format!("spi {spi:#010x} ");
-        let state = states
-            .lines()
-            .find(|line| line.contains(&spi))
-            .ok_or_else(|| fail!("the {}'s kernel has no state with {spi}", node.name()))?;
+    for state in states_of(topology, node, sa)? {
         // `-o` puts a backslash where a line would end; the state's keys are not for the verdict.
         let mut parts = state.split('\\');
         let flags = parts.find_map(|part| part.split_once(" flag ")).map_or("", |(_, flags)| flags);
         if flags.split_whitespace().any(|flag| flag == "esn") != esn {
             let end = node.name();
-            return Err(fail!("the {end}'s kernel has for {spi}the flags {flags:?}"));
+            return Err(fail!("the {end}'s kernel has a state with the flags {flags:?}"));
         }
     }
     Ok(())

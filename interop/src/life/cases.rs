@@ -5,6 +5,7 @@ pub mod lifetimes;
 pub mod moves;
 pub mod names;
 pub mod sites;
+pub mod transport;
 pub mod traps;
 
 use std::path::Path;

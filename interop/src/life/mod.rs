@@ -96,6 +96,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Leaks, Plane::CloudKernel, [true, false]),
     (Topic::Interfaces, Plane::CloudKernel, [true, false]),
     (Topic::Trap, Plane::Kernel, [true, true]),
+    (Topic::Transport, Plane::Kernel, [true, true]),
     (Topic::Suites, Plane::Kernel, [true, true]),
     (Topic::ForcedEncap, Plane::Kernel, [true, true]),
     (Topic::Rough, Plane::Kernel, [true, true]),

@@ -4,7 +4,7 @@
 //! octets come first (RFC 7296 §2.23, §3.1).
 
 use crate::peer::tunnel::Tunnel;
-use crate::topology::Node;
+use crate::topology::{FIRST_UPLINK, GATEWAY, Node};
 
 /// Something that must have passed the router.
 #[derive(Debug, Clone)]
@@ -28,6 +28,14 @@ impl Seen {
     pub fn esp_in_udp(node: Node) -> Self {
         let filter = format!("{} and udp port 4500 and greater 60 and udp[8:4] != 0", from(node));
         Self { what: "ESP in UDP", filter }
+    }
+
+    /// What the two ends send each other besides IKE and ESP.
+    pub fn between_ends() -> Self {
+        let both = format!("host {FIRST_UPLINK} and host {GATEWAY}");
+        let filter =
+            format!("{both} and not ip proto 50 and not udp port 500 and not udp port 4500");
+        Self { what: "a packet between the two ends in the clear", filter }
     }
 
     /// ESP without UDP.

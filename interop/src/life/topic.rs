@@ -99,6 +99,8 @@ pub enum Topic {
     Trap,
     /// XFRM interfaces.
     Interfaces,
+    /// ESP between the two ends themselves.
+    Transport,
     /// What bewick does not know.
     Unknown,
     /// Two sites that start at once.
@@ -154,6 +156,7 @@ impl Topic {
             Topic::Trap => "trap",
             Topic::Interfaces => "interfaces",
             Topic::BothStart => "both-start",
+            Topic::Transport => "transport",
             Topic::Unknown => "unknown",
         }
     }
@@ -225,6 +228,9 @@ impl Topic {
             Topic::Unknown => {
                 "a peer by hand sends notifies, a Vendor ID and payloads of no known type: passed over, or refused"
             }
+            Topic::Transport => {
+                "transport mode: pings in ESP both ways, new keys from either end, a DELETE, ends that differ"
+            }
             Topic::BothStart => {
                 "two sites start towards each other before either hears the other, by hand and by themselves"
             }
@@ -276,6 +282,7 @@ impl Topic {
             | Topic::ForcedEncap
             | Topic::Rough
             | Topic::Interfaces
+            | Topic::Transport
             | Topic::ManyMoves => Ground::Plain,
             Topic::MoveDuringQuestion | Topic::Unknown => Ground::PlainSites,
             Topic::TcpOnly => Ground::OnlyTcp,
@@ -338,6 +345,7 @@ impl Topic {
             Topic::Rough => cases::moves::rough(),
             Topic::NatForgetsSoon => cases::moves::nat_forgets_soon(),
             Topic::Announced => cases::moves::announced(),
+            Topic::Transport => cases::transport::transport(client),
             Topic::Leaks => cases::leaks(),
             Topic::Trap => cases::traps::traps(),
             Topic::Interfaces => cases::interfaces(),

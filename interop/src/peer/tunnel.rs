@@ -93,6 +93,8 @@ pub struct Side {
     pub window: Option<u8>,
     /// When bewick closes everything but the tunnel, in its own word.
     pub kill_switch: Option<&'static str>,
+    /// Whether it wants transport mode.
+    pub transport: bool,
     /// The XFRM interface by which a bewick's packets come.
     pub if_id: Option<u32>,
 }

@@ -1,9 +1,9 @@
 //! A CHILD_SA in transport mode: what is in the kernel for it, and what it carries.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use bewick_ike::{ChildId, ChildMove, ChildSa, EspSpi, EspSuite, Mode};
-use bewick_xfrm::DataPlane;
+use bewick_xfrm::{DataPlane, PlaneEvent, Trap, TrapId};
 
 use super::{host::*, pair::*};
 
@@ -28,7 +28,9 @@ fn look(host: &str, states: usize) -> Result<()> {
     let policies = ip(&["-n", host, "xfrm", "policy", "list", "nosock"])?;
     println!("{host}, states:\n{there}{host}, policies:\n{policies}");
     check(there.matches("mode transport").count() == states, "its states are in transport mode")?;
-    check(!there.contains("mode tunnel"), "and none is in tunnel mode")?;
+    // What the trap has asked for has no SPI.
+    let asked = there.matches("spi 0x00000000").count();
+    check(there.matches("mode tunnel").count() == asked, "and none is in tunnel mode")?;
     check(policies.matches("mode transport").count() == 2, "so are its two policies")?;
     check(!policies.contains("mode tunnel"), "and none is in tunnel mode")?;
     check(!policies.contains("dir fwd"), "nothing is forwarded")
@@ -39,6 +41,19 @@ pub fn transport(runtime: &tokio::runtime::Runtime) -> Result<()> {
     for ends in [(A0, B0), (A6, B6)] {
         println!("-- transport mode, {} and {}", ends.0, ends.1);
         let mut pair = Pair::open(runtime, BEST)?;
+        check(ping_from(ends.0, ends.1, 3)? == 0, "the ends reach each other in clear")?;
+        let mut events = pair.a.take_events().ok_or("no events")?;
+        let own = between(Host::A, ends)?;
+        let (id, ts_local, ts_remote) = (TrapId(5), own.ts_local, own.ts_remote);
+        let trap = Trap { id, ts_local, ts_remote, if_id: None };
+        runtime.block_on(pair.a.set_trap(&trap))?;
+        check(ping_from(ends.0, ends.1, 2)? == 2, "with a trap nothing leaves in clear")?;
+        let patience = Duration::from_secs(10);
+        let event = runtime.block_on(async { tokio::time::timeout(patience, events.recv()).await });
+        check(
+            matches!(event, Ok(Some(PlaneEvent::Acquire { trap: TrapId(5), .. }))),
+            "and the first packet is told of",
+        )?;
         for (plane, host) in [(&mut pair.b, Host::B), (&mut pair.a, Host::A)] {
             runtime.block_on(plane.install(&between(host, ends)?))?;
         }
@@ -71,8 +86,12 @@ pub fn transport(runtime: &tokio::runtime::Runtime) -> Result<()> {
         }
         ["a", "b"].into_iter().try_for_each(|host| look(host, 2))?;
         check(ping_from(ends.0, ends.1, 20)? == 0, "the successor carries what follows")?;
+        for plane in [&mut pair.a, &mut pair.b] {
+            runtime.block_on(plane.remove(ChildId(2)))?;
+        }
+        check(ping_from(ends.0, ends.1, 2)? == 2, "then the trap is there again")?;
         pair.close(runtime)?;
-        check(ping_from(ends.0, ends.1, 3)? == 0, "without it the ends reach each other in clear")?;
+        check(ping_from(ends.0, ends.1, 3)? == 0, "and nothing once that is gone")?;
     }
     Ok(())
 }

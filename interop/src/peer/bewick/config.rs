@@ -149,6 +149,9 @@ fn connection(place: &Place<'_>, name: &str, starts: bool) -> Result<String> {
     if let Some(word) = own.kill_switch.filter(|_| starts) {
         line("kill_switch", format!("{word:?}"));
     }
+    if own.transport {
+        line("mode", "\"transport\"".to_owned());
+    }
     if let Some(if_id) = own.if_id {
         line("if_id", if_id.to_string());
     }
@@ -174,6 +177,9 @@ fn connection(place: &Place<'_>, name: &str, starts: bool) -> Result<String> {
         text += &format!("\n[[connection.child]]\nname = \"{name}\"\n{networks} = {behind}\n");
         if !tunnel.site.is_empty() {
             text += &format!("{site} = {}\n", prefixes(tunnel.site));
+        }
+        if own.transport {
+            text += "mode = \"transport\"\n";
         }
         if !own.esp.is_empty() {
             // What the connection says is for its own CHILD_SA alone.

@@ -145,6 +145,9 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
     if !tunnel.site.is_empty() {
         more += &format!("{site} = {}\n", prefixes(tunnel.site));
     }
+    if own.transport {
+        more += "mode = transport\n";
+    }
     if tunnel.trap && is_client {
         more += "start_action = trap\n";
     }
