@@ -1,17 +1,20 @@
 //! Transport mode (RFC 7296 §1.3.1, RFC 4301 §4.1): what is offered, taken and declined, and that no move
 //! takes it along (RFC 4555 §1.2).
 
+use std::time::Duration;
+
 use bewick_ike::{
     ChildSa, ConnectionConfig, ConnectionId, Endpoint, Mode, Path, Random,
     config::{ChildConfig, Selectors},
     extension::Plain,
     wire::{Delete, ExchangeType, NotifyType, Payload},
 };
-use bewick_mobike::{Command, Event};
+use bewick_mobike::{Command, Event, MoveTarget, ReturnRoutability};
 use bewick_tests::{
-    Lab, Plan,
+    Chance, Lab, Link, Plan,
     hand::{Hand, Said, esp_proposal, full_auth, full_auth_response, respond, say, selector},
     lab::{ESP_GCM, client_config, gateway_config, selectors},
+    node::interface,
     pair::EndId,
     plane::are_two_ends,
     puppet::{find, notify},
@@ -19,6 +22,7 @@ use bewick_tests::{
         GATEWAY, LTE, WLAN, ask, assert_carries, from, heard, mobike, puppet_client,
         puppet_gateway, update,
     },
+    seed::{below, stream},
 };
 
 const CONNECTION: ConnectionId = ConnectionId(0);
@@ -458,4 +462,56 @@ fn m_1_2_1_the_peer_is_told_of_what_is_deleted() {
     assert!(told.iter().any(deletes), "{told:?}");
     assert!(of_mode(&lab, gateway, Mode::Transport).is_empty(), "{}", lab.story());
     assert_eq!(left_behind(&lab, gateway), [1]);
+}
+
+/// Whatever moves on a bad network, with rekeys in between: in the end both are there, on the same pair.
+#[test]
+fn m_1_2_1_whatever_moves_both_modes_are_there_in_the_end() {
+    let (mut left, mut moves) = (0, 0);
+    for seed in 0..150 {
+        let mut random = stream(seed, "transport");
+        let mut plan = Plan { seed, ..second(BOTH) };
+        plan.client_policy.keep_up = true;
+        plan.gateway_policy.return_routability = match below(&mut random, 3) {
+            0 => ReturnRoutability::Off,
+            1 => ReturnRoutability::After,
+            _ => ReturnRoutability::Before,
+        };
+        let window = 1 + below(&mut random, 3) as u32;
+        (plan.client.window, plan.gateway.window) = (window, window);
+        let mut lab = Lab::established(plan);
+        let loss = Chance::percent(below(&mut random, 20) as u32);
+        let delay = Duration::from_millis(1 + below(&mut random, 80));
+        lab.world.net.set_default_link(Link { delay, loss, ..Link::default() });
+        let uplinks = [lab.wlan, lab.lte()];
+        for _ in 0..8 {
+            let uplink = uplinks[below(&mut random, 2) as usize];
+            match below(&mut random, 5) {
+                0 | 1 => lab.world.set_up(uplink, below(&mut random, 2) == 0),
+                2 => {
+                    // It may be where it is already, or have no link.
+                    let target = MoveTarget::Interface(interface(uplink));
+                    let _ = lab.world.command(lab.client, Command::Move(CONNECTION, target));
+                }
+                _ => {
+                    let end = [lab.client, lab.gateway][below(&mut random, 2) as usize];
+                    let _ = lab.world.command(end, Command::Rekey(CONNECTION));
+                }
+            }
+            lab.ms(below(&mut random, 600));
+        }
+        uplinks.into_iter().for_each(|uplink| lab.world.set_up(uplink, true));
+        lab.world.net.set_default_link(Link::default());
+        lab.seconds(300);
+        let at = lab.sas(lab.client)[0].path.local.ip().to_string();
+        println!("seed {seed}");
+        assert_transport(&mut lab, &at, GATEWAY);
+        assert_eq!(of_mode(&lab, lab.client, Mode::Tunnel).len(), 1, "{}", lab.story());
+        for end in [lab.client, lab.gateway] {
+            assert_eq!(lab.count(end, "move-failed"), 0, "{}", lab.story());
+        }
+        left += left_behind(&lab, lab.client).len();
+        moves += lab.count(lab.client, "moved");
+    }
+    assert!(left > 100 && moves > 150, "{left} were left behind in {moves} moves");
 }
