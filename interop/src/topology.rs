@@ -117,6 +117,9 @@ pub struct Uplink {
 /// The client's address on its first uplink.
 pub const FIRST_UPLINK: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
+/// The same on its second one, where there is no NAT.
+pub const SECOND_UPLINK: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+
 const FIRST: Uplink = Uplink {
     device: "u1",
     address: FIRST_UPLINK,
@@ -126,9 +129,9 @@ const FIRST: Uplink = Uplink {
 };
 const SECOND: Uplink = Uplink {
     device: "u2",
-    address: Ipv4Addr::new(203, 0, 113, 2),
+    address: SECOND_UPLINK,
     next_hop: Ipv4Addr::new(203, 0, 113, 1),
-    seen_as: Ipv4Addr::new(203, 0, 113, 2),
+    seen_as: SECOND_UPLINK,
     port: "c2",
 };
 const SECOND_BEHIND_NAT: Uplink = Uplink {

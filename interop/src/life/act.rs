@@ -14,7 +14,7 @@ use crate::flow::{self, Flow, Record};
 use crate::peer::tunnel::Network;
 use crate::peer::{Peer, SaView};
 use crate::process;
-use crate::topology::Node;
+use crate::topology::{GATEWAY, Loss, Node};
 
 /// Between two numbered packets.
 const SPACING: Duration = Duration::from_millis(5);
@@ -45,6 +45,8 @@ pub enum Act {
     AwaitIke,
     /// The client proves anew who it is, twice, under traffic.
     Reauthenticate,
+    /// The client loses its uplink, and what no move takes along is made anew on the other one.
+    LeaveBehind,
     /// The gateway deletes it.
     GatewayDeletes,
     /// The client dies without a word and comes back.
@@ -119,6 +121,7 @@ impl Act {
                 };
                 replaced(running, node, |peer| peer.reauthenticate(), new).map(drop)
             }),
+            Act::LeaveBehind => leave_behind(running),
             Act::GatewayDeletes => {
                 running.ends.gateway.down().context("the gateway deletes")?;
                 running.ends.both_have_none().context("after the gateway's DELETE")
@@ -187,6 +190,27 @@ fn under_traffic(
         }
     }
     if bad.is_empty() { Ok(()) } else { Err(fail!("{}", bad.join("; "))) }
+}
+
+/// The client loses its uplink: the same IKE_SA has another CHILD_SA on the other one, which carries.
+fn leave_behind(running: &mut Running<'_>) -> Result<()> {
+    let before = running.ends.agree(1)?;
+    let topology = running.stage.topology;
+    let lost = topology.uplink_of(before[0].local.ip())?;
+    let other = topology.other(&lost);
+    topology.lose(&lost, Loss::LinkDown)?;
+    process::eventually(AGREED * 2, || {
+        let now = running.ends.agree(1)?;
+        let all_new = before.iter().zip(&now).all(|(before, now)| new_children(before, now));
+        match all_new && now[0].local.ip() == other.address {
+            true => Ok(()),
+            false => Err(fail!("after the loss of {} the client has {}", lost.device, now[0])),
+        }
+    })?;
+    let (client, gateway) = (other.address.into(), GATEWAY.into());
+    topology.ping(Node::Client, client, gateway, AGREED).context("on the other uplink")?;
+    topology.ping(Node::Gateway, gateway, client, AGREED).context("to the other uplink")?;
+    topology.restore(&lost)
 }
 
 /// The CHILD_SAs are others, and the IKE_SA is the same.

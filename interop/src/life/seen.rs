@@ -4,7 +4,7 @@
 //! octets come first (RFC 7296 §2.23, §3.1).
 
 use crate::peer::tunnel::Tunnel;
-use crate::topology::{FIRST_UPLINK, GATEWAY, Node};
+use crate::topology::{FIRST_UPLINK, GATEWAY, Node, SECOND_UPLINK};
 
 /// Something that must have passed the router.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ impl Seen {
 
     /// What the two ends send each other besides IKE and ESP.
     pub fn between_ends() -> Self {
-        let both = format!("host {FIRST_UPLINK} and host {GATEWAY}");
+        let both = format!("(host {FIRST_UPLINK} or host {SECOND_UPLINK}) and host {GATEWAY}");
         let filter =
             format!("{both} and not ip proto 50 and not udp port 500 and not udp port 4500");
         Self { what: "a packet between the two ends in the clear", filter }

@@ -25,6 +25,8 @@ pub struct Tunnel {
     pub second: Option<&'static str>,
     /// Networks behind the client, which then has no virtual address.
     pub site: &'static [Network],
+    /// Whether no end names what is at either side, as where that is the two ends themselves.
+    pub unnamed: bool,
     /// Where virtual addresses come from, if not from the usual pools.
     pub pools: &'static [&'static str],
     /// The address that a strongSwan asks for.
@@ -162,6 +164,7 @@ impl Default for Tunnel {
             gateway_behind_nat: false,
             second: None,
             site: &[],
+            unnamed: false,
             pools: &[],
             asks_for: None,
             dns: &[],

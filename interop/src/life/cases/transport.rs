@@ -43,6 +43,9 @@ pub fn transport(client: Program) -> Vec<Case> {
         // RFC 7296 §1.3.1: an initiator that does not want what it got deletes it.
         Program::Bewick => {
             cases.push(refused("gateway-declines", [true, false], Outcome::NoIkeSa));
+            let mut moves = hosts("made-anew-by-a-move", both);
+            (moves.act, moves.tunnel.unnamed) = (Act::LeaveBehind, true);
+            cases.push(moves);
         }
         // strongSwan takes a tunnel instead.
         _ => {

@@ -168,8 +168,10 @@ fn connection(place: &Place<'_>, name: &str, starts: bool) -> Result<String> {
         if node.is_client() { ("remote_ts", "local_ts") } else { ("local_ts", "remote_ts") };
     let (first, others) =
         tunnel.children.split_first().ok_or_else(|| fail!("a tunnel without CHILD_SAs"))?;
-    line(networks, prefixes(first.networks));
-    if !tunnel.site.is_empty() {
+    if !tunnel.unnamed {
+        line(networks, prefixes(first.networks));
+    }
+    if !tunnel.site.is_empty() && !tunnel.unnamed {
         line(site, prefixes(tunnel.site));
     }
     for child in others {

@@ -142,7 +142,7 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
     let (networks, site) =
         if is_client { ("remote_ts", "local_ts") } else { ("local_ts", "remote_ts") };
     let mut more = String::new();
-    if !tunnel.site.is_empty() {
+    if !tunnel.site.is_empty() && !tunnel.unnamed {
         more += &format!("{site} = {}\n", prefixes(tunnel.site));
     }
     if own.transport {
@@ -165,9 +165,12 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         .children
         .iter()
         .map(|child| {
-            let prefixes = prefixes(child.networks);
+            let named = match tunnel.unnamed {
+                true => String::new(),
+                false => format!("{networks} = {}\n", prefixes(child.networks)),
+            };
             let name = child.name;
-            format!("{name} {{\n{networks} = {prefixes}\nesp_proposals = {esp}\n{more}}}\n")
+            format!("{name} {{\n{named}esp_proposals = {esp}\n{more}}}\n")
         })
         .collect();
     let pools: String = tunnel
