@@ -11,6 +11,7 @@ mod ledger;
 mod message;
 mod method;
 mod migrate;
+mod migrating;
 mod moves;
 mod policy;
 mod queueing;

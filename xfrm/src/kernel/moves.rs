@@ -37,7 +37,6 @@ use bewick_ike::{ChildId, ChildMove, ChildSa};
 use super::{
     KernelPlane, Method,
     message::Request,
-    migrate::{self, Step},
     policy::{self, Direction, Flow},
     state::{self, Key, Place, Replay, Side, Spent, Usage},
 };
@@ -258,159 +257,6 @@ impl KernelPlane {
         self.replace(sa, &mine, from, to)
     }
 
-    /// Has the ledger follow a state that the kernel has taken to another place, with its limits. What it
-    /// had carried went along, or, if the kernel may not do so, `before` tells what that was.
-    pub(super) fn follow(
-        &mut self,
-        sa: &ChildSa,
-        side: Side,
-        from: Place,
-        to: Place,
-        before: Option<(Replay, Usage)>,
-    ) {
-        let (old, new) = (from.key(sa, side), to.key(sa, side));
-        let mut began = self.began(old);
-        if let Some((replay, used)) = before
-            && !self.carry(sa, side, to, used)
-        {
-            let spent = began.after(side, used, &replay);
-            if state::limits(sa, began, 0) != state::limits(sa, spent, 0)
-                && let Err(error) = self.update_state(sa, side, to, spent, 0)
-            {
-                // No reason to undo the move: only the successor comes later.
-                tracing::warn!(%error, id = ?sa.id, "the limits of a CHILD_SA begin anew");
-            }
-            began = spent;
-        }
-        if old != new {
-            self.ledger.lock().close(&old, Usage::default());
-        }
-        self.enter(sa, side, to, began);
-    }
-
-    /// Whether the kernel can take the states of `sa` along by itself, with the policies `mine`. A network card
-    /// that does ESP it leaves behind.
-    pub(super) fn can_migrate(&self, sa: &ChildSa, mine: &[Flow], from: Place, to: Place) -> bool {
-        let can = match self.method {
-            Method::MigrateState => true,
-            // What an XFRM interface sends between the kernel's copy and the switch would bear numbers that
-            // come again.
-            Method::Migrate => {
-                !mine.is_empty()
-                    && self.is_alone(sa.reqid)
-                    && (to.encap || !from.encap)
-                    && sa.carriage.if_id.is_none()
-            }
-            Method::DeleteAdd => false,
-        };
-        can && !state::offloads(sa, to)
-    }
-
-    /// The kernel does not migrate the states of a CHILD_SA.
-    pub(super) fn note_refusal(&mut self, error: &PlaneError) {
-        self.refused += 1;
-        tracing::debug!(%error, "deleting and adding instead");
-    }
-
-    /// Takes all states that move to `to`, one by one, and the policies `mine` right after them, which matters
-    /// where packets can't be held back. If the kernel refuses that, nothing has changed; the outer error is
-    /// that it can't be undone.
-    fn migrate_states(
-        &mut self,
-        sa: &ChildSa,
-        mine: &[Flow],
-        from: Place,
-        to: Place,
-    ) -> Result<Result<(), PlaneError>, PlaneError> {
-        let operation = "migrating a state";
-        let sides = moved(sa, from, to);
-        let mut requests: Vec<Request> =
-            sides.iter().map(|side| migrate::state(sa, *side, from, to)).collect();
-        requests.extend(self.policies(sa, mine, to));
-        let results = self.xfrm.batch(operation, requests, |_, _, _| {});
-        let done: Vec<Side> =
-            sides.into_iter().zip(&results).filter(|one| one.1.is_ok()).map(|one| one.0).collect();
-        let result = results.into_iter().collect::<Result<Vec<()>, PlaneError>>().map(drop);
-        if result.is_err() {
-            let mut undone = self.put_policies(sa, mine, from);
-            for side in done {
-                let back = self
-                    .xfrm
-                    .request(operation, migrate::state(sa, side, to, self.found(sa, side, from)));
-                if back.is_err() {
-                    self.follow(sa, side, from, to, None);
-                }
-                undone = undone.and(back);
-            }
-            undone?;
-        }
-        Ok(result)
-    }
-
-    /// `place`, with the address that the kernel has for the source of the state there.
-    fn found(&self, sa: &ChildSa, side: Side, mut place: Place) -> Place {
-        if side == Side::In
-            && let Some(entry) = self.ledger.lock().get(&place.key(sa, side))
-        {
-            place.path.remote.set_ip(entry.source);
-        }
-        place
-    }
-
-    fn migrate(
-        &mut self,
-        sa: &ChildSa,
-        flow: &Flow,
-        from: Place,
-        to: Place,
-    ) -> Result<(), PlaneError> {
-        let request = self.migration(sa, flow, from, to);
-        self.xfrm.request("migrating a state", request)
-    }
-
-    /// The request of [`KernelPlane::migrate`].
-    pub(super) fn migration(&self, sa: &ChildSa, flow: &Flow, from: Place, to: Place) -> Request {
-        let step = |side| Step::new(side, self.found(sa, side, from), to);
-        let steps: Vec<Step> = moved(sa, from, to).into_iter().map(step).collect();
-        migrate::request(flow, sa.reqid, &steps, to.encapsulation(Side::Out))
-    }
-
-    /// What moving states leaves to do: the inbound ports and the policies `rest`.
-    pub(super) fn after_migrate(
-        &mut self,
-        sa: &ChildSa,
-        rest: &[Flow],
-        from: Place,
-        to: Place,
-    ) -> Result<(), PlaneError> {
-        let mut finish = || -> Result<(), PlaneError> {
-            self.put_policies(sa, rest, to)?;
-            // One encapsulation is all that MIGRATE holds, and it was written for packets out.
-            let same_in = from.key(sa, Side::In) == to.key(sa, Side::In);
-            let migrated = same_in && from.encap != to.encap;
-            let said = self.method == Method::MigrateState
-                || to.path.local.port() == to.path.remote.port();
-            if migrated && to.encap && !said {
-                let began = self.began(to.key(sa, Side::In));
-                self.update_state(sa, Side::In, to, began, 0)?;
-            } else if same_in && !migrated {
-                self.keep_inbound(sa, from, to)?;
-            }
-            Ok(())
-        };
-        finish().inspect_err(|_| {
-            let mine: Vec<Flow> = self.flows_of(sa.id);
-            // What sends goes first: without it nothing does.
-            let mut undone = self.replace_outbound(sa, &mine, to, from);
-            if from.key(sa, Side::In) == to.key(sa, Side::In) {
-                undone = undone.and(self.keep_inbound(sa, to, from));
-            }
-            if let Err(error) = undone {
-                tracing::error!(%error, id = ?sa.id, "can't undo a migration");
-            }
-        })
-    }
-
     /// Whether no two CHILD_SAs share this reqid.
     pub(super) fn is_alone(&self, reqid: u32) -> bool {
         self.children.values().filter(|child| child.sa.reqid == reqid).count() == 1
@@ -440,7 +286,7 @@ impl KernelPlane {
         })
     }
 
-    fn replace_outbound(
+    pub(super) fn replace_outbound(
         &mut self,
         sa: &ChildSa,
         mine: &[Flow],
@@ -461,7 +307,12 @@ impl KernelPlane {
     /// Has an inbound state whose key stays expect packets from another peer's address. It takes them
     /// from anywhere as it is, and without it what comes meanwhile would be lost; only whether they
     /// are in UDP can't be changed.
-    fn keep_inbound(&mut self, sa: &ChildSa, from: Place, to: Place) -> Result<(), PlaneError> {
+    pub(super) fn keep_inbound(
+        &mut self,
+        sa: &ChildSa,
+        from: Place,
+        to: Place,
+    ) -> Result<(), PlaneError> {
         if from.encap != to.encap {
             return self.swap(sa, Side::In, from, to);
         }
@@ -519,7 +370,7 @@ impl KernelPlane {
         Ok(())
     }
 
-    fn put_policies(
+    pub(super) fn put_policies(
         &mut self,
         sa: &ChildSa,
         flows: &[Flow],
@@ -531,7 +382,7 @@ impl KernelPlane {
     }
 
     /// The requests of [`KernelPlane::put_policies`].
-    fn policies(&self, sa: &ChildSa, flows: &[Flow], place: Place) -> Vec<Request> {
+    pub(super) fn policies(&self, sa: &ChildSa, flows: &[Flow], place: Place) -> Vec<Request> {
         let held = |flow: &&Flow| self.held.as_ref().is_some_and(|held| held.holds(flow));
         let tag = self.tag;
         let put = |flow| policy::put(tag, flow, Direction::Out, sa.reqid, place);
@@ -590,7 +441,7 @@ impl KernelPlane {
 
     /// Adds the traffic of a replaced state to the count, unless the kernel took the count along;
     /// whether it did.
-    fn carry(&mut self, sa: &ChildSa, side: Side, at: Place, before: Usage) -> bool {
+    pub(super) fn carry(&mut self, sa: &ChildSa, side: Side, at: Place, before: Usage) -> bool {
         let Ok((_, after)) = self.snapshot(at.key(sa, side)) else { return false };
         let taken_along = after.packets >= before.packets && after.octets >= before.octets;
         if !taken_along {
