@@ -182,7 +182,7 @@ impl Topic {
             }
             Topic::RekeyIke => "new keys for the IKE_SA from either end, no packet lost",
             Topic::Reauthentication => {
-                "a client that proves anew who it is: make before break, at most a packet lost each time"
+                "a client that proves anew who it is: make before break, none lost but what comes before the keys do"
             }
             Topic::ReauthenticationOfTwo => {
                 "a client with two CHILD_SAs proves anew who it is: both are made before the break"

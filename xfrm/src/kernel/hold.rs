@@ -103,8 +103,8 @@ impl Left {
     }
 }
 
-/// The same, and whatever has asked for it in the meantime: that has no SPI to be deleted by before it is
-/// given one.
+/// DELSA for the state that never comes, and for whatever has asked for it in the meantime: that has no SPI to be
+/// deleted by before it is given one.
 pub(super) fn forget_larvae() -> Vec<Request> {
     vec![forget_larva(SPI), forget_larva(SPI_ANYHOW), larva(true), forget_larva(SPI)]
 }
@@ -287,24 +287,17 @@ mod tests {
 
     use super::{policy::Tag, *};
     use crate::kernel::{
-        message::{attribute, messages, u16_at, u32_at},
+        message::{attribute, sent, u16_at, u32_at},
         nobody,
     };
-
-    fn sent(mut request: Request) -> (u16, Vec<u8>) {
-        let octets = request.finish(1, 3).to_vec();
-        let all: Vec<_> = messages(&octets).map(|m| (m.kind, m.body.to_vec())).collect();
-        let [(kind, body)] = &all[..] else { panic!("{} messages", all.len()) };
-        (*kind, body.clone())
-    }
 
     #[test]
     fn a_held_policy_still_needs_its_state_and_one_that_never_comes() {
         let sa = nobody();
         let flows = policy::flows(&sa).unwrap();
-        let (_, free) =
+        let (_, _, free) =
             sent(policy::put(Tag::default(), &flows[0], Direction::Out, 7, Place::of(&sa)));
-        let (kind, held) =
+        let (kind, _, held) =
             sent(policy::hold(Tag::default(), &flows[0], 7, Place::of(&sa), nowhere()));
         assert_eq!(kind, XFRM_MSG_UPDPOLICY);
         assert_eq!(held[..168], free[..168], "the same policy");
@@ -324,13 +317,13 @@ mod tests {
 
     #[test]
     fn the_state_that_never_comes_fits_the_template_and_can_be_deleted() {
-        let (kind, body) = sent(larva(true));
+        let (kind, _, body) = sent(larva(true));
         assert_eq!((kind, body.len()), (XFRM_MSG_ALLOCSPI, 232));
         assert_eq!((&body[56..60], body[76]), (&[192, 0, 2, 250][..], 50));
         assert_eq!((&body[80..84], u32_at(&body, 208)), (&[192, 0, 2, 251][..], Some(0)));
         assert_eq!((u16_at(&body, 212), body[214]), (Some(2), 1), "IPv4, tunnel");
         assert_eq!((u32_at(&body, 224), u32_at(&body, 228)), (Some(SPI), Some(SPI)));
-        let (kind, body) = sent(forget_larva(SPI));
+        let (kind, _, body) = sent(forget_larva(SPI));
         assert_eq!((kind, &body[..4]), (XFRM_MSG_DELSA, &[192, 0, 2, 250][..]));
         assert_eq!(body[16..20], SPI.to_be_bytes());
     }

@@ -201,3 +201,14 @@ pub(super) fn u32_at(octets: &[u8], at: usize) -> Option<u32> {
 pub(super) fn u64_at(octets: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(octets.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
+
+/// Message type, flags and body of a request that is complete.
+#[cfg(test)]
+pub(super) fn sent(mut request: Request) -> (u16, u16, Vec<u8>) {
+    let octets = request.finish(9, 3).to_vec();
+    let all: Vec<_> = messages(&octets).collect();
+    assert_eq!(all.len(), 1);
+    assert_eq!(u32_at(&octets, 0), Some(octets.len() as u32), "the length is the whole");
+    assert_eq!(all[0].sequence, 9);
+    (all[0].kind, all[0].flags, all[0].body.to_vec())
+}

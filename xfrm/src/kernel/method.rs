@@ -130,14 +130,7 @@ mod tests {
     use bewick_ike::Path;
 
     use super::*;
-    use crate::kernel::message::{attribute, messages, u16_at, u32_at};
-
-    fn body(mut request: Request) -> (u16, Vec<u8>) {
-        let octets = request.finish(1, 3).to_vec();
-        let all: Vec<_> = messages(&octets).map(|m| (m.kind, m.body.to_vec())).collect();
-        let [(kind, body)] = &all[..] else { panic!("{} messages", all.len()) };
-        (*kind, body.clone())
-    }
+    use crate::kernel::message::{attribute, sent, u16_at, u32_at};
 
     #[test]
     fn one_state_moves_by_its_spi_with_all_that_is_said_of_it() {
@@ -150,7 +143,7 @@ mod tests {
         let six = |host: &str, port| format!("[2001:db8::{host}]:{port}").parse().unwrap();
         let to = Place { path: Path::new(six("1", 4500), six("2", 40000)), encap: true };
 
-        let (kind, moved) = body(migrate::state(&sa, Side::In, from, to));
+        let (kind, _, moved) = sent(migrate::state(&sa, Side::In, from, to));
         assert_eq!((kind, u32_at(&moved, 16)), (0x29, Some(sa.spi_in.0.to_be())));
         assert_eq!(
             (&moved[..4], u16_at(&moved, 20), moved[22]),
@@ -166,7 +159,7 @@ mod tests {
         assert_eq!(attribute(&moved, FIXED, MTIMER_THRESH).unwrap(), 1_u32.to_ne_bytes());
 
         let plain = Place { encap: false, ..to };
-        let (_, moved) = body(migrate::state(&sa, Side::Out, from, plain));
+        let (_, _, moved) = sent(migrate::state(&sa, Side::Out, from, plain));
         assert_eq!(u32_at(&moved, 16), Some(sa.spi_out.0.to_be()));
         let encap = attribute(&moved, FIXED, ENCAP).unwrap();
         assert_eq!(u16_at(encap, 0), Some(0), "UDP is taken away, not left as it is");

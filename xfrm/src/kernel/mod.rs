@@ -1,8 +1,8 @@
 //! The data plane of the Linux kernel: XFRM over netlink.
 //!
 //! A CHILD_SA is two states and, for each pair of traffic selectors, three policies (in, forward, out; none
-//! for what is forwarded in transport mode), bound together by a reqid of its own. Keys go into the kernel and are not read
-//! back but for the counters' sake, in buffers that are zeroed.
+//! for what is forwarded in transport mode), bound together by a reqid of its own. Keys go into the kernel
+//! and are not read back but for the counters' sake, in buffers that are zeroed.
 
 mod device;
 mod events;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::{
     message::{
-        Message, NLM_F_REPLACE, Request, attribute, attributes, messages, refusal, u16_at, u32_at,
+        Message, NLM_F_REPLACE, attribute, attributes, messages, refusal, sent, u16_at, u32_at,
     },
     migrate::{self, Step},
     policy::{self, Direction, Tag},
@@ -68,16 +68,6 @@ fn path(local: &str, remote: &str) -> Path {
 /// The limits of a first state.
 fn limits(sa: &ChildSa, lifetime: u64) -> LifetimeConfig {
     state::limits(sa, Spent::default(), lifetime)
-}
-
-/// Message type, flags and body of a request that is complete.
-fn sent(mut request: Request) -> (u16, u16, Vec<u8>) {
-    let octets = request.finish(9, 3).to_vec();
-    let all: Vec<_> = messages(&octets).collect();
-    assert_eq!(all.len(), 1);
-    assert_eq!(u32_at(&octets, 0), Some(octets.len() as u32), "the length is the whole");
-    assert_eq!(all[0].sequence, 9);
-    (all[0].kind, all[0].flags, all[0].body.to_vec())
 }
 
 #[test]
