@@ -67,6 +67,27 @@ fn a_dead_path_is_found_as_soon_as_is_promised_with_and_without_traffic() {
 }
 
 #[test]
+fn a_path_that_dies_as_traffic_begins_is_found_half_a_second_later_at_most() {
+    let rtt = Duration::from_millis(20);
+    for (seed, before) in (0..16).flat_map(|seed| [0, 100, 300, 700].map(|ms| (seed, ms))) {
+        let mut plan = plan(seed);
+        plan.client_policy.standby = Duration::ZERO;
+        let mut lab = lab(plan, rtt);
+        // Idle for long, and at another phase of its looks each time.
+        lab.seconds(20);
+        lab.ms(seed * 37);
+        let id = lab.sas(lab.client)[0].id;
+        let host = lab.world.end(lab.client).machine.host();
+        let promise = host.promise(lab.world.now(), id).expect("a promise");
+        let within = promise.busy.expect("a time") + Duration::from_millis(500);
+        lab.flows(Duration::from_secs(20));
+        lab.ms(before);
+        let taken = found(&mut lab, within);
+        assert!(taken <= within + rtt, "{taken:?} for {within:?}: {}", lab.story());
+    }
+}
+
+#[test]
 fn what_is_told_of_the_cost_is_what_is_sent() {
     for (standby, uplinks) in [(25, 2), (25, 3), (60, 3), (0, 3)] {
         let mut plan = plan(3);

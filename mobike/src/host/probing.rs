@@ -18,7 +18,11 @@ use crate::{
 };
 
 /// Between two looks at the counters of the data plane while there is traffic, and while there is none.
-pub(super) const COUNT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+pub(super) const COUNT: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_millis(500));
+
+/// After so many looks without any traffic a tunnel counts as idle.
+const IDLE: u32 = 8;
 
 /// After a pair has answered although no traffic comes in, the wait before it is asked again for that:
 /// the first, and the longest.
@@ -428,7 +432,7 @@ impl Host {
         let children: Vec<ChildId> = sa.children.iter().map(|child| child.id).collect();
         let Some(mobility) = self.movers.sas.get(&id) else { return };
         // While nothing is sent there is nothing to be found.
-        let wait = if mobility.counts.idle > 8 { COUNT.1 } else { COUNT.0 };
+        let wait = if mobility.counts.idle > IDLE { COUNT.1 } else { COUNT.0 };
         self.timers.set(id, Timer::Count, now + wait);
         if !children.is_empty() && !mobility.stranded {
             self.outputs.push_back(Output::Count { sa: id, children });
@@ -442,7 +446,12 @@ impl Host {
         let counts = &mut mobility.counts;
         let (heard, spoke) = (received != counts.received, sent != counts.sent);
         (counts.sent, counts.received) = (sent, received);
+        let was_idle = counts.idle > IDLE;
         counts.idle = if spoke || heard { 0 } else { counts.idle.saturating_add(1) };
+        if was_idle && counts.idle == 0 {
+            // The wait for the next look is still that of an idle tunnel.
+            self.timers.set(id, Timer::Count, now + COUNT.0);
+        }
         if heard {
             (counts.silent_since, counts.ask_again) = (None, None);
         } else if spoke {

@@ -15,7 +15,8 @@ use crate::race::{STAGGER, TURNS};
 /// itself takes one round trip, or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promise {
-    /// while traffic goes out without a pause of more than 250 ms; `None` for never
+    /// while traffic goes out without a pause of more than 250 ms, and half a second later where it has just
+    /// begun; `None` for never
     pub busy: Option<Duration>,
     /// while there is none; `None` for never
     pub idle: Option<Duration>,
