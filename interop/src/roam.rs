@@ -94,7 +94,7 @@ impl Roam {
             ends.gateway.stop()
         })?;
         verdict.step("no inner packet in the clear outside", || {
-            capture.finish()?.none_in_the_clear()
+            capture.finish()?.none_in_the_clear(None).map(drop)
         })?;
         verdict.step("nothing is left behind", || before.nothing_left(&topology))
     }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::Life;
 use super::case::Running;
 use crate::capture::{self, Asked, IKE_AUTH, IKE_SA_INIT};
 use crate::ends::AGREED;
@@ -14,7 +15,7 @@ use crate::failure::{Context, Result};
 use crate::flow::{Flow, Record};
 use crate::peer::{Program, SaView, UP};
 use crate::process;
-use crate::topology::{FIRST_UPLINK, GATEWAY, Node, Topology};
+use crate::topology::{FIRST_UPLINK, GATEWAY, INNER_NETWORK, Node, SITE_NETWORK, Topology};
 
 /// Between two numbered packets.
 const SPACING: Duration = Duration::from_millis(5);
@@ -108,6 +109,16 @@ pub fn live(running: &mut Running<'_>, late: bool) -> Result<()> {
     // What a bewick keeps up comes back if the other end takes it down.
     running.ends.at(bewick).down().context("tunnel down")?;
     running.ends.both_have_none().context("after the DELETE")
+}
+
+/// From where packets may be seen in the clear: when strongSwan ends one of two IKE_SAs it takes the policies of both
+/// away for a moment, and has nothing else that would hold packets back. Bewick has.
+pub fn strongswans_network(life: Life) -> Option<&'static str> {
+    match (life.client, life.gateway) {
+        (Program::Strongswan, _) => Some(SITE_NETWORK),
+        (_, Program::Strongswan) => Some(INNER_NETWORK),
+        _ => None,
+    }
 }
 
 /// Waits until strongSwan has had its IKE_SA, and lets bewick's own proof pass.
