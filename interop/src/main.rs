@@ -27,6 +27,7 @@ mod topology;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
@@ -68,6 +69,9 @@ enum Action {
         /// Where the evidence goes, a folder per scenario [default: interop/out]
         #[arg(long)]
         out: Option<PathBuf>,
+        /// How many guests run at once, beside what runs on this machine itself; 0 for one scenario after the other
+        #[arg(long, value_name = "COUNT", default_value_t = 0)]
+        guests: usize,
         /// Where RESULTS.md and results.json are kept, row by row [default: interop, if all scenarios run]
         #[arg(long, value_name = "FOLDER")]
         results: Option<PathBuf>,
@@ -90,10 +94,10 @@ enum Action {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Action::List { json } => list(json),
-        Action::Run { names, all, quick, json, out, results } => {
+        Action::Run { names, all, quick, json, out, guests, results } => {
             let scenarios = chosen(&names, all, quick);
             let results = results.or_else(|| all.then(|| place::interop().to_owned()));
-            scenarios.and_then(|scenarios| run_scenarios(scenarios, json, out, results))
+            scenarios.and_then(|scenarios| run_scenarios(scenarios, guests, json, out, results))
         }
         Action::Bench(bench) => prepare().and_then(|()| bench::run(&bench)),
         Action::Judge { folders } => judge(&folders),
@@ -163,34 +167,36 @@ fn chosen(names: &[String], all: bool, quick: bool) -> Result<Vec<Scenario>> {
 
 fn run_scenarios(
     scenarios: Vec<Scenario>,
+    guests: usize,
     json: bool,
     out: Option<PathBuf>,
     results: Option<PathBuf>,
 ) -> Result<ExitCode> {
     prepare()?;
     let out = evidence(out)?;
-    let say = |line: &str| if json { eprintln!("{line}") } else { println!("{line}") };
-    let mut verdicts = Vec::new();
+    let begun = Instant::now();
     let kept = results.map(|folder| {
         let order: Vec<String> = scenario::all().iter().map(Scenario::name).collect();
         (folder, results::Place::here(), order)
     });
-    for scenario in scenarios {
-        let verdict = run::run(scenario, &out);
-        say(&verdict.lines());
-        // One by one: a run that is interrupted keeps what it has.
-        if let Some((folder, place, order)) = &kept {
-            results::keep(folder, place, order, verdict.clone())?;
+    let verdicts = run::side_by_side(scenarios, guests, &out, |verdict| {
+        match json {
+            true => eprintln!("{}", verdict.lines()),
+            false => println!("{}", verdict.lines()),
         }
-        verdicts.push(verdict);
-    }
+        // One by one: a run that is interrupted keeps what it has.
+        match &kept {
+            Some((folder, place, order)) => results::keep(folder, place, order, verdict.clone()),
+            None => Ok(()),
+        }
+    })?;
     let summary = Summary::of(verdicts);
     if json {
         println!("{}", serde_json::to_string(&summary).context("summary")?);
     }
-    let seconds: f64 = summary.scenarios.iter().map(|verdict| verdict.seconds).sum();
-    say(&format!("all of it took {seconds:.0} s"));
-    say(&format!("{} passed, {} failed", summary.passed, summary.failed));
+    let say = |line: String| if json { eprintln!("{line}") } else { println!("{line}") };
+    say(format!("all of it took {:.0} s", begun.elapsed().as_secs_f64()));
+    say(format!("{} passed, {} failed", summary.passed, summary.failed));
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -1,8 +1,10 @@
 //! Runs scenarios one after the other, here or in the guest, and keeps their evidence.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::fail;
@@ -25,6 +27,51 @@ fn lifetime(plane: Plane) -> Duration {
 pub const IN_GUEST: &str = "__in-guest";
 
 const VERDICT: &str = "verdict.json";
+
+/// Runs these scenarios in their order: those of this machine one after the other, and so many in guests of their own
+/// meanwhile; or all one after the other, if that is none. Gives their verdicts as `told`, one by one as they come.
+///
+/// # Errors
+/// `told` failed; no other scenario is begun then.
+pub fn side_by_side(
+    scenarios: Vec<Scenario>,
+    guests: usize,
+    out: &Path,
+    told: impl Fn(&Verdict) -> Result<()> + Sync,
+) -> Result<Vec<Verdict>> {
+    let in_guest = |(_, one): &(usize, Scenario)| guests > 0 && one.plane().is_in_kernel();
+    let (guest, here): (VecDeque<_>, VecDeque<_>) =
+        scenarios.into_iter().enumerate().partition(in_guest);
+    let lanes = [(Mutex::new(here), 1), (Mutex::new(guest), guests)];
+    let verdicts = Mutex::new(Vec::new());
+    let failed = Mutex::new(None);
+    let lane = |queue: &Mutex<VecDeque<(usize, Scenario)>>| {
+        let next = || lock(queue).pop_front().filter(|_| lock(&failed).is_none());
+        while let Some((number, scenario)) = next() {
+            let verdict = run(scenario, out);
+            let mut verdicts = lock(&verdicts);
+            if let Err(failure) = told(&verdict) {
+                lock(&failed).get_or_insert(failure);
+            }
+            verdicts.push((number, verdict));
+        }
+    };
+    std::thread::scope(|scope| {
+        for (queue, count) in &lanes {
+            (0..*count).for_each(|_| drop(scope.spawn(|| lane(queue))));
+        }
+    });
+    if let Some(failure) = lock(&failed).take() {
+        return Err(failure);
+    }
+    let mut verdicts = std::mem::take(&mut *lock(&verdicts));
+    verdicts.sort_by_key(|(number, _)| *number);
+    Ok(verdicts.into_iter().map(|(_, verdict)| verdict).collect())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs one scenario; its evidence goes to a folder of its name in `out`.
 pub fn run(scenario: Scenario, out: &Path) -> Verdict {
