@@ -2,6 +2,7 @@
 //! that are true of every tunnel: another program than ours has to be able to read what was sent.
 
 mod frame;
+mod keys;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,6 +16,7 @@ use crate::failure::{Context, Result};
 use crate::process;
 use crate::topology::GATEWAYS;
 use frame::{FIELDS, FRESH, Frame, Ike, parse};
+use keys::Keys;
 
 /// IKE_AUTH and INFORMATIONAL (RFC 7296 §3.1).
 const IKE_AUTH: u8 = 35;
@@ -44,23 +46,32 @@ const KEPT: &str = "router.pcapng";
 pub struct Judged {
     /// IKE messages that were opened.
     pub opened: usize,
+    /// IKE messages that nobody reads without keys, where bewick takes part.
+    pub sealed: usize,
     /// ESP packets.
     pub esp: usize,
 }
 
-/// Judges every capture below this folder whose daemons have written down keys.
+/// Judges every capture below this folder of an IKE_SA that bewick takes part in.
 ///
 /// # Errors
-/// The rule that a capture breaks, and the number of its frame; or what tshark said.
+/// The rule that a capture breaks, and the number of its frame; or what tshark said. There is no capture, or bewick
+/// has not written down keys, or they open nothing.
 pub fn judge(folder: &Path) -> Result<Judged> {
+    let captures = captures(folder)?;
+    if captures.is_empty() {
+        return Err(fail!("there is no capture in {}", folder.display()));
+    }
     let mut judged = Judged::default();
-    for capture in captures(folder)? {
+    for capture in captures {
         let place = capture.parent().unwrap_or(folder);
-        let Some(keys) = key_folder(place)? else { continue };
+        let Some(keys) = keys::beside(place)? else { continue };
         let one = judge_one(&capture, &keys).context(capture.display())?;
         judged.opened += one.opened;
+        judged.sealed += one.sealed;
         judged.esp += one.esp;
     }
+    keys::have_opened(&judged)?;
     Ok(judged)
 }
 
@@ -94,23 +105,9 @@ fn captures(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The keys of the first of the daemons here that has written some.
-fn key_folder(place: &Path) -> Result<Option<PathBuf>> {
-    let mut folders = Vec::new();
-    for entry in fs::read_dir(place).context(place.display())? {
-        let path = entry.context(place.display())?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        if name.is_some_and(|name| name.starts_with("keys-")) {
-            folders.push(path);
-        }
-    }
-    folders.sort();
-    Ok(folders.into_iter().next())
-}
-
-fn judge_one(capture: &Path, keys: &Path) -> Result<Judged> {
+fn judge_one(capture: &Path, keys: &Keys) -> Result<Judged> {
     let mut command = Command::new("tshark");
-    command.env("WIRESHARK_CONFIG_DIR", keys).args(["-n", "-r"]).arg(capture);
+    command.env("WIRESHARK_CONFIG_DIR", &keys.folder).args(["-n", "-r"]).arg(capture);
     // What UDP port 4500 carries tshark knows; a NAT's ports it does not, but the other side's is 4500.
     command.args(["-o", "esp.enable_encryption_decode:FALSE"]);
     // A stream has frames that are no packets, and may have a packet twice; an ICMP error quotes what somebody
@@ -125,9 +122,9 @@ fn judge_one(capture: &Path, keys: &Path) -> Result<Judged> {
     }
     let text = process::output(&mut command, LIMIT)?;
     let frames: Vec<Frame> = text.lines().filter_map(parse).collect();
-    let known = known(&keys.join("ikev2_decryption_table"))?;
     well_formed(&frames)?;
-    let opened = opened(&frames, &known)?;
+    let sealed = ikes(&frames).filter(|(_, ike)| ike.is_sealed).count();
+    let opened = opened(&frames, &keys.known)?;
     let mobike = says_mobike(capture.parent())?;
     mobike_where_it_must_be(&frames, mobike)?;
     if !mobike {
@@ -136,13 +133,7 @@ fn judge_one(capture: &Path, keys: &Path) -> Result<Judged> {
     kin_alone(&frames)?;
     let esp = no_number_twice(&frames)?;
     answers_go_back(&frames)?;
-    Ok(Judged { opened, esp })
-}
-
-/// The initiators' SPIs of the IKE_SAs whose keys are written down.
-fn known(table: &Path) -> Result<BTreeSet<String>> {
-    let text = fs::read_to_string(table).context(table.display())?;
-    Ok(text.lines().filter_map(|line| Some(line.split(',').next()?.to_owned())).collect())
+    Ok(Judged { opened, sealed, esp })
 }
 
 /// Whether both ends are told to use MOBIKE.
