@@ -3,6 +3,7 @@
 
 mod frame;
 mod keys;
+mod mobike;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,17 +19,8 @@ use crate::topology::GATEWAYS;
 use frame::{FIELDS, FRESH, Frame, Ike, parse};
 use keys::Keys;
 
-/// IKE_AUTH and INFORMATIONAL (RFC 7296 §3.1).
+/// RFC 7296 §3.1.
 const IKE_AUTH: u8 = 35;
-const INFORMATIONAL: u8 = 37;
-
-/// RFC 4555 §4.2.
-const MOBIKE_SUPPORTED: u32 = 16396;
-const UPDATE_SA_ADDRESSES: u32 = 16400;
-const COOKIE2: u32 = 16401;
-
-/// The payload with what a CHILD_SA is to have (RFC 7296 §3.2).
-const SECURITY_ASSOCIATION: u8 = 33;
 
 /// The payload that says who made the sender (RFC 7296 §3.12).
 const VENDOR_ID: u8 = 43;
@@ -125,34 +117,11 @@ fn judge_one(capture: &Path, keys: &Keys) -> Result<Judged> {
     well_formed(&frames)?;
     let sealed = ikes(&frames).filter(|(_, ike)| ike.is_sealed).count();
     let opened = opened(&frames, &keys.known)?;
-    let mobike = says_mobike(capture.parent())?;
-    mobike_where_it_must_be(&frames, mobike)?;
-    if !mobike {
-        not_agreed_on(&frames)?;
-    }
+    mobike::judge(&frames, capture.parent())?;
     kin_alone(&frames)?;
     let esp = no_number_twice(&frames)?;
     answers_go_back(&frames)?;
     Ok(Judged { opened, sealed, esp })
-}
-
-/// Whether both ends are told to use MOBIKE.
-fn says_mobike(place: Option<&Path>) -> Result<bool> {
-    let Some(place) = place else { return Ok(true) };
-    for entry in fs::read_dir(place).context(place.display())? {
-        let path = entry.context(place.display())?.path();
-        // swanctl has a folder of its own.
-        if path.is_dir() && !says_mobike(Some(&path))? {
-            return Ok(false);
-        }
-        if path.extension().is_some_and(|end| end == "toml" || end == "conf") {
-            let text = fs::read_to_string(&path).context(path.display())?;
-            if text.contains("mobike = false") || text.contains("mobike = no") {
-                return Ok(false);
-            }
-        }
-    }
-    Ok(true)
 }
 
 fn well_formed(frames: &[Frame]) -> Result<()> {
@@ -182,46 +151,6 @@ fn opened(frames: &[Frame], known: &BTreeSet<String>) -> Result<usize> {
 
 fn ikes(frames: &[Frame]) -> impl Iterator<Item = (&Frame, &Ike)> {
     frames.iter().filter_map(|frame| Some((frame, frame.ike.as_ref()?)))
-}
-
-/// RFC 4555 §3.2, §3.5, §3.7: MOBIKE_SUPPORTED goes with SA in IKE_AUTH, from both ends; the client alone
-/// updates, and says nothing of it in an answer; an answer has a COOKIE2 only if the question had it.
-fn mobike_where_it_must_be(frames: &[Frame], mobike: bool) -> Result<()> {
-    let mut cookies = BTreeSet::new();
-    for (frame, ike) in ikes(frames).filter(|(_, ike)| ike.is_open) {
-        let number = frame.number;
-        let says = |kind| ike.notifies.contains(&kind);
-        let makes_child = ike.payloads.contains(&SECURITY_ASSOCIATION);
-        if ike.exchange == IKE_AUTH && makes_child && mobike && !says(MOBIKE_SUPPORTED) {
-            return Err(fail!("frame {number}: IKE_AUTH without MOBIKE_SUPPORTED"));
-        }
-        if ike.exchange != IKE_AUTH && says(MOBIKE_SUPPORTED) {
-            return Err(fail!("frame {number}: MOBIKE_SUPPORTED outside of IKE_AUTH"));
-        }
-        let from_gateway = frame.ends.is_some_and(|(from, _)| GATEWAYS.contains(&from.ip()));
-        let misplaced = ike.is_response || from_gateway || ike.exchange != INFORMATIONAL;
-        if says(UPDATE_SA_ADDRESSES) && misplaced {
-            return Err(fail!("frame {number}: UPDATE_SA_ADDRESSES where it must not be"));
-        }
-        let exchange = (ike.name(), ike.is_response == ike.by_initiator);
-        if says(COOKIE2) && !ike.is_response {
-            cookies.insert(exchange);
-        } else if says(COOKIE2) && !cookies.contains(&exchange) {
-            return Err(fail!("frame {number}: a COOKIE2 that nobody has sent"));
-        }
-    }
-    Ok(())
-}
-
-/// RFC 4555 §3.2: where an end has it off, no answer says MOBIKE_SUPPORTED, and nobody updates.
-fn not_agreed_on(frames: &[Frame]) -> Result<()> {
-    for (frame, ike) in ikes(frames).filter(|(_, ike)| ike.is_open) {
-        let says = |kind| ike.notifies.contains(&kind);
-        if (ike.is_response && says(MOBIKE_SUPPORTED)) || says(UPDATE_SA_ADDRESSES) {
-            return Err(fail!("frame {}: MOBIKE, which an end has off", frame.number));
-        }
-    }
-    Ok(())
 }
 
 /// RFC 7296 §3.10.1: what Bewick's notifies of private use mean is agreed on by a Vendor ID, and nobody sends one to
@@ -289,35 +218,8 @@ fn answers_go_back(frames: &[Frame]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::frame::made::{CLIENT, GATEWAY, esp, line};
     use super::*;
-
-    const CLIENT: &str = "198.51.100.2";
-    const GATEWAY: &str = "192.0.2.1";
-
-    /// A line of tshark's for an IKE message that could be opened.
-    fn line(
-        (number, kind): (u64, u8),
-        (from, to): (&str, &str),
-        (exchange, response, id): (u8, bool, u32),
-        payloads: &str,
-        notifies: &str,
-    ) -> Frame {
-        let by_initiator = u8::from(from == CLIENT);
-        let text = format!(
-            "{number}\t{kind}\t{from}\t{to}\t\t\t4500\t4500\t0102030405060708\t1112131415161718\t\
-             {payloads}\t{exchange}\t{by_initiator}\t{}\t0x{id:08x}\t{notifies}\tab\tcd\t\t\t\t64\t",
-            u8::from(response)
-        );
-        parse(&text).expect("a frame")
-    }
-
-    fn esp(number: u64, to: &str, sequence: u32, hops: u8) -> Frame {
-        let from = if to == GATEWAY { CLIENT } else { GATEWAY };
-        let text = format!(
-            "{number}\t0\t{from}\t{to}\t\t\t4500\t4500\t\t\t\t\t\t\t\t\t\t\t0x00001111\t{sequence}\t\t{hops}\t"
-        );
-        parse(&text).expect("a frame")
-    }
 
     #[test]
     fn a_number_that_comes_twice_is_found() {
@@ -338,26 +240,6 @@ mod tests {
         assert!(answers_go_back(&[ask.clone(), good]).is_ok());
         assert!(answers_go_back(&[ask.clone(), bad]).is_err());
         assert!(answers_go_back(&[ask, other]).is_err());
-    }
-
-    #[test]
-    fn mobike_in_the_wrong_place_is_found() {
-        let update = |from, to, response| {
-            [line((1, 4), (from, to), (37, response, 2), "46;41", "16400;16401")]
-        };
-        assert!(mobike_where_it_must_be(&update(CLIENT, GATEWAY, false), true).is_ok());
-        assert!(mobike_where_it_must_be(&update(CLIENT, GATEWAY, true), true).is_err());
-        assert!(mobike_where_it_must_be(&update(GATEWAY, CLIENT, false), true).is_err());
-        let auth = |notifies| [line((1, 4), (CLIENT, GATEWAY), (35, false, 1), "46;33", notifies)];
-        assert!(mobike_where_it_must_be(&auth("16396"), true).is_ok());
-        assert!(mobike_where_it_must_be(&auth(""), true).is_err());
-        assert!(mobike_where_it_must_be(&auth(""), false).is_ok());
-        assert!(not_agreed_on(&auth("16396")).is_ok(), "one end may offer it");
-        assert!(not_agreed_on(&update(CLIENT, GATEWAY, false)).is_err());
-        let agreed = [line((1, 4), (GATEWAY, CLIENT), (35, true, 1), "46;33", "16396")];
-        assert!(not_agreed_on(&agreed).is_err());
-        let uncalled = [line((1, 4), (CLIENT, GATEWAY), (37, true, 9), "46;41", "16401")];
-        assert!(mobike_where_it_must_be(&uncalled, true).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 const IKE_SA_INIT: u8 = 34;
 
 /// What tshark is asked for, in this order.
-pub const FIELDS: [&str; 23] = [
+pub const FIELDS: [&str; 24] = [
     "frame.number",
     "sll.pkttype",
     "ip.src",
@@ -30,6 +30,7 @@ pub const FIELDS: [&str; 23] = [
     "_ws.malformed",
     "ip.ttl",
     "ipv6.hlim",
+    "isakmp.notify.data",
 ];
 
 /// What hosts put there at first.
@@ -71,6 +72,8 @@ pub struct Ike {
     pub message_id: u32,
     /// The types of all notifies in it.
     pub notifies: Vec<u32>,
+    /// Their data, in hex; a tshark that has no word for none may give less of them.
+    pub data: Vec<String>,
     /// The types of all payloads in it.
     pub payloads: Vec<u8>,
     /// It has an encrypted payload.
@@ -137,6 +140,7 @@ fn ike<'a>(
         is_response: flag("isakmp.flag_r"),
         message_id: number(first("isakmp.messageid")?)?,
         notifies: all("isakmp.notify.msgtype").iter().filter_map(|text| number(text)).collect(),
+        data: all("isakmp.notify.data").iter().map(|text| text.replace(':', "")).collect(),
         payloads: all("isakmp.typepayload").iter().filter_map(|text| text.parse().ok()).collect(),
         is_sealed: first("isakmp.enc.data").is_some(),
         is_open: first("isakmp.enc.decrypted").is_some(),
@@ -151,6 +155,43 @@ fn number(text: &str) -> Option<u32> {
     }
 }
 
+/// Frames for the tests of rules.
+#[cfg(test)]
+pub mod made {
+    use super::{Frame, parse};
+
+    /// Where the client is at first.
+    pub const CLIENT: &str = "198.51.100.2";
+    /// Where the gateway is.
+    pub const GATEWAY: &str = "192.0.2.1";
+
+    /// A line of tshark's for an IKE message that could be opened.
+    pub fn line(
+        (number, kind): (u64, u8),
+        (from, to): (&str, &str),
+        (exchange, response, id): (u8, bool, u32),
+        payloads: &str,
+        notifies: &str,
+    ) -> Frame {
+        let by_initiator = u8::from(from == CLIENT);
+        let text = format!(
+            "{number}\t{kind}\t{from}\t{to}\t\t\t4500\t4500\t0102030405060708\t1112131415161718\t\
+             {payloads}\t{exchange}\t{by_initiator}\t{}\t0x{id:08x}\t{notifies}\tab\tcd\t\t\t\t64\t",
+            u8::from(response)
+        );
+        parse(&text).expect("a frame")
+    }
+
+    /// One for an ESP packet to this address, from the other end.
+    pub fn esp(number: u64, to: &str, sequence: u32, hops: u8) -> Frame {
+        let from = if to == GATEWAY { CLIENT } else { GATEWAY };
+        let text = format!(
+            "{number}\t0\t{from}\t{to}\t\t\t4500\t4500\t\t\t\t\t\t\t\t\t\t\t0x00001111\t{sequence}\t\t{hops}\t"
+        );
+        parse(&text).expect("a frame")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,7 +200,7 @@ mod tests {
     fn a_line_is_read_and_what_is_inside_does_not_count() {
         let line = "12\t4\t192.0.2.1;10.0.0.1\t198.51.100.2;10.0.0.2\t\t\t4500;7\t31000;9\t\
                     01:02:03:04:05:06:07:08\t1112131415161718\t46;41;41\t37\t0\t1\t0x00000003\t\
-                    16388;16389\taabb\tccdd\t\t\t";
+                    16388;16389\taabb\tccdd\t\t\t\t64\t\taa:01;bb02";
         let frame = parse(line).expect("a frame");
         assert_eq!((frame.number, frame.came_in, frame.malformed), (12, false, false));
         let (from, to) = frame.ends.expect("addresses");
@@ -171,6 +212,7 @@ mod tests {
         assert_eq!(ike.name(), ("0102030405060708".into(), "1112131415161718".into(), 37, 3));
         assert!(ike.is_response && !ike.by_initiator && ike.is_open && ike.is_sealed);
         assert_eq!((ike.notifies, ike.payloads), (vec![16388, 16389], vec![46, 41, 41]));
+        assert_eq!(ike.data, ["aa01", "bb02"]);
         assert!(parse("").is_none());
     }
 }
