@@ -15,6 +15,7 @@ use crate::capture;
 use crate::fail;
 use crate::failure::{Context, Result};
 use crate::process;
+use crate::run::aside;
 use crate::topology::GATEWAYS;
 use frame::{FIELDS, FRESH, Frame, Ike, parse};
 use keys::Keys;
@@ -88,7 +89,9 @@ fn captures(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(folder).context(folder.display())? {
         let path = entry.context(folder.display())?.path();
         if path.is_dir() {
-            found.extend(captures(&path)?);
+            if !aside::is_aside(&path) {
+                found.extend(captures(&path)?);
+            }
         } else if [capture::FILE, KEPT].iter().any(|name| path.file_name() == Some(name.as_ref())) {
             found.push(path);
         }

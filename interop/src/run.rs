@@ -1,5 +1,7 @@
 //! Runs scenarios one after the other, here or in the guest, and keeps their evidence.
 
+pub mod aside;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -114,9 +116,7 @@ fn attempt(scenario: Scenario, folder: &Path, verdict: &mut Verdict) -> Result<(
         false => None,
     };
     // Yesterday's logs beside today's verdict would mislead.
-    if folder.exists() {
-        fs::remove_dir_all(folder).context(folder.display())?;
-    }
+    aside::make_room(folder)?;
     fs::create_dir_all(folder).context(folder.display())?;
     match scenario.plane() {
         Plane::Userspace => scenario.judge(folder, verdict),
