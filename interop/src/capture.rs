@@ -16,6 +16,11 @@ use pcap::Kind;
 
 /// What tcpdump writes.
 pub const FILE: &str = "router.pcap";
+/// What it writes on the NAT, where there is one.
+const AT_NAT: &str = "nat.pcap";
+
+/// What is said through tunnels alone.
+const INNER: &str = "(net 10.1.0.0/16 or net 10.2.0.0/15 or net 10.9.0.0/24 or net fd10::/16)";
 
 /// The exchange that shows who an end is (RFC 7296 §3.1).
 pub const IKE_AUTH: u8 = 35;
@@ -61,11 +66,13 @@ pub fn asked_so_far(out: &Path) -> Result<Vec<Asked>> {
 pub struct Capture {
     daemon: Daemon,
     file: PathBuf,
+    at_nat: Option<(Daemon, PathBuf)>,
 }
 
 /// A capture that has ended.
 pub struct Captured {
     file: PathBuf,
+    at_nat: Option<PathBuf>,
 }
 
 impl Capture {
@@ -73,23 +80,22 @@ impl Capture {
     ///
     /// # Errors
     /// It does not start.
-    pub fn start(mut tcpdump: Command, out: &Path, filter: &str) -> Result<Self> {
+    pub fn start(tcpdump: Command, out: &Path, filter: &str) -> Result<Self> {
         let file = out.join(FILE);
-        // A capture may be short: nothing waits in a buffer. The buffer has room for as many packets as it has
-        // for as long as they may be: 2048 octets, and none is dropped.
-        tcpdump
-            .args(["--immediate-mode", "-i", "any", "-n", "-U", "-s", "2048", "-B", "16384"])
-            .args(["-Z", "root", "-w"])
-            .arg(&file)
-            .args(Some(filter).filter(|filter| !filter.is_empty()));
-        let log = out.join("tcpdump.log");
-        let mut daemon = Daemon::start(&mut tcpdump, &log)?;
-        process::eventually(Duration::from_secs(10), || {
-            daemon.still_runs()?;
-            let said = std::fs::read_to_string(&log).context(log.display())?;
-            if said.contains("listening on") { Ok(()) } else { Err(fail!("tcpdump is silent")) }
-        })?;
-        Ok(Self { daemon, file })
+        let daemon = listen(tcpdump, &file, &out.join("tcpdump.log"), filter)?;
+        Ok(Self { daemon, file, at_nat: None })
+    }
+
+    /// Listens on the NAT too, with a command that runs there, for inner packets in the clear alone: those that it
+    /// gives its own address the router does not know as such.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn and_at_nat(mut self, tcpdump: Command, out: &Path) -> Result<Self> {
+        let file = out.join(AT_NAT);
+        let daemon = listen(tcpdump, &file, &out.join("nat-tcpdump.log"), INNER)?;
+        self.at_nat = Some((daemon, file));
+        Ok(self)
     }
 
     /// Ends the capture.
@@ -98,12 +104,34 @@ impl Capture {
     /// It failed or is empty.
     pub fn finish(mut self) -> Result<Captured> {
         self.daemon.stop(Duration::from_secs(5))?;
-        let captured = Captured { file: self.file };
+        let mut captured = Captured { file: self.file, at_nat: None };
+        if let Some((mut daemon, file)) = self.at_nat {
+            daemon.stop(Duration::from_secs(5))?;
+            captured.at_nat = Some(file);
+        }
         if captured.read("udp")?.trim().is_empty() {
             return Err(fail!("the capture {} is empty", captured.file.display()));
         }
         Ok(captured)
     }
+}
+
+/// Starts a capture, and waits until it has begun.
+fn listen(mut tcpdump: Command, file: &Path, log: &Path, filter: &str) -> Result<Daemon> {
+    // A capture may be short: nothing waits in a buffer. The buffer has room for as many packets as it has
+    // for as long as they may be: 2048 octets, and none is dropped.
+    tcpdump
+        .args(["--immediate-mode", "-i", "any", "-n", "-U", "-s", "2048", "-B", "16384"])
+        .args(["-Z", "root", "-w"])
+        .arg(file)
+        .args(Some(filter).filter(|filter| !filter.is_empty()));
+    let mut daemon = Daemon::start(&mut tcpdump, log)?;
+    process::eventually(Duration::from_secs(10), || {
+        daemon.still_runs()?;
+        let said = std::fs::read_to_string(log).context(log.display())?;
+        if said.contains("listening on") { Ok(()) } else { Err(fail!("tcpdump is silent")) }
+    })?;
+    Ok(daemon)
 }
 
 impl Captured {
@@ -112,8 +140,14 @@ impl Captured {
     /// # Errors
     /// There is one of another source.
     pub fn none_in_the_clear(&self, excused: Option<&str>) -> Result<usize> {
-        const INNER: &str =
-            "(net 10.1.0.0/16 or net 10.2.0.0/15 or net 10.9.0.0/24 or net fd10::/16)";
+        if let Some(file) = &self.at_nat {
+            // It was written by the filter that is asked for here.
+            let clear = process::output(reader(file).args(["-c", "1"]), READ)?;
+            if !clear.trim().is_empty() {
+                let clear = process::one_line(&clear);
+                return Err(fail!("an inner packet passed the NAT in the clear: {clear}"));
+            }
+        }
         let (theirs, ours) = match excused {
             Some(network) => {
                 let source = format!("src net {network}");
@@ -230,16 +264,19 @@ impl Captured {
     }
 
     /// The first packet that matches the filter, or nothing.
-    /// The first packet that matches.
     fn read(&self, filter: &str) -> Result<String> {
         process::output(self.reader().args(["-c", "1"]).arg(filter), READ)
     }
 
     fn reader(&self) -> Command {
-        let mut command = Command::new("tcpdump");
-        command.args(["-n", "-r"]).arg(&self.file);
-        command
+        reader(&self.file)
     }
+}
+
+fn reader(file: &Path) -> Command {
+    let mut command = Command::new("tcpdump");
+    command.args(["-n", "-r"]).arg(file);
+    command
 }
 
 /// Reads IKE headers out of what `tcpdump -x` printed (RFC 7296 §3.1).

@@ -400,7 +400,7 @@ impl Topology {
     /// # Errors
     /// `tcpdump` does not start.
     pub fn capture(&self, out: &Path) -> Result<Capture> {
-        Capture::start(self.command(Node::Router, "tcpdump"), out, "")
+        self.capture_of(out, "")
     }
 
     /// The same, but of ESP only some: more than `tcpdump` writes down in a slow guest would cost it IKE too.
@@ -408,7 +408,7 @@ impl Topology {
     /// # Errors
     /// `tcpdump` does not start.
     pub fn capture_some(&self, out: &Path) -> Result<Capture> {
-        Capture::start(self.command(Node::Router, "tcpdump"), out, SOME_ESP)
+        self.capture_of(out, SOME_ESP)
     }
 
     /// What is on a host now.

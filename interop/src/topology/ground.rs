@@ -1,9 +1,11 @@
 //! What scenarios of moves want of the network, and what happens there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::time::Duration;
 
 use super::{FIRST, GATEWAY, GATEWAY_6, Loss, Node, SITE, SITE_6, Topology, Uplink};
+use crate::capture::Capture;
 use crate::fail;
 use crate::failure::Result;
 use crate::process;
@@ -117,6 +119,17 @@ impl Topology {
                 self.lose(&FIRST, Loss::LinkDown)
             }
             Ground::OnlyTcp => self.uplinks.iter().try_for_each(|uplink| self.close_udp(uplink)),
+        }
+    }
+
+    /// Captures what the filter lets pass of what the router sees, and what is said in the clear on the NAT, if there
+    /// is one.
+    pub(super) fn capture_of(&self, out: &Path, filter: &str) -> Result<Capture> {
+        let capture = Capture::start(self.command(Node::Router, "tcpdump"), out, filter)?;
+        let translated = self.uplinks.iter().any(|uplink| uplink.seen_as != uplink.address);
+        match translated {
+            true => capture.and_at_nat(self.command(Node::Nat, "tcpdump"), out),
+            false => Ok(capture),
         }
     }
 
