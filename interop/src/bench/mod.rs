@@ -1,6 +1,7 @@
 //! Benchmarks, with strongSwan on the same topology in the same run.
 
 mod busy;
+mod guest;
 mod handover;
 mod herd;
 mod planned;
@@ -12,12 +13,13 @@ mod throughput;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use self::guest::Ground;
 use crate::cleanup::{self, Guard};
 use crate::ends::Ends;
 use crate::fail;
@@ -26,7 +28,6 @@ use crate::peer::tunnel::Tunnel;
 use crate::peer::{self, Place, Plane, Program};
 use crate::place;
 use crate::prerequisites;
-use crate::process;
 use crate::topology::{Node, Topology};
 
 /// What can be measured.
@@ -36,18 +37,15 @@ pub enum Bench {
     Handover {
         #[command(flatten)]
         settings: Settings,
-        /// In the guest, where the kernel does ESP, with this round-trip time in milliseconds; without it here,
-        /// with ESP in userspace and next to none
-        #[arg(long, value_name = "MS")]
-        rtt: Option<u32>,
-        /// This is the guest, and here is bewick
-        #[arg(long, hide = true, value_name = "BEWICK")]
-        in_guest: Option<PathBuf>,
+        #[command(flatten)]
+        ground: Ground,
     },
     /// The current path swallows all packets: time without traffic
     Silent {
         #[command(flatten)]
         settings: Settings,
+        #[command(flatten)]
+        ground: Ground,
         /// How many seconds a program gets each time to find another path
         #[arg(long, default_value_t = 20)]
         patience: u64,
@@ -117,10 +115,6 @@ impl Only {
 const EVENTS: usize = 20;
 const ROUNDS: usize = 3;
 
-/// What a guest may take to boot and to bring tunnels up, and for each event of all programs.
-const BOOT: Duration = Duration::from_secs(90);
-const EACH: Duration = Duration::from_secs(20);
-
 /// How a benchmark runs.
 pub struct Options {
     /// Who takes part.
@@ -166,21 +160,19 @@ impl Name for &'static str {
 /// Something could not be measured.
 pub fn run(bench: &Bench) -> Result<ExitCode> {
     match bench {
-        Bench::Handover { settings, rtt: Some(rtt), in_guest: None } => {
-            settings.in_guest("handover", *rtt, EVENTS)
-        }
-        Bench::Handover { settings, rtt, in_guest } => {
-            let mut options = settings.options(EVENTS)?;
-            if let Some(bewick) = in_guest {
-                place::use_bewick(bewick.clone());
-                options.plane = Plane::Kernel;
+        Bench::Handover { settings, ground } => {
+            if let Some(rtt) = ground.elsewhere() {
+                return guest::run(settings, "handover", &[], rtt, Duration::ZERO);
             }
-            options.rtt = rtt.unwrap_or(0);
-            settings.print(&handover::run(&options)?)
+            settings.print(&handover::run(&ground.options(settings)?)?)
         }
-        Bench::Silent { settings, patience } => {
-            let options = settings.options(EVENTS)?;
-            settings.print(&silent::run(&options, Duration::from_secs(*patience))?)
+        Bench::Silent { settings, ground, patience } => {
+            let waits = Duration::from_secs(*patience);
+            if let Some(rtt) = ground.elsewhere() {
+                let own = ["--patience".to_owned(), patience.to_string()];
+                return guest::run(settings, "silent", &own, rtt, waits);
+            }
+            settings.print(&silent::run(&ground.options(settings)?, waits)?)
         }
         Bench::Setup { settings, clients } => {
             let options = settings.options(ROUNDS)?;
@@ -223,36 +215,6 @@ impl Settings {
             plane: Plane::Userspace,
             rtt: 0,
         })
-    }
-
-    /// Has the same done in the guest, and prints what is said there.
-    fn in_guest(&self, what: &str, rtt: u32, times: usize) -> Result<ExitCode> {
-        let options = self.options(times)?;
-        let folder = options.out.join(format!("bench-{what}-rtt-{rtt}"));
-        prerequisites::require(options.programs, Plane::Kernel)?;
-        let own = std::env::current_exe().context("own path")?;
-        let mut command = Command::new(place::guest(Plane::Kernel));
-        let limit = BOOT + EACH * u32::try_from(options.times).unwrap_or(u32::MAX);
-        command.env("GUEST_SECONDS", limit.as_secs().to_string());
-        command.arg(&folder).arg(own).args(["bench", what, "--rtt"]).arg(rtt.to_string());
-        command.arg("--times").arg(options.times.to_string()).arg("--out").arg(&folder);
-        command.arg("--in-guest").arg(place::bewick()?);
-        command.args(self.json.then_some("--json"));
-        command.args(self.only.iter().flat_map(|only| ["--only", only.name()]));
-        eprintln!("in the guest; {} grows meanwhile", folder.join("log").display());
-        let done = process::finish(&mut command, limit + BOOT)?;
-        let log = std::fs::read_to_string(folder.join("log")).unwrap_or_default();
-        match self.json {
-            true => {
-                log.lines().filter(|line| line.starts_with('{')).for_each(|it| println!("{it}"))
-            }
-            false => print!("{log}"),
-        }
-        if done.status.success() {
-            return Ok(ExitCode::SUCCESS);
-        }
-        let said = process::one_line(&format!("{} {log}", done.stderr));
-        Err(fail!("in the guest: {}: {said}", done.status))
     }
 
     fn print<N: Name, T: Outcome>(&self, results: &[(N, T)]) -> Result<ExitCode> {
