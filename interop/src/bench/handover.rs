@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::goal::{self, Bound, Goal};
 use super::{Gap, Lane, Options, Outcome};
 use crate::failure::{Context, Result};
 use crate::peer::Program;
@@ -13,6 +14,8 @@ use crate::topology::Loss;
 
 /// Between two numbered packets in each direction: 1000 a second.
 const SPACING: Duration = Duration::from_millis(1);
+/// From this round-trip time on, in milliseconds, it is the path that takes most of the time.
+const LONG: u32 = 20;
 
 /// What one program's moves gave.
 #[derive(Debug, Serialize)]
@@ -82,6 +85,17 @@ pub fn run(options: &Options) -> Result<Vec<(Program, Handover)>> {
         .collect())
 }
 
+/// bewick is to be back in a fifth of strongSwan's time. On a long path, where both have to ask and wait for the
+/// answer, half of it is the goal.
+pub fn goals(results: &[(Program, Handover)], rtt: u32) -> Vec<Goal> {
+    let p50 = |one: &Handover| one.gap_ms.as_ref().map(|gap| gap.p50);
+    let bound = Bound::AtMost(if rtt >= LONG { 0.5 } else { 0.2 });
+    let both = goal::both(results);
+    both.map(|(ours, theirs)| Goal::ratio("gap p50", p50(ours), p50(theirs), bound))
+        .into_iter()
+        .collect()
+}
+
 impl Outcome for Handover {
     fn line(&self) -> String {
         let Self { version, moves, lost, sent, .. } = self;
@@ -93,5 +107,44 @@ impl Outcome for Handover {
 
     fn is_whole(&self) -> bool {
         self.failed == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(program: Program, gap: Option<f64>) -> (Program, Handover) {
+        let one = Move {
+            kind: String::new(),
+            from: String::new(),
+            to: String::new(),
+            gap_ms: gap,
+            to_gateway_ms: gap,
+            to_client_ms: gap,
+            sent: 100,
+            lost: 10,
+        };
+        (program, Handover::of(String::new(), &[one]))
+    }
+
+    fn met(ours: Option<f64>, theirs: Option<f64>, rtt: u32) -> bool {
+        let results = [result(Program::Bewick, ours), result(Program::Strongswan, theirs)];
+        goals(&results, rtt).iter().all(|goal| goal.met)
+    }
+
+    #[test]
+    fn a_long_path_leaves_more_to_both() {
+        assert!(met(Some(20.0), Some(100.0), 0));
+        assert!(!met(Some(21.0), Some(100.0), 0));
+        assert!(met(Some(50.0), Some(100.0), 50));
+        assert!(!met(Some(51.0), Some(100.0), 50));
+    }
+
+    #[test]
+    fn one_that_is_not_back_is_worse_than_any() {
+        assert!(!met(None, Some(100.0), 0));
+        assert!(met(Some(500.0), None, 0));
+        assert!(goals(&[result(Program::Bewick, Some(500.0))], 0).is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! Benchmarks, with strongSwan on the same topology in the same run.
 
 mod busy;
+mod goal;
 mod guest;
 mod handover;
 mod herd;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use self::goal::Goal;
 use self::guest::Ground;
 use crate::cleanup::{self, Guard};
 use crate::ends::Ends;
@@ -164,7 +166,9 @@ pub fn run(bench: &Bench) -> Result<ExitCode> {
             if let Some(rtt) = ground.elsewhere() {
                 return guest::run(settings, "handover", &[], rtt, Duration::ZERO);
             }
-            settings.print(&handover::run(&ground.options(settings)?)?)
+            let options = ground.options(settings)?;
+            let results = handover::run(&options)?;
+            settings.print(&results, &handover::goals(&results, options.rtt))
         }
         Bench::Silent { settings, ground, patience } => {
             let waits = Duration::from_secs(*patience);
@@ -172,24 +176,27 @@ pub fn run(bench: &Bench) -> Result<ExitCode> {
                 let own = ["--patience".to_owned(), patience.to_string()];
                 return guest::run(settings, "silent", &own, rtt, waits);
             }
-            settings.print(&silent::run(&ground.options(settings)?, waits)?)
+            let results = silent::run(&ground.options(settings)?, waits)?;
+            settings.print(&results, &silent::goals(&results))
         }
         Bench::Setup { settings, clients } => {
             let options = settings.options(ROUNDS)?;
-            settings.print(&setup::run(&options, checked(*clients)?)?)
+            let results = setup::run(&options, checked(*clients)?)?;
+            settings.print(&results, &setup::goals(&results))
         }
         Bench::RoamStorm { settings, clients } => {
             let options = settings.options(ROUNDS)?;
             clients.iter().try_for_each(|clients| checked(*clients).map(drop))?;
-            settings.print(&storm::run(&options, clients)?)
+            let results = storm::run(&options, clients)?;
+            settings.print(&results, &storm::goals(&results))
         }
         Bench::Planned { settings } => {
             let options = settings.options(EVENTS)?;
-            settings.print(&planned::run(&options)?)
+            settings.print(&planned::run(&options)?, &[])
         }
         Bench::Throughput { settings } => {
             let options = settings.options(ROUNDS)?;
-            settings.print(&throughput::run(&options)?)
+            settings.print(&throughput::run(&options)?, &[])
         }
     }
 }
@@ -217,18 +224,22 @@ impl Settings {
         })
     }
 
-    fn print<N: Name, T: Outcome>(&self, results: &[(N, T)]) -> Result<ExitCode> {
+    /// Prints what came of it; failure if something is missing or a goal missed.
+    fn print<N: Name, T: Outcome>(&self, results: &[(N, T)], goals: &[Goal]) -> Result<ExitCode> {
         if self.json {
-            let object: serde_json::Map<String, serde_json::Value> = results
+            let mut object: serde_json::Map<String, serde_json::Value> = results
                 .iter()
                 .map(|(of, one)| Ok((of.name().to_owned(), serde_json::to_value(one)?)))
                 .collect::<serde_json::Result<_>>()
                 .context("result")?;
+            object.insert("goals".to_owned(), serde_json::to_value(goals).context("goals")?);
             println!("{}", serde_json::Value::from(object));
         } else {
             results.iter().for_each(|(_, one)| println!("{}", one.line()));
+            goals.iter().for_each(|goal| println!("{goal}"));
         }
         let whole = results.iter().all(|(_, one)| one.is_whole());
+        let whole = whole && goals.iter().all(|goal| goal.met);
         Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

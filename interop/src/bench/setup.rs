@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::busy::{self, Aside};
+use super::goal::{self, Bound, Goal};
 use super::herd::{Herd, Proofs};
 use super::{Lane, Options, Outcome, median};
 use crate::failure::{Context, Result};
@@ -102,6 +103,18 @@ impl Figures {
     }
 }
 
+/// bewick is to make twice as many a second, however they prove who they are.
+pub fn goals(results: &[(Program, Setup)]) -> Vec<Goal> {
+    let Some((ours, theirs)) = goal::both(results) else { return Vec::new() };
+    let rate = |figures: &Figures| (figures.rounds > 0).then_some(figures.per_second);
+    [("PSK", &ours.psk, &theirs.psk), ("ECDSA", &ours.ecdsa, &theirs.ecdsa)]
+        .map(|(way, ours, theirs)| {
+            let what = format!("{way} IKE_SAs/s");
+            Goal::ratio(&what, rate(ours), rate(theirs), Bound::AtLeast(2.0))
+        })
+        .into()
+}
+
 impl Outcome for Setup {
     fn line(&self) -> String {
         let figures = |name: &str, one: &Figures| {
@@ -115,5 +128,28 @@ impl Outcome for Setup {
 
     fn is_whole(&self) -> bool {
         self.psk.rounds > 0 && self.ecdsa.rounds > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(program: Program, psk: f64, ecdsa: f64) -> (Program, Setup) {
+        let [psk, ecdsa] = [psk, ecdsa].map(|rate| Figures::of(&[(rate, 1.0)]));
+        (program, Setup { version: String::new(), ike_sas: 1000, psk, ecdsa })
+    }
+
+    #[test]
+    fn each_way_is_a_goal_of_its_own() {
+        let theirs = || result(Program::Strongswan, 500.0, 300.0);
+        let met = |psk, ecdsa| -> Vec<bool> {
+            let results = [result(Program::Bewick, psk, ecdsa), theirs()];
+            goals(&results).iter().map(|goal| goal.met).collect()
+        };
+        assert_eq!(met(1000.0, 600.0), [true, true]);
+        assert_eq!(met(999.0, 600.0), [false, true]);
+        assert_eq!(met(1000.0, 599.0), [true, false]);
+        assert!(goals(&[theirs()]).is_empty());
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::goal::{self, Bound, Goal};
 use super::{Gap, Lane, Options, Outcome};
 use crate::ends::{Ends, only};
 use crate::failure::{Context, Result};
@@ -23,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const SETTLED: Duration = Duration::from_secs(2);
 /// After how many seconds of silence strongSwan asks whether its peer is there; bewick needs no such setting.
 const LIVENESS: u32 = 2;
+/// The longest time without traffic that is well enough for bewick, the path's own included, in milliseconds.
+const LONGEST: f64 = 3000.0;
 
 /// What one program's turns gave.
 #[derive(Debug, Serialize)]
@@ -127,6 +130,20 @@ impl Silent {
     }
 }
 
+/// bewick is to be back each time, and soon, whatever strongSwan does.
+pub fn goals(results: &[(Program, Silent)]) -> Vec<Goal> {
+    let Some((ours, _)) = goal::both(results) else { return Vec::new() };
+    let longest = ours.gap_ms.as_ref().map(|gap| gap.max);
+    vec![
+        Goal::figure(
+            format!("bewick back, of {} times", ours.times),
+            Some(ours.back as f64),
+            Bound::AtLeast(ours.times as f64),
+        ),
+        Goal::figure("bewick's longest gap in ms", longest, Bound::AtMost(LONGEST)),
+    ]
+}
+
 impl Outcome for Silent {
     fn line(&self) -> String {
         let Self { version, times, back, patience_s, lost, sent, .. } = self;
@@ -140,5 +157,31 @@ impl Outcome for Silent {
     // That a peer stays where it is, is what was to be found out.
     fn is_whole(&self) -> bool {
         self.times > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(program: Program, gaps: &[Option<u64>]) -> (Program, Silent) {
+        let sample =
+            |gap: &Option<u64>| Sample { gap: gap.map(Duration::from_millis), sent: 100, lost: 10 };
+        let samples: Vec<Sample> = gaps.iter().map(sample).collect();
+        (program, Silent::of(String::new(), Duration::from_secs(20), &samples))
+    }
+
+    fn met(gaps: &[Option<u64>]) -> Vec<bool> {
+        let results = [result(Program::Bewick, gaps), result(Program::Strongswan, &[None])];
+        goals(&results).iter().map(|goal| goal.met).collect()
+    }
+
+    #[test]
+    fn each_time_counts_and_so_does_the_longest() {
+        assert_eq!(met(&[Some(3000), Some(1500)]), [true, true]);
+        assert_eq!(met(&[Some(3001), Some(1500)]), [true, false]);
+        assert_eq!(met(&[Some(2000), None]), [false, true]);
+        assert_eq!(met(&[None, None]), [false, false]);
+        assert!(goals(&[result(Program::Bewick, &[None])]).is_empty());
     }
 }

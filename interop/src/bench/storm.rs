@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::busy::{self, Aside};
+use super::goal::{self, Bound, Goal};
 use super::herd::{Herd, NETWORKS, Proofs};
 use super::{Lane, Options, Outcome, median};
 use crate::failure::{Context, Result};
@@ -132,6 +133,28 @@ impl Figures {
     }
 }
 
+/// bewick is to move twice as many a second, and to lose none, however many there are.
+pub fn goals(results: &[(Program, RoamStorm)]) -> Vec<Goal> {
+    let Some((ours, theirs)) = goal::both(results) else { return Vec::new() };
+    let pairs = ours.storms.iter().zip(&theirs.storms);
+    pairs.flat_map(|(ours, theirs)| compared(ours, theirs)).collect()
+}
+
+fn compared(ours: &Figures, theirs: &Figures) -> [Goal; 2] {
+    let rate = |figures: &Figures| (figures.rounds > 0).then_some(figures.moved_per_second);
+    let lost = (ours.rounds > 0).then_some(ours.lost as f64);
+    let clients = ours.clients;
+    let moved = format!("{clients} clients, moved IKE_SAs/s");
+    [
+        Goal::ratio(&moved, rate(ours), rate(theirs), Bound::AtLeast(2.0)),
+        Goal::figure(
+            format!("{clients} clients, IKE_SAs that bewick lost"),
+            lost,
+            Bound::AtMost(0.0),
+        ),
+    ]
+}
+
 impl Outcome for RoamStorm {
     fn line(&self) -> String {
         let storms: Vec<String> = self
@@ -151,5 +174,30 @@ impl Outcome for RoamStorm {
 
     fn is_whole(&self) -> bool {
         self.storms.iter().all(|one| one.rounds > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(seconds: f64, lost: usize) -> Sample {
+        Sample { seconds, cpu: 1.0, memory: 1.0, lost }
+    }
+
+    fn met(ours: &[Sample], theirs: &[Sample]) -> Vec<bool> {
+        let result = |samples: &[Sample]| {
+            let storms = vec![Figures::of(1000, samples)];
+            RoamStorm { version: String::new(), storms }
+        };
+        let results = [(Program::Bewick, result(ours)), (Program::Strongswan, result(theirs))];
+        goals(&results).iter().map(|goal| goal.met).collect()
+    }
+
+    #[test]
+    fn twice_as_many_a_second_and_none_lost() {
+        assert_eq!(met(&[round(1.0, 0)], &[round(2.0, 7)]), [true, true]);
+        assert_eq!(met(&[round(1.1, 0)], &[round(2.0, 7)]), [false, true]);
+        assert_eq!(met(&[round(1.0, 0), round(1.0, 1)], &[round(2.0, 0)]), [true, false]);
     }
 }
