@@ -194,10 +194,18 @@ impl Herd {
     }
 
     /// Waits until nothing has been heard for some time.
-    pub fn calm_down(&mut self) {
+    ///
+    /// # Errors
+    /// There is always something.
+    pub fn calm_down(&mut self, limit: Duration) -> Result<()> {
+        let began = Instant::now();
         while self.last_message.elapsed() < QUIET {
             self.turn();
+            if began.elapsed() > limit {
+                return Err(fail!("no calm {} s after all were up", limit.as_secs()));
+            }
         }
+        Ok(())
     }
 
     /// Takes the first address away from all of them at once, and waits until all have moved and nothing is

@@ -61,6 +61,10 @@ pub enum Bench {
         clients: usize,
     },
     /// All clients lose their uplink at once: time until the last has moved
+    ///
+    /// A round has three minutes for the clients to come up and two for them to move, then it is not done, and the
+    /// next one begins: with the defaults 90 minutes if none is ever done, and ten if it is only 5000 that a peer does
+    /// not move.
     RoamStorm {
         #[command(flatten)]
         settings: Settings,
