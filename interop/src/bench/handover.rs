@@ -26,6 +26,8 @@ pub struct Handover {
     pub moves: usize,
     /// In the worse direction of each move.
     pub gap_ms: Option<Gap>,
+    /// Each of them; none where packets did not come back.
+    pub gap_ms_all: Vec<Option<f64>>,
     /// Towards the gateway only.
     pub to_gateway_ms: Option<Gap>,
     /// Towards the client only.
@@ -45,6 +47,7 @@ impl Handover {
             version,
             moves: moves.len(),
             gap_ms: gap(|one| one.gap_ms),
+            gap_ms_all: moves.iter().map(|one| one.gap_ms).collect(),
             to_gateway_ms: gap(|one| one.to_gateway_ms),
             to_client_ms: gap(|one| one.to_client_ms),
             sent: moves.iter().map(|one| one.sent).sum(),
@@ -146,5 +149,6 @@ mod tests {
         assert!(!met(None, Some(100.0), 0));
         assert!(met(Some(500.0), None, 0));
         assert!(goals(&[result(Program::Bewick, Some(500.0))], 0).is_empty());
+        assert_eq!(result(Program::Bewick, None).1.gap_ms_all, [None]);
     }
 }

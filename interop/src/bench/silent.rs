@@ -40,6 +40,8 @@ pub struct Silent {
     pub patience_s: u64,
     /// Of those after which traffic was back, in the worse direction.
     pub gap_ms: Option<Gap>,
+    /// Each time; none where traffic was not back.
+    pub gap_ms_all: Vec<Option<f64>>,
     /// Packets sent, both directions together.
     pub sent: u64,
     /// How many never arrived.
@@ -116,14 +118,16 @@ fn sample(ends: &mut Ends<'_>, patience: Duration) -> Result<Sample> {
 
 impl Silent {
     fn of(version: String, patience: Duration, samples: &[Sample]) -> Self {
-        let gaps: Vec<f64> =
-            samples.iter().filter_map(|one| Some(one.gap?.as_secs_f64() * 1000.0)).collect();
+        let all: Vec<Option<f64>> =
+            samples.iter().map(|one| one.gap.map(|gap| gap.as_secs_f64() * 1000.0)).collect();
+        let gaps: Vec<f64> = all.iter().flatten().copied().collect();
         Self {
             version,
             times: samples.len(),
             back: gaps.len(),
             patience_s: patience.as_secs(),
             gap_ms: Gap::of(gaps),
+            gap_ms_all: all,
             sent: samples.iter().map(|one| one.sent).sum(),
             lost: samples.iter().map(|one| one.lost).sum(),
         }
@@ -183,5 +187,7 @@ mod tests {
         assert_eq!(met(&[Some(2000), None]), [false, true]);
         assert_eq!(met(&[None, None]), [false, false]);
         assert!(goals(&[result(Program::Bewick, &[None])]).is_empty());
+        let (_, silent) = result(Program::Bewick, &[Some(2000), None]);
+        assert_eq!(silent.gap_ms_all, [Some(2000.0), None]);
     }
 }
