@@ -97,7 +97,7 @@ pub struct Settings {
     /// Only this program
     #[arg(long)]
     only: Option<Only>,
-    /// Where the logs go [default: interop/out]
+    /// Where the logs and what came of it, as JSON, go [default: interop/out]
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -172,7 +172,7 @@ pub fn run(bench: &Bench) -> Result<ExitCode> {
             }
             let options = ground.options(settings)?;
             let results = handover::run(&options)?;
-            settings.print(&results, &handover::goals(&results, options.rtt))
+            settings.print("handover", &results, &handover::goals(&results, options.rtt))
         }
         Bench::Silent { settings, ground, patience } => {
             let waits = Duration::from_secs(*patience);
@@ -181,26 +181,26 @@ pub fn run(bench: &Bench) -> Result<ExitCode> {
                 return guest::run(settings, "silent", &own, rtt, waits);
             }
             let results = silent::run(&ground.options(settings)?, waits)?;
-            settings.print(&results, &silent::goals(&results))
+            settings.print("silent", &results, &silent::goals(&results))
         }
         Bench::Setup { settings, clients } => {
             let options = settings.options(ROUNDS)?;
             let results = setup::run(&options, checked(*clients)?)?;
-            settings.print(&results, &setup::goals(&results))
+            settings.print("setup", &results, &setup::goals(&results))
         }
         Bench::RoamStorm { settings, clients } => {
             let options = settings.options(ROUNDS)?;
             clients.iter().try_for_each(|clients| checked(*clients).map(drop))?;
             let results = storm::run(&options, clients)?;
-            settings.print(&results, &storm::goals(&results))
+            settings.print("roam-storm", &results, &storm::goals(&results))
         }
         Bench::Planned { settings } => {
             let options = settings.options(EVENTS)?;
-            settings.print(&planned::run(&options)?, &[])
+            settings.print("planned", &planned::run(&options)?, &[])
         }
         Bench::Throughput { settings } => {
             let options = settings.options(ROUNDS)?;
-            settings.print(&throughput::run(&options)?, &[])
+            settings.print("throughput", &throughput::run(&options)?, &[])
         }
     }
 }
@@ -213,8 +213,12 @@ fn checked(clients: usize) -> Result<usize> {
 }
 
 impl Settings {
-    fn options(&self, times: usize) -> Result<Options> {
+    fn out(&self) -> Result<PathBuf> {
         let out = self.out.clone().unwrap_or_else(|| place::interop().join("out"));
+        std::path::absolute(&out).context(out.display())
+    }
+
+    fn options(&self, times: usize) -> Result<Options> {
         Ok(Options {
             programs: match self.only {
                 None => &[Program::Bewick, Program::Strongswan],
@@ -222,26 +226,34 @@ impl Settings {
                 Some(Only::Strongswan) => &[Program::Strongswan],
             },
             times: self.times.unwrap_or(times).max(1),
-            out: std::path::absolute(&out).context(out.display())?,
+            out: self.out()?,
             plane: Plane::Userspace,
             rtt: 0,
         })
     }
 
-    /// Prints what came of it; failure if something is missing or a goal missed.
-    fn print<N: Name, T: Outcome>(&self, results: &[(N, T)], goals: &[Goal]) -> Result<ExitCode> {
+    /// Prints what came of it, and keeps it as JSON beside the logs; failure if something is missing or a goal missed.
+    fn print<N: Name, T: Outcome>(
+        &self,
+        what: &str,
+        results: &[(N, T)],
+        goals: &[Goal],
+    ) -> Result<ExitCode> {
+        let mut object: serde_json::Map<String, serde_json::Value> = results
+            .iter()
+            .map(|(of, one)| Ok((of.name().to_owned(), serde_json::to_value(one)?)))
+            .collect::<serde_json::Result<_>>()
+            .context("result")?;
+        object.insert("goals".to_owned(), serde_json::to_value(goals).context("goals")?);
+        let object = serde_json::Value::from(object);
         if self.json {
-            let mut object: serde_json::Map<String, serde_json::Value> = results
-                .iter()
-                .map(|(of, one)| Ok((of.name().to_owned(), serde_json::to_value(one)?)))
-                .collect::<serde_json::Result<_>>()
-                .context("result")?;
-            object.insert("goals".to_owned(), serde_json::to_value(goals).context("goals")?);
-            println!("{}", serde_json::Value::from(object));
+            println!("{object}");
         } else {
             results.iter().for_each(|(_, one)| println!("{}", one.line()));
             goals.iter().for_each(|goal| println!("{goal}"));
         }
+        let kept = self.out()?.join(format!("bench-{what}.json"));
+        std::fs::write(&kept, format!("{object:#}\n")).context(kept.display())?;
         let whole = results.iter().all(|(_, one)| one.is_whole());
         let whole = whole && goals.iter().all(|goal| goal.met);
         Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
