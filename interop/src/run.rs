@@ -19,10 +19,10 @@ use crate::process;
 use crate::report::Verdict;
 use crate::scenario::{self, Scenario};
 
-/// The longest that a guest may live, boot included: the one whose instructions are translated is some times
-/// slower, and more so on a busy machine.
+/// The longest that a guest may live, boot included: where peers die it waits twice for five minutes; the one whose
+/// instructions are translated is some times slower, and more so on a busy machine.
 fn lifetime(plane: Plane) -> Duration {
-    Duration::from_secs(if plane == Plane::CloudKernel { 600 } else { 480 })
+    Duration::from_secs(if plane == Plane::CloudKernel { 600 } else { 900 })
 }
 
 /// The command by which the runner calls itself in the guest.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::case::Running;
+use super::dying::Death;
 use super::leak::Leak;
 use super::second::Second;
 use super::travel::Travel;
@@ -51,6 +52,8 @@ pub enum Act {
     GatewayDeletes,
     /// The client dies without a word and comes back.
     ClientDies,
+    /// An end dies, and the other has to make something of it.
+    Dies(Death),
     /// The gateway's operator restarts it, and the client connects again.
     GatewayRestarts,
     /// Another client wants a tunnel too.
@@ -133,6 +136,7 @@ impl Act {
                 // The gateway must have forgotten the old one: INITIAL_CONTACT (RFC 7296 §2.4).
                 running.works().context("after the client died").map(drop)
             }
+            Act::Dies(death) => death.perform(running),
             Act::Travel(travel) => travel.perform(running),
             Act::Second(second) => second.perform(running),
             Act::Leak(leak) => leak.perform(running),

@@ -428,7 +428,8 @@ fn shows(sa: &SaView, ike: &str, esp: &str) -> Result<()> {
 }
 
 impl Stage<'_> {
-    fn program(&self, node: Node) -> Program {
+    /// What stands on this host.
+    pub fn program(&self, node: Node) -> Program {
         if node.is_client() { self.life.client } else { self.life.gateway }
     }
 

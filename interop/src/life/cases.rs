@@ -1,6 +1,7 @@
 //! The tunnels that are tried, topic by topic.
 
 pub mod addresses;
+pub mod ends;
 pub mod lifetimes;
 pub mod moves;
 pub mod names;
@@ -391,16 +392,6 @@ pub fn rekey_child() -> Vec<Case> {
 /// New keys for the IKE_SA.
 pub fn rekey_ike() -> Vec<Case> {
     vec![Case { act: Act::RekeyIke, ..Case::new("rekey-ike", Tunnel::default()) }]
-}
-
-/// How it ends; that the client deletes it is how every case ends.
-pub fn ends() -> Vec<Case> {
-    let case = |name, act| Case { act, ..Case::new(name, Tunnel::default()) };
-    vec![
-        case("gateway-deletes", Act::GatewayDeletes),
-        case("client-dies", Act::ClientDies),
-        case("gateway-restarts", Act::GatewayRestarts),
-    ]
 }
 
 fn travels(name: impl Into<String>, travel: Travel) -> Case {

@@ -4,6 +4,7 @@
 mod act;
 mod case;
 mod cases;
+mod dying;
 mod hand;
 mod leak;
 mod meeting;
@@ -63,6 +64,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::ReauthenticationOfTwo, Plane::Userspace, [true, true]),
     (Topic::Windows, Plane::Userspace, [true, true]),
     (Topic::Ends, Plane::Userspace, [true, true]),
+    (Topic::Deaths, Plane::Userspace, [true, true]),
     (Topic::SilentPath, Plane::Userspace, [true, false]),
     (Topic::FamiliesMove, Plane::Userspace, [true, true]),
     (Topic::TwoChildrenMove, Plane::Userspace, [true, true]),
@@ -107,6 +109,7 @@ const TOPICS: &[(Topic, Plane, [bool; 2])] = &[
     (Topic::Reauthentication, Plane::Kernel, [true, true]),
     (Topic::Certificates, Plane::Kernel, [true, true]),
     (Topic::Ends, Plane::Kernel, [true, true]),
+    (Topic::Deaths, Plane::Kernel, [true, true]),
     (Topic::Sites, Plane::Kernel, [true, true]),
     (Topic::Lifetimes, Plane::Kernel, [true, true]),
     (Topic::BothStart, Plane::Kernel, [true, true]),

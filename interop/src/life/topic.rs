@@ -43,6 +43,8 @@ pub enum Topic {
     Esn,
     /// How an IKE_SA ends, and what comes after it.
     Ends,
+    /// An end that dies without a word.
+    Deaths,
     /// What is worth trying in a kernel too.
     Tunnels,
     /// A path that dies without a word.
@@ -127,6 +129,7 @@ impl Topic {
             Topic::Windows => "windows",
             Topic::Esn => "esn",
             Topic::Ends => "ends",
+            Topic::Deaths => "deaths",
             Topic::Tunnels => "tunnels",
             Topic::SilentPath => "silent-path",
             Topic::FamiliesMove => "families-move",
@@ -189,7 +192,12 @@ impl Topic {
             }
             Topic::Windows => "a window of four at one end, of one at the other",
             Topic::Esn => "sequence numbers of 64 bits and of 32, with new keys",
-            Topic::Ends => "DELETE from either end, a client that died, a gateway that restarts",
+            Topic::Ends => {
+                "DELETE from either end, a client that died, at another address too, a gateway that restarts"
+            }
+            Topic::Deaths => {
+                "either end is killed and the other finds out, a gateway crashes and the client is back by itself"
+            }
             Topic::Tunnels => "IPv4 in IPv6, both families in IPv4, two CHILD_SAs with new keys",
             Topic::SilentPath => {
                 "the router drops all of the client's path: it is on the other one within 4 s"
@@ -263,6 +271,7 @@ impl Topic {
             Topic::Lifetimes
                 | Topic::ManyMoves
                 | Topic::NatForgetsSoon
+                | Topic::Deaths
                 | Topic::BothStart
                 | Topic::MoveDuringQuestion
         );
@@ -321,7 +330,8 @@ impl Topic {
             Topic::ReauthenticationOfTwo => cases::reauthentication_of_two(),
             Topic::Windows => cases::windows(),
             Topic::Esn => cases::esn(),
-            Topic::Ends => cases::ends(),
+            Topic::Ends => cases::ends::ends(client),
+            Topic::Deaths => cases::ends::deaths(),
             Topic::Tunnels => [cases::families_in_kernel(), cases::children(client)].concat(),
             Topic::SilentPath => cases::silent_path(),
             Topic::FamiliesMove => cases::families_move(),

@@ -91,6 +91,10 @@ pub struct Side {
     pub asks_again_soon: bool,
     /// After how many seconds of silence it asks whether its peer is there.
     pub liveness: Option<u32>,
+    /// Whether it waits for a peer that is away no longer than it must: bewick for five minutes.
+    pub gives_up_soon: bool,
+    /// Whether a client brings the tunnel up again by itself whenever it is gone.
+    pub keeps_up: bool,
     /// How many requests bewick takes at once; strongSwan takes one.
     pub window: Option<u8>,
     /// When bewick closes everything but the tunnel, in its own word.

@@ -68,7 +68,7 @@ fn connection(place: &Place<'_>, name: &str, starts: bool) -> Result<String> {
             "role = \"initiator\"\ngateway = \"{}\"\nvirtual_ip = {}\nstart = \"{}\"\n{}\n",
             tunnel.goes_to(node),
             tunnel.site.is_empty(),
-            match (tunnel.trap, tunnel.at_once) {
+            match (tunnel.trap, tunnel.at_once || own.keeps_up) {
                 (true, _) => "trap",
                 (false, true) => "auto",
                 (false, false) => "manual",
@@ -145,6 +145,9 @@ fn connection(place: &Place<'_>, name: &str, starts: bool) -> Result<String> {
     }
     if let Some(seconds) = own.liveness {
         line("liveness", seconds.to_string());
+    }
+    if own.gives_up_soon {
+        line("hold", "300".to_owned());
     }
     if let Some(word) = own.kill_switch.filter(|_| starts) {
         line("kill_switch", format!("{word:?}"));

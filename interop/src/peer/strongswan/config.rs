@@ -33,7 +33,11 @@ pub fn daemon(place: &Place<'_>, socket: &str) -> String {
     if side.reauth_lifetime.is_some() {
         options += "make_before_break = yes\n";
     }
-    if side.reauth_lifetime.is_some() || side.asks_again_soon {
+    if side.gives_up_soon {
+        // Some six seconds altogether, not three minutes.
+        options += "retransmit_tries = 3\n";
+    }
+    if side.reauth_lifetime.is_some() || side.asks_again_soon || side.gives_up_soon {
         // strongSwan 5.9.8 drops an answer that is there before the new IKE_SA is in its table, or while it
         // handles a request with the same number, and would wait four seconds until it asks again.
         options += "retransmit_timeout = 0.5\n";
@@ -153,6 +157,9 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
     }
     if tunnel.at_once && (tunnel.mutual || is_client) {
         more += "start_action = start\n";
+    }
+    if own.keeps_up && is_client {
+        more += "dpd_action = start\nclose_action = start\n";
     }
     if let Some(seconds) = own.child_lifetime {
         more += &format!("rekey_time = {seconds}s\nrand_time = 0s\nlife_time = 60s\n");
