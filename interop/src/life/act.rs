@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::case::Running;
 use super::dying::Death;
 use super::leak::Leak;
+use super::outside::Outside;
 use super::second::Second;
 use super::travel::Travel;
 use super::unknown::Unknown;
@@ -52,6 +53,8 @@ pub enum Act {
     GatewayDeletes,
     /// The client dies without a word and comes back.
     ClientDies,
+    /// The client has something to say to a host that is not in the gateway's network.
+    Outside(Outside),
     /// An end dies, and the other has to make something of it.
     Dies(Death),
     /// The gateway's operator restarts it, and the client connects again.
@@ -136,6 +139,7 @@ impl Act {
                 // The gateway must have forgotten the old one: INITIAL_CONTACT (RFC 7296 §2.4).
                 running.works().context("after the client died").map(drop)
             }
+            Act::Outside(outside) => outside.perform(running),
             Act::Dies(death) => death.perform(running),
             Act::Travel(travel) => travel.perform(running),
             Act::Second(second) => second.perform(running),

@@ -8,6 +8,7 @@ mod dying;
 mod hand;
 mod leak;
 mod meeting;
+mod outside;
 mod outstanding;
 mod second;
 mod seen;

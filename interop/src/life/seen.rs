@@ -3,6 +3,9 @@
 //! Offsets count from the UDP header. On port 500 the IKE header follows it, on port 4500 four zero
 //! octets come first (RFC 7296 §2.23, §3.1).
 
+use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
+
 use crate::peer::tunnel::Tunnel;
 use crate::topology::{FIRST_UPLINK, GATEWAY, Node, SECOND_UPLINK};
 
@@ -36,6 +39,30 @@ impl Seen {
         let filter =
             format!("{both} and not ip proto 50 and not udp port 500 and not udp port 4500");
         Self { what: "a packet between the two ends in the clear", filter }
+    }
+
+    /// ESP, in UDP or not, in a packet of so many octets.
+    pub fn esp_of(octets: RangeInclusive<u16>) -> Self {
+        let (least, most) = (octets.start(), octets.end());
+        let esp = "(ip proto 50 or (udp port 4500 and udp[8:4] != 0))";
+        Self {
+            what: "ESP as large as this ping",
+            filter: format!("{esp} and greater {least} and less {most}"),
+        }
+    }
+
+    /// A packet between this host and an uplink of the client's, in the clear.
+    pub fn from_uplink_to(host: Ipv4Addr) -> Self {
+        let uplink = format!("(src host {FIRST_UPLINK} or src host {SECOND_UPLINK})");
+        Self {
+            what: "a packet from an uplink",
+            filter: format!("icmp and {uplink} and dst host {host}"),
+        }
+    }
+
+    /// A packet to or from this host in the clear.
+    pub fn bare(host: Ipv4Addr) -> Self {
+        Self { what: "a packet in the clear", filter: format!("host {host}") }
     }
 
     /// ESP without UDP.

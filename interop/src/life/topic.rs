@@ -218,7 +218,7 @@ impl Topic {
             }
             Topic::Identities => "PSK by address, name, mail address and key ID, and strangers",
             Topic::VirtualAddresses => {
-                "IPv6 alone, an address asked for, a pool of one, DNS servers, all traffic"
+                "IPv6 alone, an address asked for, a pool of one, DNS servers, all traffic, other traffic beside it"
             }
             Topic::Sites => "a network behind each end, no virtual address, one CHILD_SA and two",
             Topic::Lifetimes => "new keys from either end when it is time, no packet lost",

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::life::act::Act;
 use crate::life::case::Case;
+use crate::life::outside::Outside;
 use crate::life::second::Second;
 use crate::peer::Program;
 use crate::peer::tunnel::{Child, Network, Tunnel};
@@ -13,8 +14,8 @@ const SECOND_ID: &str = "phone@example.com";
 
 const EVERYWHERE: &[Network] = &[Network::EVERYWHERE];
 
-/// An address of one family, one that is asked for, a pool of one address, DNS servers, and all traffic
-/// through the tunnel.
+/// An address of one family, one that is asked for, a pool of one address, DNS servers, all traffic through the
+/// tunnel, and what is not of the gateway's network beside it.
 pub fn virtual_addresses(client: Program) -> Vec<Case> {
     let with = |children, over_ipv6| Tunnel { children, over_ipv6, ..Tunnel::default() };
     let net = |networks| vec![Child { name: "net", networks }];
@@ -25,7 +26,8 @@ pub fn virtual_addresses(client: Program) -> Vec<Case> {
         Case::new("ipv6-alone", ipv6),
         Case { given: Some(Ipv4Addr::new(10, 9, 0, 7).into()), ..Case::new("pool-of-one", of_one) },
         Case::new("dns", dns),
-        Case::new("all-traffic", with(net(EVERYWHERE), false)),
+        outside("all-traffic", Outside::Through, with(net(EVERYWHERE), false)),
+        outside("split", Outside::Beside, Tunnel::default()),
     ];
     if client == Program::Strongswan {
         let asks = Tunnel { asks_for: Some("10.9.0.77"), ..Tunnel::default() };
@@ -37,6 +39,12 @@ pub fn virtual_addresses(client: Program) -> Vec<Case> {
         cases.push(Case { given, ..Case::new("asked-for-another", taken) });
     }
     cases
+}
+
+/// The client has something to say to a host outside.
+fn outside(name: &str, outside: Outside, tunnel: Tunnel) -> Case {
+    let (seen, unseen) = (outside.seen(), outside.unseen());
+    Case { act: Act::Outside(outside), seen, unseen, ..Case::new(name, tunnel) }
 }
 
 /// Another client, behind the same NAT, with a name of its own or the same.
