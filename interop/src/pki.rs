@@ -113,11 +113,11 @@ pub fn make(folder: &Path, node: Node, kind: Kind, chained: bool) -> Result<File
     Ok(Files { ca, intermediate, certificate, key: path("end", "key") })
 }
 
-/// Makes a list by which the authority of [`make`] revokes the certificate from it.
+/// Makes a list of the authority of [`make`], by which it revokes the certificate from it, or nothing.
 ///
 /// # Errors
 /// What `openssl` or the file system said.
-pub fn revoke(folder: &Path, node: Node, kind: Kind) -> Result<PathBuf> {
+pub fn list(folder: &Path, node: Node, kind: Kind, revoked: bool) -> Result<PathBuf> {
     let path = |what: &str, end: &str| file(folder, node, kind, what, end);
     let mut serial = Command::new("openssl");
     serial.args(["x509", "-noout", "-serial", "-in"]).arg(path("end", "pem"));
@@ -125,7 +125,10 @@ pub fn revoke(folder: &Path, node: Node, kind: Kind) -> Result<PathBuf> {
     let serial = said.trim().trim_start_matches("serial=");
     // openssl's own record of what it has issued: revoked, until when valid, since when revoked.
     let index = path("authority", "index");
-    let record = format!("R\t491231235959Z\t200101000000Z\t{serial}\tunknown\t/CN=end\n");
+    let record = match revoked {
+        true => format!("R\t491231235959Z\t200101000000Z\t{serial}\tunknown\t/CN=end\n"),
+        false => String::new(),
+    };
     fs::write(&index, record).context(index.display())?;
     let number = path("authority", "number");
     fs::write(&number, "01\n").context(number.display())?;
@@ -134,7 +137,7 @@ pub fn revoke(folder: &Path, node: Node, kind: Kind) -> Result<PathBuf> {
         .replace("@index@", &index.display().to_string())
         .replace("@number@", &number.display().to_string());
     fs::write(&configuration, text).context(configuration.display())?;
-    let list = path("authority", "crl");
+    let list = path(if revoked { "revokes" } else { "revokes-none" }, "crl");
     let mut command = Command::new("openssl");
     command.args(["ca", "-gencrl", "-batch", "-md", "sha256", "-crldays", "2", "-config"]);
     command.arg(&configuration).arg("-cert").arg(path("authority", "pem"));

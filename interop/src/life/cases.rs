@@ -5,6 +5,7 @@ pub mod ends;
 pub mod lifetimes;
 pub mod moves;
 pub mod names;
+pub mod revocation;
 pub mod sites;
 pub mod transport;
 pub mod traps;
@@ -145,7 +146,7 @@ pub fn certificates(folder: &Path) -> Result<Vec<Case>> {
     let (client, gateway) =
         (make(Node::Client, Kind::Ecdsa256)?, make(Node::Gateway, Kind::Ecdsa256)?);
     let mut revoked = case("revoked", client.clone(), gateway.clone());
-    revoked.tunnel.gateway.revoked = Some(pki::revoke(folder, Node::Client, Kind::Ecdsa256)?);
+    revoked.tunnel.gateway.revoked = Some(pki::list(folder, Node::Client, Kind::Ecdsa256, true)?);
     // The gateway trusts an authority of the same name, not this one.
     let mut stranger = case("other-authority", client, gateway);
     if let (Proof::Certificate(files), Proof::Certificate(other)) =
@@ -154,6 +155,7 @@ pub fn certificates(folder: &Path) -> Result<Vec<Case>> {
         files.ca = other.ca;
     }
     cases.extend([revoked, stranger].map(|case| Case { outcome: Outcome::NoIkeSa, ..case }));
+    cases.extend(revocation::lists(folder)?);
     Ok(cases)
 }
 

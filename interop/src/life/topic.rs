@@ -172,7 +172,9 @@ impl Topic {
             }
             Topic::Fragments => "IKE messages in fragments from either end",
             Topic::Cookies => "a gateway that asks for a cookie, and for another group after it",
-            Topic::Certificates => "certificates of each kind, a chain, a key at one end only",
+            Topic::Certificates => {
+                "certificates of each kind, a chain, a key at one end only, revocation lists"
+            }
             Topic::RsaPss => "RSA keys that sign with PSS, with each hash",
             Topic::Childless => {
                 "an IKE_SA that is made alone, or not, as both ends want, and its CHILD_SAs after it"

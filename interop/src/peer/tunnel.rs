@@ -75,6 +75,8 @@ pub struct Side {
     pub ike_lifetime: Option<u32>,
     /// Certificates that it is to refuse: a revocation list.
     pub revoked: Option<PathBuf>,
+    /// Whether it takes no certificate of which no list says that it is good.
+    pub strict: bool,
     /// The biggest IP packet with an IKE message.
     pub fragment_size: Option<u16>,
     /// How it takes an IKE_SA without a first CHILD_SA (RFC 6023), in the word that both programs

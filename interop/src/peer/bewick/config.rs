@@ -164,6 +164,9 @@ fn connection(place: &Place<'_>, name: &str, starts: bool) -> Result<String> {
     if let Some(list) = &own.revoked {
         line("crl_file", format!("{list:?}"));
     }
+    if own.strict {
+        line("crl_policy", "\"strict\"".to_owned());
+    }
     if let Some(size) = own.fragment_size {
         line("fragment_size", size.to_string());
     }

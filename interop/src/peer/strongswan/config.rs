@@ -198,6 +198,7 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         Some(seconds) => format!("rekey_time = {seconds}s\nrand_time = 0s\nover_time = 60s"),
         None => String::new(),
     };
+    let revocation = if own.strict { "revocation = strict\n" } else { "" };
     let text = CONNECTIONS
         .replace("@ends@", &ends)
         .replace("@ike@", &words(&own.ike, IKE))
@@ -208,7 +209,10 @@ pub fn connections(place: &Place<'_>, folder: &Path) -> Result<()> {
         .replace("@liveness@", &own.liveness.unwrap_or(0).to_string())
         .replace("@childless@", own.childless.unwrap_or("allow"))
         .replace("@local@", &format!("{}\nid = {own_id}", proof(&own.proof, true)))
-        .replace("@remote@", &format!("{}\nid = {other_id}", proof(&other.proof, false)))
+        .replace(
+            "@remote@",
+            &format!("{}\n{revocation}id = {other_id}", proof(&other.proof, false)),
+        )
         .replace("@children@", &children)
         .replace("@pools@", if is_client { "" } else { &pools })
         .replace(
