@@ -62,6 +62,33 @@ pub fn asked_so_far(out: &Path) -> Result<Vec<Asked>> {
     Ok(pcap::packets(&octets).filter_map(asked).collect())
 }
 
+/// A message that came to the router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told {
+    /// Who is told.
+    pub to: IpAddr,
+    /// The exchange type (RFC 7296 §3.1).
+    pub exchange: u8,
+    /// Whether it answers.
+    pub is_response: bool,
+}
+
+/// The IKE messages that have come to the router so far, as [`asked_so_far`].
+///
+/// # Errors
+/// The file system's own.
+pub fn told_so_far(out: &Path) -> Result<Vec<Told>> {
+    let file = out.join(FILE);
+    let octets = std::fs::read(&file).context(file.display())?;
+    let told = |packet: pcap::Packet| match packet.kind {
+        Kind::Ike { is_response, exchange, .. } => {
+            Some(Told { to: packet.to, exchange, is_response })
+        }
+        _ => None,
+    };
+    Ok(pcap::packets(&octets).filter_map(told).collect())
+}
+
 /// A running capture of what passes the router.
 pub struct Capture {
     daemon: Daemon,

@@ -419,10 +419,13 @@ impl Topology {
         let namespace = self.namespace(node);
         let mut lines = BTreeSet::new();
         let mut add = |kind: &str, text: &str| {
-            // Nobody's trace: what the kernel adds to a device that comes up, the default routes of `restore`,
-            // and its note that a packet wants a state, which ends by itself (net.core.xfrm_acq_expires).
+            // Nobody's trace: what the kernel adds to a device that comes up and, a moment later, to an address
+            // that is looked at itself, the default routes of `restore`, and its note that a packet wants a
+            // state, which ends by itself (net.core.xfrm_acq_expires).
             let own = |line: &&str| {
-                let automatic = line.contains("fe80:") || line.contains("ff00::/8");
+                let automatic = ["fe80:", "ff00::/8", " table local proto kernel "]
+                    .iter()
+                    .any(|part| line.contains(part));
                 let ours = line.starts_with("default via ") && line.contains(" metric ");
                 let wanted = kind == "state" && line.contains(" spi 0x00000000 ");
                 !automatic && !ours && !wanted

@@ -444,12 +444,14 @@ pub fn gateway_loses_address() -> Vec<Case> {
 
 /// A NAT that forgets, and gives other ports from then on.
 pub fn nat_mappings(client: Program) -> Vec<Case> {
-    let mut case = travels("nat-mappings", Travel::NatForgets);
+    let mut under_way = travels("nat-mappings", Travel::NatForgets);
     if client == Program::Strongswan {
         // It sees the change in an answer to such a question, if the one before had an answer too.
-        case.tunnel.client.liveness = Some(1);
+        under_way.tunnel.client.liveness = Some(1);
     }
-    vec![case]
+    let mut at_rest = travels("at-rest", Travel::ForgottenAtRest);
+    at_rest.tunnel.client.liveness = Some(1);
+    vec![under_way, at_rest]
 }
 
 /// XFRM interfaces at both ends, and at one of them.

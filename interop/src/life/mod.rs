@@ -4,6 +4,7 @@
 mod act;
 mod case;
 mod cases;
+mod detour;
 mod dying;
 mod hand;
 mod leak;

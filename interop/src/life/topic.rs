@@ -213,7 +213,9 @@ impl Topic {
                 "the uplink is lost while an end waits for an answer: liveness, the end of a CHILD_SA, a new one"
             }
             Topic::GatewayLosesAddress => "the gateway loses the address in use and has another",
-            Topic::NatMappings => "the NAT in front of the client forgets its mappings",
+            Topic::NatMappings => {
+                "the NAT in front of the client forgets its mappings, under traffic and at rest"
+            }
             Topic::Planned => "the client moves on request, there and back, no packet lost",
             Topic::Moves => {
                 "two CHILD_SAs move, a move while new keys are asked for, a gateway loses its address"
@@ -224,9 +226,11 @@ impl Topic {
             }
             Topic::Sites => "a network behind each end, no virtual address, one CHILD_SA and two",
             Topic::Lifetimes => "new keys from either end when it is time, no packet lost",
-            Topic::MobikeOff => "MOBIKE off at either end: nothing is said of it, and new keys",
+            Topic::MobikeOff => {
+                "MOBIKE off at either end: nothing is said of it, new keys, and a new IKE_SA when the uplink is lost"
+            }
             Topic::ManyMoves => {
-                "64 MB over TCP across five moves, and a move there and back at once"
+                "64 MB over TCP across five moves, and a move there and back at once, or within a round trip"
             }
             Topic::GatewayBehindNat => "the gateway is behind a NAT, and the client moves",
             Topic::TwoClients => {
@@ -349,7 +353,7 @@ impl Topic {
             Topic::Sites => cases::sites::sites(),
             Topic::Lifetimes => cases::lifetimes::lifetimes(client, plane),
             Topic::MobikeOff => cases::moves::mobike_off(),
-            Topic::ManyMoves => cases::moves::many(),
+            Topic::ManyMoves => cases::moves::many(plane),
             Topic::TwoClients => cases::addresses::two_clients(client),
             Topic::TcpFallback => cases::moves::tcp_fallback(),
             Topic::TcpOnly => cases::moves::tcp_only(),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::case::Running;
+use super::detour;
 use super::outstanding::Outstanding;
 use super::transfer::Transfer;
 use crate::ends::only;
@@ -20,21 +21,19 @@ const SPACING: Duration = Duration::from_millis(5);
 /// How long packets flow before something happens and after.
 const AROUND: Duration = Duration::from_millis(300);
 /// How long a move may take altogether.
-const MOVED: Duration = Duration::from_secs(20);
+pub const MOVED: Duration = Duration::from_secs(20);
 /// How long the daemons get to take note of an uplink that came back.
-const SETTLED: Duration = Duration::from_secs(1);
+pub const SETTLED: Duration = Duration::from_secs(1);
 /// How long the gateway gets to tell of an address.
 const ANNOUNCED: Duration = Duration::from_secs(2);
 /// How long a client that asks every second whether its peer is there needs for a first answer.
-const ASKED: Duration = Duration::from_millis(2500);
+pub const ASKED: Duration = Duration::from_millis(2500);
 
 /// RFC 3948 §2.1.
 const NAT_PORT: u16 = 4500;
 
 /// How much goes through a tunnel that moves five times, in octets.
 const MUCH: u64 = 64 << 20;
-/// How much where TCP itself is slow.
-const SOME: u64 = 1 << 20;
 /// How long a NAT is left alone that forgets after 20 s.
 const IDLE: Duration = Duration::from_secs(45);
 
@@ -89,6 +88,12 @@ pub enum Travel {
     ThereAndBack,
     /// The current uplink is lost on a network that delays, loses and reorders, while TCP is in the tunnel.
     Rough,
+    /// The uplink that the client moves to is lost before its question is answered, and the first one is back.
+    WithinARoundTrip,
+    /// The NAT forgets its mappings while nobody sends anything.
+    ForgottenAtRest,
+    /// The current uplink is lost, and without MOBIKE the client begins anew.
+    Anew,
     /// The gateway gets another address and loses the first, and then the reverse.
     Announced,
     /// The uplink that is not in use is lost and comes back, and nothing moves.
@@ -216,30 +221,10 @@ impl Travel {
                 topology.restore(&second)?;
                 moved
             }
-            Travel::Rough => {
-                let [network, ..] = running.case.tunnel.children[0].networks else {
-                    return Err(fail!("a CHILD_SA without networks"));
-                };
-                let lost = topology.uplink_of(client.local.ip())?;
-                let there = at(topology.other(&lost));
-                topology.rough(true)?;
-                let transfer = Transfer::start(topology, network.host, SOME)?;
-                std::thread::sleep(SETTLED);
-                topology.lose(&lost, Loss::LinkDown)?;
-                let moved = process::eventually(MOVED, || {
-                    let client = only(running.ends.client.sas()?).context("client")?;
-                    let gateway = only(running.ends.gateway.sas()?).context("gateway")?;
-                    match there(&client, &gateway) {
-                        true => Ok(()),
-                        false => Err(fail!("the client shows {client}, the gateway {gateway}")),
-                    }
-                });
-                let transferred = transfer.finish();
-                topology.rough(false)?;
-                topology.restore(&lost)?;
-                moved.and(transferred)?;
-                running.works().context("on a good network again").map(drop)
-            }
+            Travel::Rough => detour::rough(running, &before),
+            Travel::WithinARoundTrip => detour::within_a_round_trip(running, &before),
+            Travel::ForgottenAtRest => detour::forgotten_at_rest(running, &before),
+            Travel::Anew => detour::anew(running, &before),
             Travel::Announced => {
                 let at_gateway = |address: IpAddr| {
                     move |client: &SaView, gateway: &SaView| {

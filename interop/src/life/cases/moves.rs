@@ -6,8 +6,8 @@ use crate::life::case::Case;
 use crate::life::outstanding::{Outstanding, Question};
 use crate::life::seen::Seen;
 use crate::life::travel::Travel;
-use crate::peer::Program;
 use crate::peer::tunnel::{Network, Tunnel};
+use crate::peer::{Plane, Program};
 use crate::topology::Node;
 
 const LIVENESS: (&str, Question) = ("liveness", Question::Liveness);
@@ -21,13 +21,17 @@ pub fn mobike_off() -> Vec<Case> {
         let mut tunnel = Tunnel { children: two_children(), ..Tunnel::default() };
         tunnel.client.stays = client;
         tunnel.gateway.stays = gateway;
-        Case { act: Act::RekeyIke, ..Case::new(name, tunnel) }
+        // Of two CHILD_SAs that are made anew strongSwan takes the wrong one for a packet, in userspace.
+        let mut anew = travels(format!("{name}-uplink-lost"), Travel::Anew);
+        (anew.tunnel.client.stays, anew.tunnel.gateway.stays) = (client, gateway);
+        [Case { act: Act::RekeyIke, ..Case::new(name, tunnel) }, anew]
     };
-    vec![
+    [
         case("client-stays", true, false),
         case("gateway-stays", false, true),
         case("both-stay", true, true),
     ]
+    .concat()
 }
 
 /// Each kind of question but for new keys, from each end that asks it.
@@ -63,9 +67,17 @@ pub fn during_question(client: Program) -> Vec<Case> {
     cases
 }
 
-/// Five moves while much goes through the tunnel, and a move that is taken back at once.
-pub fn many() -> Vec<Case> {
-    vec![travels("transfer", Travel::Transfer), travels("there-and-back", Travel::ThereAndBack)]
+/// Five moves while much goes through the tunnel, and a move that is taken back at once: before it is answered,
+/// where the kernel can make the way long.
+pub fn many(plane: Plane) -> Vec<Case> {
+    let mut cases = vec![
+        travels("transfer", Travel::Transfer),
+        travels("there-and-back", Travel::ThereAndBack),
+    ];
+    if plane.is_in_kernel() {
+        cases.push(travels("within-a-round-trip", Travel::WithinARoundTrip));
+    }
+    cases
 }
 
 /// The gateway is behind a NAT.
