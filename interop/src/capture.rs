@@ -65,12 +65,16 @@ pub fn asked_so_far(out: &Path) -> Result<Vec<Asked>> {
 /// A message that came to the router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
+    /// Who says it.
+    pub from: IpAddr,
     /// Who is told.
     pub to: IpAddr,
     /// The exchange type (RFC 7296 §3.1).
     pub exchange: u8,
     /// Whether it answers.
     pub is_response: bool,
+    /// Its Message ID.
+    pub message_id: u32,
 }
 
 /// The IKE messages that have come to the router so far, as [`asked_so_far`].
@@ -81,8 +85,8 @@ pub fn told_so_far(out: &Path) -> Result<Vec<Told>> {
     let file = out.join(FILE);
     let octets = std::fs::read(&file).context(file.display())?;
     let told = |packet: pcap::Packet| match packet.kind {
-        Kind::Ike { is_response, exchange, .. } => {
-            Some(Told { to: packet.to, exchange, is_response })
+        Kind::Ike { is_response, exchange, message_id, .. } => {
+            Some(Told { from: packet.from, to: packet.to, exchange, is_response, message_id })
         }
         _ => None,
     };

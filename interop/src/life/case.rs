@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Life;
 use super::act::Act;
 use super::meeting;
-use super::seen::Seen;
+use super::seen::{self, Seen};
 use super::stranger;
 use super::trap;
 use super::travel::Travel;
@@ -188,6 +188,7 @@ impl Case {
             let node = if stage.life.client == *program { Node::Client } else { Node::Gateway };
             let log = out.join(format!("{}-{}.log", node.name(), program.name()));
             let text = fs::read_to_string(&log).context(log.display())?;
+            let text = seen::renumbered(&text);
             let mut rest = text.as_str();
             for words in *words {
                 rest = match rest.split_once(words) {

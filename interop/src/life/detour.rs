@@ -1,5 +1,6 @@
 //! Moves on networks that make it hard, and what takes the place of a move without MOBIKE.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::case::Running;
 use super::transfer::Transfer;
 use super::travel::{MOVED, SETTLED, arrived, moves_with};
-use crate::capture::{self, INFORMATIONAL};
+use crate::capture::{self, INFORMATIONAL, Told};
 use crate::ends::{AGREED, only};
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -96,16 +97,18 @@ pub fn within_a_round_trip(running: &mut Running<'_>, before: &[SaView; 2]) -> R
     let second = topology.other(&first);
     topology.delay(FAR)?;
     let flip = |running: &mut Running<'_>| {
+        let known = asked(running, second.seen_as.into())?;
         topology.lose(&first, Loss::LinkDown)?;
-        process::eventually(AGREED, || match asked(running, second.seen_as.into())? {
-            0 => Err(fail!("the client has asked for nothing on {}", second.device)),
-            _ => Ok(()),
+        // A warm path is asked now and then too; what is new is the move.
+        let question = process::eventually(AGREED, || {
+            let now = asked(running, second.seen_as.into())?;
+            let new = now.into_iter().find(|id| !known.contains(id));
+            new.ok_or_else(|| fail!("the client has asked for nothing on {}", second.device))
         })?;
         topology.lose(&second, Loss::LinkDown)?;
-        let told = |one: &capture::Told| {
-            one.is_response && one.exchange == INFORMATIONAL && one.to == second.seen_as
-        };
-        let answered = capture::told_so_far(&running.out)?.iter().any(told);
+        let answers =
+            |one: &Told| one.is_response && one.to == second.seen_as && one.message_id == question;
+        let answered = capture::told_so_far(&running.out)?.iter().any(answers);
         topology.restore(&first)?;
         match answered {
             true => Err(fail!("the first move was answered before the second loss")),
@@ -123,9 +126,11 @@ pub fn within_a_round_trip(running: &mut Running<'_>, before: &[SaView; 2]) -> R
     moved
 }
 
-fn asked(running: &Running<'_>, from: IpAddr) -> Result<usize> {
-    let asked = capture::asked_so_far(&running.out)?;
-    Ok(asked.iter().filter(|one| one.from == from && one.exchange == INFORMATIONAL).count())
+/// The Message IDs of what the client has asked from there so far.
+fn asked(running: &Running<'_>, from: IpAddr) -> Result<BTreeSet<u32>> {
+    let told = capture::told_so_far(&running.out)?;
+    let asks = |one: &&Told| one.from == from && !one.is_response && one.exchange == INFORMATIONAL;
+    Ok(told.iter().filter(asks).map(|one| one.message_id).collect())
 }
 
 /// The NAT forgets its mappings while nobody sends anything: the client's next question makes another, and

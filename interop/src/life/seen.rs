@@ -110,3 +110,48 @@ impl Seen {
         }
     }
 }
+
+/// strongSwan's log with its IKE_SAs numbered in the order in which they were established: a request that came
+/// again before its answer was ready has made it count one that nobody knows.
+pub fn renumbered(log: &str) -> String {
+    let names = log.lines().filter_map(|line| {
+        let (before, _) = line.split_once(" state change: CONNECTING => ESTABLISHED")?;
+        before.rsplit(' ').next()
+    });
+    let mut text = log.to_owned();
+    for (number, name) in (1..).zip(names) {
+        let kind = name.split('[').next().unwrap_or_default();
+        // The mark keeps what has its new number from being found again.
+        text = text.replace(name, &format!("{kind}[\u{0}{number}]"));
+    }
+    text.replace('\u{0}', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_established_has_a_number() {
+        let line =
+            |name: &str, change: &str| format!("07[IKE] IKE_SA {name} state change: {change}\n");
+        let (up, down) = ("CONNECTING => ESTABLISHED", "ESTABLISHED => DELETING");
+        let log = [
+            line("(unnamed)[2]", "CREATED => CONNECTING"),
+            line("tunnel[1]", up),
+            line("tunnel[3]", up),
+            line("tunnel[1]", down),
+            line("tunnel[12]", up),
+            line("tunnel[3]", down),
+        ];
+        let expected = [
+            log[0].clone(),
+            line("tunnel[1]", up),
+            line("tunnel[2]", up),
+            line("tunnel[1]", down),
+            line("tunnel[3]", up),
+            line("tunnel[2]", down),
+        ];
+        assert_eq!(renumbered(&log.concat()), expected.concat());
+    }
+}
