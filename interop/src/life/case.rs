@@ -298,7 +298,7 @@ impl Case {
         self.shown_by(running, &sas, false)?;
         self.modes_are(running, &sas)?;
         self.act.perform(running)?;
-        if !self.act.ends_the_tunnel() {
+        if self.wants_transport() && !self.act.ends_the_tunnel() {
             let now = running.ends.agree(self.tunnel.children.len())?;
             self.modes_are(running, &now)?;
         }
@@ -345,13 +345,17 @@ impl Case {
         })
     }
 
+    fn wants_transport(&self) -> bool {
+        self.tunnel.client.transport || self.tunnel.gateway.transport
+    }
+
     /// Looks whether both kernels have their states in the mode that both ends want, or else in tunnel mode.
     fn modes_are(&self, running: &Running<'_>, sas: &[SaView; 2]) -> Result<()> {
-        let sides = [&self.tunnel.client, &self.tunnel.gateway].map(|side| side.transport);
-        if sides == [false, false] {
+        if !self.wants_transport() {
             return Ok(());
         }
-        let mode = if sides == [true, true] { "transport" } else { "tunnel" };
+        let both = self.tunnel.client.transport && self.tunnel.gateway.transport;
+        let mode = if both { "transport" } else { "tunnel" };
         for (node, sa) in [Node::Client, Node::Gateway].into_iter().zip(sas) {
             for state in states_of(running.stage.topology, node, sa)? {
                 if !state.contains(&format!("mode {mode}")) {
