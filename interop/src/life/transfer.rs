@@ -73,7 +73,8 @@ fn send(mut stream: TcpStream, least: u64, enough: &AtomicBool) -> Result<u64> {
         fill(&mut chunk, sent);
         stream.write_all(&chunk).context(format!("after {sent} octets"))?;
         sent += CHUNK as u64;
-        next += PACE;
+        // What a standstill has held up is not made up for: a flood would push all other packets aside.
+        next = (next + PACE).max(Instant::now());
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     stream.shutdown(Shutdown::Write).context("end of the transfer")?;
