@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bewick_ike::Path;
+use bewick_ike::{EspSpi, Path};
 use tokio::sync::mpsc;
 
 use super::{
+    early::Early,
     ecn::{self, Fate},
     esp::{self, NEXT_IPV4, NEXT_IPV6, NEXT_NONE},
     merge::Frame,
@@ -46,7 +47,7 @@ pub struct Drops {
     pub send_failed: u64,
     /// ESP packets that were too much for an address where the peer has not shown yet that it receives
     pub capped: u64,
-    /// ESP packets with an SPI that is not ours
+    /// ESP packets with an SPI that is not ours, or not yet; those that were let in later do not count
     pub unknown_spi: u64,
     /// dummy packets (RFC 4303 §2.6), which are dropped as they should be
     pub dummies: u64,
@@ -77,6 +78,7 @@ pub(super) struct Flow {
     pub(super) events: Events,
     pub(super) drops: AtomicDrops,
     pub(super) traps: Traps,
+    early: Early,
     started: Instant,
 }
 
@@ -88,6 +90,7 @@ impl Flow {
             events: Events::new(events),
             drops: AtomicDrops::default(),
             traps: Traps::default(),
+            early: Early::default(),
             started: Instant::now(),
         }
     }
@@ -133,6 +136,11 @@ impl Flow {
                 run = None;
                 let Some(slot) = table.inbound(spi) else {
                     count(&self.drops.unknown_spi);
+                    let kept = self.early.keep(now, spi, (path, class), octets);
+                    // It may have come to be known meanwhile.
+                    if kept && self.table.load().inbound(spi).is_some() {
+                        self.let_in(spi);
+                    }
                     continue;
                 };
                 run = Some(Run { slot, replay: None, arrived: false });
@@ -151,6 +159,20 @@ impl Flow {
             self.deliver(queue, frame.replace(Frame::new(sa, inner, merges)));
         }
         self.deliver(queue, frame);
+    }
+
+    /// Takes in what was there before the CHILD_SA of this SPI.
+    pub(super) fn let_in(&self, spi: EspSpi) {
+        let mut early = self.early.take(self.now(), spi);
+        self.drops.unknown_spi.fetch_sub(early.len() as u64, Relaxed);
+        self.inbound(
+            0,
+            early.iter_mut().map(|one| EspPacket {
+                path: one.path,
+                class: one.class,
+                octets: &mut one.octets,
+            }),
+        );
     }
 
     fn deliver(&self, queue: &dyn Device, frame: Option<Frame<'_>>) {

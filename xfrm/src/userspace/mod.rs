@@ -9,6 +9,7 @@
 //! and nothing else, so it loses nothing (RFC 4555 §3.5, §3.12).
 
 mod cipher;
+mod early;
 mod ecn;
 mod esp;
 mod flow;

@@ -129,6 +129,7 @@ impl UserspacePlane {
     fn install_now(&self, sa: &ChildSa) -> Result<(), PlaneError> {
         self.check(&sa.path, sa.encap)?;
         self.flow.table.store(self.flow.table.load().with(sa)?);
+        self.flow.let_in(sa.spi_in);
         self.flow.send_held(&self.udp);
         Ok(())
     }

@@ -68,3 +68,23 @@ fn rfc_4301_5_1_no_packet_is_between_the_trap_and_the_child_sa() {
         }
     }
 }
+
+#[test]
+fn k_2_8_1_what_the_answerer_sends_before_its_answer_is_dealt_with_is_delivered() {
+    let (mut client, mut gateway, sa) = strangers();
+    now(gateway.plane.install(&mirror(&sa))).unwrap();
+    for number in 0..5 {
+        gateway.device.push(answer(number));
+    }
+    wait_for(|| (client.plane.drops().unknown_spi == 5).then_some(()));
+    assert!(client.delivered.try_recv().is_err());
+    now(client.plane.install(&sa)).unwrap();
+    for number in 0..5 {
+        assert_eq!(client.receive(), answer(number));
+    }
+    assert_eq!(client.plane.drops().unknown_spi, 0);
+    // What comes then is as good as ever, and nothing comes twice.
+    gateway.device.push(answer(5));
+    assert_eq!(client.receive(), answer(5));
+    assert!(client.delivered.try_recv().is_err());
+}
