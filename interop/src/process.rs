@@ -178,13 +178,18 @@ impl Drop for Daemon {
 /// # Errors
 /// The last one, after `limit`; one that trying again cannot mend at once.
 pub fn eventually<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let end = Instant::now() + limit;
+    let begun = Instant::now();
+    let end = begun + limit;
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
             Err(error) if error.is_final() => return Err(error),
             Err(error) if Instant::now() >= end => {
                 return Err(fail!("after {:.1} s: {error}", limit.as_secs_f64()));
+            }
+            // What takes long is not asked for so often: each question is a program to start.
+            Err(_) if begun.elapsed() > Duration::from_secs(10) => {
+                std::thread::sleep(Duration::from_millis(500));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }

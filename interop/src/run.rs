@@ -1,4 +1,4 @@
-//! Runs scenarios one after the other, here or in the guest, and keeps their evidence.
+//! Runs scenarios, here and in guests, and keeps their evidence.
 
 pub mod aside;
 
@@ -19,10 +19,10 @@ use crate::process;
 use crate::report::Verdict;
 use crate::scenario::{self, Scenario};
 
-/// The longest that a guest may live, boot included: where peers die it waits twice for five minutes; the one whose
-/// instructions are translated is some times slower, and more so on a busy machine.
+/// The longest that a guest may live, boot included. Where peers die it waits twice for five minutes, which none does
+/// whose instructions are translated.
 fn lifetime(plane: Plane) -> Duration {
-    Duration::from_secs(if plane == Plane::CloudKernel { 600 } else { 900 })
+    Duration::from_secs(if plane == Plane::CloudKernel { 600 } else { 1200 })
 }
 
 /// The command by which the runner calls itself in the guest.

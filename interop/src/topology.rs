@@ -178,6 +178,7 @@ pub struct Topology {
     prefix: String,
     uplinks: [Uplink; 2],
     next_metric: Cell<u32>,
+    next_port: Cell<u16>,
     guards: Vec<Guard>,
 }
 
@@ -200,7 +201,8 @@ impl Topology {
             guards.push(Guard::namespace(&name));
             words(&format!("ip netns add {name}"))?;
         }
-        let topology = Self { prefix, uplinks, next_metric: Cell::new(100), guards };
+        let (next_metric, next_port) = (Cell::new(100), Cell::new(5000));
+        let topology = Self { prefix, uplinks, next_metric, next_port, guards };
         for node in nodes {
             topology.prepare(*node)?;
         }
@@ -452,6 +454,8 @@ impl Topology {
         for kind in ["state", "policy"] {
             let mut command = Command::new("ip");
             command.args(["-n", &namespace, "-o", "xfrm", kind]);
+            // Not for a verdict.
+            command.args((kind == "state").then_some(["list", "nokeys"]).into_iter().flatten());
             let done = process::finish(&mut command, Duration::from_secs(10))?;
             if done.status.success() {
                 add(kind, &done.stdout);

@@ -10,9 +10,9 @@ use super::herd::{Herd, NETWORKS, Proofs, Storm};
 use super::{Lane, Options, Outcome, median};
 use crate::fail;
 use crate::failure::{Context, Failure, Result};
-use crate::peer::Program;
 use crate::peer::tunnel::Proof;
-use crate::topology::{Loss, Node};
+use crate::peer::{Peer, Program};
+use crate::topology::{Loss, Node, Topology};
 
 /// How long the clients may take to come up, and to move: a round that takes longer is not done. strongSwan has 5000
 /// up in less than half a minute, and moves half of them in one.
@@ -56,7 +56,7 @@ pub struct Figures {
 /// any other.
 ///
 /// # Errors
-/// The networks cannot be made.
+/// The networks cannot be made, or a gateway does not start.
 pub fn run(options: &Options, sizes: &[usize]) -> Result<Vec<(Program, RoamStorm)>> {
     let lanes = Lane::build_all(options, "roam-storm")?;
     let _aside = Aside::step()?;
@@ -66,7 +66,7 @@ pub fn run(options: &Options, sizes: &[usize]) -> Result<Vec<(Program, RoamStorm
         let mut samples: Vec<Vec<Result<Sample>>> = lanes.iter().map(|_| Vec::new()).collect();
         for round in 1..=options.times {
             for ((lane, samples), (_, result)) in lanes.iter().zip(&mut samples).zip(&mut results) {
-                let one = storm(lane, size, &mut result.version);
+                let one = storm(lane, size, &mut result.version).context(lane.program.name())?;
                 let what = match &one {
                     Ok(done) => done.line(size),
                     Err(reason) => format!("{size} clients, not done: {reason}"),
@@ -102,13 +102,24 @@ impl Sample {
     }
 }
 
-fn storm(lane: &Lane, size: usize, version: &mut String) -> Result<Sample> {
+/// A round; the inner error is why it was not done, the outer one why it could not even begin.
+fn storm(lane: &Lane, size: usize, version: &mut String) -> Result<Result<Sample>> {
     let tunnel = busy::crowd(&Proof::Psk, &Proof::Psk);
     let proofs = Proofs::of(&Proof::Psk, &Proof::Psk)?;
-    let topology = &lane.topology;
     let mut gateway = busy::gateway(lane, &tunnel)?;
     *version = gateway.version()?;
-    let mut herd = topology.within(Node::Client, move || Herd::open(size, &proofs))??;
+    let herd = lane.topology.within(Node::Client, move || Herd::open(size, &proofs))??;
+    let sample = measured(&lane.topology, size, gateway.as_mut(), herd);
+    gateway.kill();
+    Ok(sample)
+}
+
+fn measured(
+    topology: &Topology,
+    size: usize,
+    gateway: &mut dyn Peer,
+    mut herd: Herd,
+) -> Result<Sample> {
     let up = herd.up(UP)?;
     herd.calm_down(UP.saturating_sub(up))?;
     let before = busy::taken(gateway.pid())?;
@@ -120,7 +131,6 @@ fn storm(lane: &Lane, size: usize, version: &mut String) -> Result<Sample> {
     let sas = (storm.moved == size).then(|| gateway.sas().context("the gateway's IKE_SAs"));
     topology.restore(&first)?;
     drop(herd);
-    gateway.kill();
     let (sas, after) = (sas.ok_or_else(|| not_moved(&storm, size))??, after?);
     let there = NETWORKS[1].split('.').take(2).collect::<Vec<_>>().join(".") + ".";
     let moved = sas.iter().filter(|sa| sa.remote.to_string().starts_with(&there)).count();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::case::Running;
 use super::transfer::Transfer;
-use super::travel::{MOVED, SETTLED, arrived, moves_with};
+use super::travel::{FIRST_ANSWER, MOVED, SETTLED, arrived, moves_with};
 use crate::capture::{self, INFORMATIONAL, Told};
 use crate::ends::{AGREED, only};
 use crate::fail;
@@ -24,7 +24,7 @@ const ROUGH_RTT: Duration = Duration::from_millis(80);
 
 /// What the way there and back takes where two losses come within it, in milliseconds: it leaves a slow machine
 /// the time for both.
-const FAR: u32 = 800;
+const FAR: u32 = 2000;
 /// How long traffic may stay away there: an end that hears nothing asks again after a while only.
 const AWAY: Duration = Duration::from_secs(15);
 
@@ -109,11 +109,17 @@ pub fn within_a_round_trip(running: &mut Running<'_>, before: &[SaView; 2]) -> R
         let answers =
             |one: &Told| one.is_response && one.to == second.seen_as && one.message_id == question;
         let answered = capture::told_so_far(&running.out)?.iter().any(answers);
-        topology.restore(&first)?;
         match answered {
             true => Err(fail!("the first move was answered before the second loss")),
             false => Ok(()),
         }
+    };
+    let flip = |running: &mut Running<'_>| {
+        let flipped = flip(running);
+        topology.restore(&first)?;
+        // Pings are not given that long.
+        topology.delay(0)?;
+        flipped
     };
     let back = |client: &SaView, gateway: &SaView| {
         client.local.ip() == first.address && gateway.remote.ip() == first.seen_as
@@ -121,7 +127,6 @@ pub fn within_a_round_trip(running: &mut Running<'_>, before: &[SaView; 2]) -> R
     let moved = moves_with(running, &networks, AWAY, flip, |running| {
         arrived(running, &networks, children, back)
     });
-    topology.delay(0)?;
     topology.restore(&second)?;
     moved
 }
@@ -151,7 +156,7 @@ pub fn forgotten_at_rest(running: &mut Running<'_>, before: &[SaView; 2]) -> Res
         _ => Ok(()),
     })?;
     // The first packet is the gateway's.
-    topology.ping(Node::Gateway, network.host, to, AGREED)?;
+    topology.ping(Node::Gateway, network.host, to, FIRST_ANSWER)?;
     let now = running.ends.agree(running.case.tunnel.children.len())?;
     match now[0].spis == before[0].spis {
         true => Ok(()),

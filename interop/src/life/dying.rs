@@ -69,11 +69,14 @@ impl Death {
                 let other = topology.other(&lost);
                 running.ends.client.kill();
                 topology.lose(&lost, Loss::LinkDown)?;
-                running.start_again(Node::Client)?;
-                running.ends.client.up().context("tunnel up by the other uplink")?;
-                // The gateway must have forgotten the old one: INITIAL_CONTACT (RFC 7296 §2.4).
-                let [client, gateway] = running.works().context("by the other uplink")?;
+                let works = (|| {
+                    running.start_again(Node::Client)?;
+                    running.ends.client.up().context("tunnel up by the other uplink")?;
+                    // The gateway must have forgotten the old one: INITIAL_CONTACT (RFC 7296 §2.4).
+                    running.works().context("by the other uplink")
+                })();
                 topology.restore(&lost)?;
+                let [client, gateway] = works?;
                 match client.local.ip() == other.address && gateway.remote.ip() == other.seen_as {
                     true => Ok(()),
                     false => Err(fail!("the client shows {client}, the gateway {gateway}")),

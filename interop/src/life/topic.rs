@@ -230,7 +230,7 @@ impl Topic {
                 "MOBIKE off at either end: nothing is said of it, new keys, and a new IKE_SA when the uplink is lost"
             }
             Topic::ManyMoves => {
-                "64 MB over TCP across five moves, and a move there and back at once, or within a round trip"
+                "64 MB over TCP across five moves, and a move there and back at once, in a kernel also within a round trip"
             }
             Topic::GatewayBehindNat => "the gateway is behind a NAT, and the client moves",
             Topic::TwoClients => {

@@ -43,7 +43,7 @@ const MOVES: usize = 5;
 const AT_ONCE: Duration = Duration::from_millis(30);
 
 /// How long the first of the gateway's packets may be on its way.
-const FIRST_ANSWER: Duration = Duration::from_secs(1);
+pub const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
 /// How long traffic may stay away from a silent path.
 const SILENT: Duration = Duration::from_secs(4);

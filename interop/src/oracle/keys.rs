@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -40,6 +41,7 @@ pub fn beside(place: &Path) -> Result<Option<Keys>> {
     // Captures are judged side by side.
     let part = format!("keys-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     let (folder, guard) = cleanup::scratch_folder(&part).context("scratch folder")?;
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).context(folder.display())?;
     let table = folder.join(TABLE);
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     fs::write(&table, text).context(table.display())?;

@@ -211,8 +211,8 @@ impl Topology {
             let mut command = self.command(Node::Router, "tc");
             command.args(["qdisc", verb, "dev", port, "root"]);
             if on {
-                // What is reordered is not delayed: one packet in twenty.
-                let rough = "netem limit 10000 delay 50ms 5ms loss 5% reorder 5% 25%";
+                // What is reordered is not delayed: one packet in twenty. (A correlation would make it rarer.)
+                let rough = "netem limit 10000 delay 50ms 5ms loss 5% reorder 5%";
                 command.args(rough.split_whitespace());
             }
             process::output(&mut command, Duration::from_secs(10))?;
@@ -321,7 +321,9 @@ impl Topology {
     pub fn forget_mappings(&self) -> Result<()> {
         // A device that goes down takes the mappings with it.
         self.ip(Node::Nat, "link set out down")?;
-        self.masquerade("5000-5100")?;
+        // Another range each time: the same port again would look like the mapping of before.
+        let first = self.next_port.replace(self.next_port.get() + 200);
+        self.masquerade(&format!("{first}-{}", first + 100))?;
         self.ip(Node::Nat, "link set out up")?;
         self.ip(Node::Nat, "route add default via 203.0.113.1")
     }

@@ -21,7 +21,7 @@ use crate::{
 pub(super) const COUNT: (Duration, Duration) =
     (Duration::from_millis(250), Duration::from_millis(500));
 
-/// After so many looks without any traffic a tunnel counts as idle.
+/// After more looks than that without any traffic a tunnel counts as idle.
 const IDLE: u32 = 8;
 
 /// After a pair has answered although no traffic comes in, the wait before it is asked again for that:
