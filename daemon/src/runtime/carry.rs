@@ -185,9 +185,13 @@ impl Daemon {
             Event::Established { established, .. } => {
                 self.established.insert(established.sa, established.clone());
                 self.block(established.connection).await;
-                self.ask_servers();
+                self.servers_change(established.role);
             }
-            Event::Closed { sa, .. } if self.established.remove(sa).is_some() => self.ask_servers(),
+            Event::Closed { sa, .. } => {
+                if let Some(gone) = self.established.remove(sa) {
+                    self.servers_change(gone.role);
+                }
+            }
             _ => {}
         }
         // The gap that a move makes counts from where it begins.
@@ -201,6 +205,14 @@ impl Daemon {
         self.recorder.event(event);
         self.waiters.note(event);
         self.waiters.forward(event, &self.recorder.last());
+    }
+
+    /// An IKE_SA in which we have this role has come or gone: a gateway's clients, which are many, tell it of no
+    /// name servers.
+    fn servers_change(&self, role: Role) {
+        if role == Role::Initiator {
+            self.ask_servers();
+        }
     }
 
     /// Has the resolver ask the name servers of all tunnels that we have as a client.

@@ -22,6 +22,7 @@ pub(crate) mod live;
 mod message;
 pub(crate) mod mode;
 pub(crate) mod negotiate;
+pub(crate) mod peers;
 pub(crate) mod rekey_ike;
 pub(crate) mod shared;
 pub(crate) mod task;

@@ -14,7 +14,7 @@ use crate::{
     time::Time,
 };
 
-use super::{envelope::Keys, uniqueness::Peer};
+use super::{envelope::Keys, peers::Peers};
 
 /// What all IKE_SAs of an endpoint share.
 pub(crate) struct Shared {
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     /// whose our IKE SPIs are; after a rekey an IKE_SA has two for a while
     pub(crate) by_spi: BTreeMap<u64, SaId>,
     /// who is at the other end of the IKE_SAs
-    pub(crate) peers: BTreeMap<SaId, Peer>,
+    pub(crate) peers: Peers,
     /// IKE_SAs that make room for a new one, to be ended after the input
     pub(crate) replaced: Vec<SaId>,
     /// the data plane can carry ESP in UDP alone
@@ -64,7 +64,7 @@ impl Shared {
             pending_actions: BTreeMap::new(),
             esp_spis: BTreeSet::new(),
             by_spi: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
             replaced: Vec::new(),
             force_encap,
             wall_clock: WallClock::new(Time::ZERO, UnixSeconds(0)),
@@ -145,12 +145,12 @@ impl Shared {
     /// An IKE_SA is not there any more for others of its peer, and its virtual addresses are free.
     pub(crate) fn release(&mut self, sa: SaId) {
         self.release_addresses(sa);
-        self.peers.remove(&sa);
+        self.peers.remove(sa);
     }
 
     /// Takes back the virtual addresses of an IKE_SA.
     pub(crate) fn release_addresses(&mut self, sa: SaId) {
-        let Some(peer) = self.peers.get(&sa) else { return };
+        let Some(peer) = self.peers.get(sa) else { return };
         for pool in self.pools.entry(peer.connection).or_default() {
             pool.release(sa);
         }
@@ -158,7 +158,7 @@ impl Shared {
 
     /// The same, but what the peer's new IKE_SA does not take it keeps.
     pub(crate) fn suspend_addresses(&mut self, sa: SaId) {
-        let Some(peer) = self.peers.get(&sa) else { return };
+        let Some(peer) = self.peers.get(sa) else { return };
         for pool in self.pools.entry(peer.connection).or_default() {
             pool.suspend(sa);
         }

@@ -91,7 +91,7 @@ pub(crate) fn note(
 /// The first CHILD_SA of `sa` is that of the configuration.
 pub(crate) fn note_child(sa: &Sa, shared: &mut Shared, config: usize, child: &ChildSa) {
     let selectors = (child.ts_local.clone(), child.ts_remote.clone());
-    if let Some(peer) = shared.peers.get_mut(&sa.id) {
+    if let Some(peer) = shared.peers.get_mut(sa.id) {
         peer.first = Some(First { config, reqid: child.reqid, selectors });
     }
 }
@@ -101,7 +101,7 @@ pub(crate) fn note_child(sa: &Sa, shared: &mut Shared, config: usize, child: &Ch
 /// the same end, if both are the same of the configuration, as if it were rekeyed (RFC 7296 §2.8.3); or of one
 /// that was started from the other end, if both have the same selectors, for the peer may send on either.
 pub(crate) fn kin(sa: &Sa, shared: &Shared, config: usize, child: &ChildSa) -> Option<u32> {
-    let peer = shared.peers.get(&sa.id)?;
+    let peer = shared.peers.get(sa.id)?;
     let replaces = shared.connection(peer.connection)?.uniqueness != Uniqueness::Never;
     let shares = |other: &Peer, first: &First| {
         let (local, remote) = &first.selectors;
@@ -109,11 +109,11 @@ pub(crate) fn kin(sa: &Sa, shared: &Shared, config: usize, child: &ChildSa) -> O
         let same = *local == child.ts_local && *remote == child.ts_remote;
         if other.role == peer.role { successor } else { same }
     };
-    let older = |(id, other): (&SaId, &Peer)| {
+    let older = |(id, other): (SaId, &Peer)| {
         let first = other.first.as_ref().filter(|first| shares(other, first))?;
-        (*id != sa.id && other.identities == peer.identities).then_some(first.reqid)
+        (id != sa.id).then_some(first.reqid)
     };
-    shared.peers.iter().filter_map(older).next_back()
+    shared.peers.between(&peer.identities).filter_map(older).next_back()
 }
 
 /// Whether we have no other IKE_SA with the connection's peer, also none on its way: then our first
@@ -121,8 +121,11 @@ pub(crate) fn kin(sa: &Sa, shared: &Shared, config: usize, child: &ChildSa) -> O
 pub(crate) fn is_first(shared: &Shared, connection: ConnectionId, sa: SaId) -> bool {
     let Some(config) = shared.connection(connection) else { return false };
     let local = config.local_id.canonical();
+    if let IdentityPattern::Exactly(remote) = &config.remote_id {
+        return shared.peers.between(&(local, remote.canonical())).all(|(id, _)| id == sa);
+    }
     !shared.peers.iter().any(|(id, peer)| {
-        *id != sa && peer.identities.0 == local && config.remote_id.matches(&peer.identities.1)
+        id != sa && peer.identities.0 == local && config.remote_id.matches(&peer.identities.1)
     })
 }
 
@@ -142,8 +145,8 @@ fn says_initial_contact(payloads: &[Payload]) -> bool {
 
 /// The authenticated IKE_SAs between the same identities, the oldest first.
 fn others(shared: &Shared, identities: &(Identity, Identity)) -> Vec<(SaId, Peer)> {
-    let same = |(_, peer): &(&SaId, &Peer)| peer.identities == *identities && peer.proven.is_some();
-    shared.peers.iter().filter(same).map(|(id, peer)| (*id, peer.clone())).collect()
+    let proven = shared.peers.between(identities).filter(|(_, peer)| peer.proven.is_some());
+    proven.map(|(id, peer)| (id, peer.clone())).collect()
 }
 
 /// Whether a new IKE_SA of this peer is refused, with the words for the operator.
@@ -191,7 +194,7 @@ pub(crate) fn make_room(
         } else {
             // The peer deletes it itself when the new one carries traffic (RFC 7296 §2.8.3); else we do.
             shared.suspend_addresses(id);
-            if let Some(peer) = shared.peers.get_mut(&id) {
+            if let Some(peer) = shared.peers.get_mut(id) {
                 peer.doomed = true;
             }
             shared.timers.set(id, Timer::Redundant, now + SETTLE);
@@ -202,7 +205,7 @@ pub(crate) fn make_room(
 /// An IKE_SA is up: if the same peer has one that was started from the other end, one of the two goes.
 /// Sets the time for that if it is ours to delete.
 pub(crate) fn on_established(sa: &Sa, cx: &mut Cx<'_>) {
-    let Some(peer) = cx.shared.peers.get(&sa.id).cloned() else { return };
+    let Some(peer) = cx.shared.peers.get(sa.id).cloned() else { return };
     for (id, other) in others(cx.shared, &peer.identities) {
         let pair = [(sa.id, &peer), (id, &other)];
         if peer.role == other.role {
@@ -213,7 +216,7 @@ pub(crate) fn on_established(sa: &Sa, cx: &mut Cx<'_>) {
             cx.shared.timers.set(loser, Timer::Redundant, cx.now + SETTLE);
         }
         if sa.role == Role::Initiator {
-            if let Some(other) = cx.shared.peers.get_mut(&id) {
+            if let Some(other) = cx.shared.peers.get_mut(id) {
                 other.doubted = Some(cx.now);
             }
             cx.shared.timers.set(id, Timer::Liveness, cx.now);
@@ -225,7 +228,7 @@ pub(crate) fn on_established(sa: &Sa, cx: &mut Cx<'_>) {
 /// Deletes an IKE_SA of ours if the one that the peer started still stands, and one of the peer's that it has
 /// forgotten.
 pub(crate) fn on_timer(sa: &mut Sa, cx: &mut Cx<'_>) {
-    let Some(peer) = cx.shared.peers.get_mut(&sa.id) else { return };
+    let Some(peer) = cx.shared.peers.get_mut(sa.id) else { return };
     let forgotten = peer.doubted.take().is_some_and(|since| sa.last_heard <= since);
     let peer = peer.clone();
     let allowed = |connection: ConnectionId| {
