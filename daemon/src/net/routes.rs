@@ -15,6 +15,7 @@
 //! The kill switch: what is closed leads nowhere in our table, and `guard` holds those sockets that
 //! ask no route. The kernel keeps all of it when the daemon dies, and the next one starts with it.
 
+mod alone;
 mod interfaces;
 mod leftovers;
 mod rules;
@@ -69,6 +70,8 @@ pub struct Routes {
     raw_esp: bool,
     wanted: Wanted,
     made: State,
+    /// what was made is all that is wanted
+    settled: bool,
     uplinks: Uplinks,
     guard: Guard,
     interfaces: Interfaces,
@@ -129,6 +132,7 @@ impl Routes {
             raw_esp,
             wanted,
             made,
+            settled: false,
             uplinks,
             guard,
             interfaces: Interfaces::default(),
@@ -180,15 +184,33 @@ impl Routes {
 
     /// Adds what `sa` needs; on an error everything is as before.
     pub async fn add(&mut self, sa: &ChildSa, own: &[IpAddr]) -> Result<(), NetError> {
-        self.attempt(|wanted| drop(wanted.children.insert(sa.id, child(sa, own)))).await?;
+        let child = child(sa, own);
+        if self.add_alone(sa.id, &child).await {
+            return Ok(());
+        }
+        self.attempt(|wanted| drop(wanted.children.insert(sa.id, child))).await?;
         self.let_interfaces_pass().await;
         Ok(())
     }
 
     /// Removes what only `id` needed.
     pub async fn remove(&mut self, id: ChildId) -> Result<(), NetError> {
-        self.wanted.children.remove(&id);
+        if let Some(child) = self.wanted.children.remove(&id)
+            && let Some(result) = self.remove_alone(&child).await
+        {
+            return result;
+        }
         self.reconcile().await
+    }
+
+    #[cfg(test)]
+    pub(in crate::net) fn is_as_wanted(&self) -> bool {
+        self.made == self.wanted.state(self.raw_esp, &self.locals)
+    }
+
+    #[cfg(test)]
+    pub(in crate::net) fn made_routes(&self) -> usize {
+        self.made.routes.len()
     }
 
     /// Leads packets for what a CHILD_SA is to carry, which waits for them, to the device; `own` are the
@@ -286,6 +308,8 @@ impl Routes {
     /// anything moves to it. What is gone waits for [`Routes::refresh`].
     pub async fn prepare(&mut self, locals: &[LocalAddress]) -> Result<(), NetError> {
         self.locals = locals.to_vec();
+        // How big a packet may be follows from them, with the next change.
+        self.settled = false;
         match self.raw_esp {
             true => self.uplinks.prepare(locals).await,
             // ESP leaves by our sockets, which are told the uplink
@@ -340,7 +364,8 @@ impl Routes {
     /// first.
     async fn reconcile(&mut self) -> Result<(), NetError> {
         let goal = self.wanted.state(self.raw_esp, &self.locals);
-        if goal == self.made {
+        self.settled = goal == self.made;
+        if self.settled {
             return Ok(());
         }
         let mut result = Ok(());
@@ -407,6 +432,7 @@ impl Routes {
                 self.made.addresses.remove(address);
             }
         }
+        self.settled = result.is_ok() && self.made == goal;
         result
     }
 

@@ -1,6 +1,7 @@
 //! Watching and changing a real kernel, each test in a network namespace of its own.
 
 mod hostile;
+mod many;
 mod opens;
 mod stays;
 mod tap;

@@ -13,7 +13,8 @@ use super::rules::Rule;
 use crate::net::{LocalAddress, mtu::Outer};
 
 /// fe80::/10: never beyond the link (RFC 4291 §2.5.6).
-const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+pub(super) const LINK_LOCAL: Ipv6Net =
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
 
 /// Networks, with the address that packets of this machine to them are to have.
 pub(super) type Networks = Vec<(IpNet, Option<IpAddr>)>;
