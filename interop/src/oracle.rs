@@ -107,9 +107,10 @@ fn judge_one(capture: &Path, keys: &Keys) -> Result<Judged> {
     command.args(["-o", "esp.enable_encryption_decode:FALSE"]);
     // A stream has frames that are no packets, and may have a packet twice; an ICMP error quotes what somebody
     // else has sent: both are left alone. So is what programs try to get out with (port 9), which tshark takes
-    // for whatever their ports would mean.
-    let carried =
-        "(isakmp || esp || _ws.malformed) && !tcp && !icmp && !icmpv6 && !(udp.dstport == 9)";
+    // for whatever their ports would mean. A NAT may give one of two clients a port below 512 in place of 500, which
+    // tshark takes for its owner's: of IKE_SA_INIT then nothing is seen.
+    let carried = "(isakmp || esp || _ws.malformed) && !tcp && !icmp && !icmpv6 \
+                   && !(udp.dstport == 9) && !(udp.port == 500 && !isakmp)";
     command.args(["-Y", carried, "-T", "fields"]);
     command.args(["-E", "separator=\t", "-E", "aggregator=;"]);
     for field in FIELDS {

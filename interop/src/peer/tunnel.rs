@@ -93,6 +93,8 @@ pub struct Side {
     pub asks_again_soon: bool,
     /// After how many seconds of silence it asks whether its peer is there.
     pub liveness: Option<u32>,
+    /// Whether a bewick leaves it to its peer to find out that a path is silent.
+    pub patient: bool,
     /// Whether it waits for a peer that is away no longer than it must: bewick for five minutes.
     pub gives_up_soon: bool,
     /// Whether a client brings the tunnel up again by itself whenever it is gone.

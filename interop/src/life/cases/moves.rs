@@ -59,6 +59,8 @@ pub fn during_question(client: Program) -> Vec<Case> {
                 let side = if by.is_client() { &mut tunnel.client } else { &mut tunnel.gateway };
                 side.liveness = Some(1);
             }
+            // A client that finds out first moves, and nobody has a reason to ask.
+            tunnel.client.patient = question == Question::Liveness && !by.is_client();
             // So it makes what is missing when it is told to.
             tunnel.trap = client == Program::Bewick && question == Question::Child;
             cases.push(case);

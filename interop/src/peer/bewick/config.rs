@@ -95,6 +95,9 @@ fn connection(place: &Place<'_>, name: &str, starts: bool) -> Result<String> {
     if own.stays {
         line("mobike", "false".to_owned());
     }
+    if own.patient {
+        line("dead_after_ms", "20000".to_owned());
+    }
     if own.force_encap {
         line("force_encap", "true".to_owned());
     }
