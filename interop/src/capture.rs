@@ -34,34 +34,6 @@ pub const INFORMATIONAL: u8 = 37;
 /// How long tcpdump may take to read a capture.
 const READ: Duration = Duration::from_secs(20);
 
-/// A request that came to the router.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
-    /// Who asks.
-    pub from: IpAddr,
-    /// The exchange type (RFC 7296 §3.1).
-    pub exchange: u8,
-    /// The SPI of who has initiated the IKE_SA.
-    pub spi_i: [u8; 8],
-}
-
-/// The requests that have come to the router so far, each as often as it did; the capture with its file in
-/// `out` may be running.
-///
-/// # Errors
-/// The file system's own.
-pub fn asked_so_far(out: &Path) -> Result<Vec<Asked>> {
-    let file = out.join(FILE);
-    let octets = std::fs::read(&file).context(file.display())?;
-    let asked = |packet: pcap::Packet| match packet.kind {
-        Kind::Ike { is_response: false, exchange, spi_i, .. } => {
-            Some(Asked { from: packet.from, exchange, spi_i })
-        }
-        _ => None,
-    };
-    Ok(pcap::packets(&octets).filter_map(asked).collect())
-}
-
 /// A message that came to the router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Told {
@@ -71,13 +43,26 @@ pub struct Told {
     pub to: IpAddr,
     /// The exchange type (RFC 7296 §3.1).
     pub exchange: u8,
+    /// The SPI of who has initiated the IKE_SA.
+    pub spi_i: [u8; 8],
     /// Whether it answers.
     pub is_response: bool,
     /// Its Message ID.
     pub message_id: u32,
 }
 
-/// The IKE messages that have come to the router so far, as [`asked_so_far`].
+/// The requests that have come to the router so far, as [`told_so_far`].
+///
+/// # Errors
+/// The file system's own.
+pub fn asked_so_far(out: &Path) -> Result<Vec<Told>> {
+    let mut asked = told_so_far(out)?;
+    asked.retain(|one| !one.is_response);
+    Ok(asked)
+}
+
+/// The IKE messages that have come to the router so far, each as often as it did; the capture with its file in
+/// `out` may be running.
 ///
 /// # Errors
 /// The file system's own.
@@ -85,8 +70,9 @@ pub fn told_so_far(out: &Path) -> Result<Vec<Told>> {
     let file = out.join(FILE);
     let octets = std::fs::read(&file).context(file.display())?;
     let told = |packet: pcap::Packet| match packet.kind {
-        Kind::Ike { is_response, exchange, message_id, .. } => {
-            Some(Told { from: packet.from, to: packet.to, exchange, is_response, message_id })
+        Kind::Ike { is_response, exchange, spi_i, message_id, .. } => {
+            let (from, to) = (packet.from, packet.to);
+            Some(Told { from, to, exchange, spi_i, is_response, message_id })
         }
         _ => None,
     };

@@ -41,14 +41,22 @@ const ANEW: Duration = Duration::from_secs(60);
 /// The network is not like that, or the tunnel does not come through it.
 pub fn rough(running: &mut Running<'_>, before: &[SaView; 2]) -> Result<()> {
     let topology = running.ends.topology;
+    topology.rough(true)?;
+    let went = through_it(running, before);
+    topology.rough(false)?;
+    went?;
+    running.works().context("on a good network again").map(drop)
+}
+
+fn through_it(running: &mut Running<'_>, before: &[SaView; 2]) -> Result<()> {
+    let topology = running.ends.topology;
     let network = first_network(running)?;
     let lost = topology.uplink_of(before[0].local.ip())?;
     let other = topology.other(&lost);
-    topology.rough(true)?;
-    let through = round_trip(topology, lost.address.into())?;
-    running.figures.push(format!("{} ms there and back", through.as_millis()));
-    if through < ROUGH_RTT {
-        return Err(fail!("there and back takes {through:?} only"));
+    let takes = round_trip(topology, lost.address.into())?;
+    running.figures.push(format!("{} ms there and back", takes.as_millis()));
+    if takes < ROUGH_RTT {
+        return Err(fail!("there and back takes {takes:?} only"));
     }
     let transfer = Transfer::start(topology, network.host, SOME)?;
     std::thread::sleep(SETTLED);
@@ -68,10 +76,8 @@ pub fn rough(running: &mut Running<'_>, before: &[SaView; 2]) -> Result<()> {
         Ok(())
     });
     let transferred = transfer.finish();
-    topology.rough(false)?;
     topology.restore(&lost)?;
-    moved.and(transferred)?;
-    running.works().context("on a good network again").map(drop)
+    moved.and(transferred)
 }
 
 /// What `ping` says on average; a few answers may be missing.
@@ -133,9 +139,9 @@ pub fn within_a_round_trip(running: &mut Running<'_>, before: &[SaView; 2]) -> R
 
 /// The Message IDs of what the client has asked from there so far.
 fn asked(running: &Running<'_>, from: IpAddr) -> Result<BTreeSet<u32>> {
-    let told = capture::told_so_far(&running.out)?;
-    let asks = |one: &&Told| one.from == from && !one.is_response && one.exchange == INFORMATIONAL;
-    Ok(told.iter().filter(asks).map(|one| one.message_id).collect())
+    let asked = capture::asked_so_far(&running.out)?;
+    let asks = |one: &&Told| one.from == from && one.exchange == INFORMATIONAL;
+    Ok(asked.iter().filter(asks).map(|one| one.message_id).collect())
 }
 
 /// The NAT forgets its mappings while nobody sends anything: the client's next question makes another, and

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Life;
 use super::case::Running;
-use crate::capture::{self, Asked, IKE_AUTH, IKE_SA_INIT};
+use crate::capture::{self, IKE_AUTH, IKE_SA_INIT, Told};
 use crate::ends::AGREED;
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -124,7 +124,7 @@ pub fn strongswans_network(life: Life) -> Option<&'static str> {
 /// Waits until strongSwan has had its IKE_SA, and lets bewick's own proof pass.
 fn is_late(topology: &Topology, out: &Path, bewick: Node) -> Result<()> {
     let other: IpAddr = if bewick.is_client() { GATEWAY.into() } else { FIRST_UPLINK.into() };
-    let proves = |one: &Asked| one.exchange == IKE_AUTH && one.from == other;
+    let proves = |one: &Told| one.exchange == IKE_AUTH && one.from == other;
     let asked = process::eventually(UP, || match capture::asked_so_far(out)?.iter().any(proves) {
         true => Ok(()),
         false => Err(fail!("strongSwan has not said who it is")),
@@ -134,7 +134,7 @@ fn is_late(topology: &Topology, out: &Path, bewick: Node) -> Result<()> {
 }
 
 /// The IKE_SA_INIT requests so far.
-fn begun(out: &Path) -> Result<Vec<Asked>> {
+fn begun(out: &Path) -> Result<Vec<Told>> {
     let mut asked = capture::asked_so_far(out)?;
     asked.retain(|one| one.exchange == IKE_SA_INIT);
     Ok(asked)
