@@ -140,7 +140,7 @@ pub struct ChildSa {
     /// addresses that the peer assigned to us (RFC 7296 §2.19), to be put on our tunnel device
     pub virtual_ips: Vec<IpAddr>,
     /// nothing is sent through it while the CHILD_SA that it succeeds, which has the same reqid, is
-    /// there: the peer asked for it and may not have it yet (RFC 7296 §2.8)
+    /// there and not retired: the peer asked for it and may not have it yet (RFC 7296 §2.8)
     pub waits: bool,
     /// when the data plane asks for a successor
     pub limits: Limits,

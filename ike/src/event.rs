@@ -73,6 +73,10 @@ pub enum Action {
     Remove(ChildId),
     /// Move all of these or none.
     Move(Vec<ChildMove>),
+    /// These are about to go: others with their reqids send from now on, also those that wait for them
+    /// ([`ChildSa::waits`]), and they still receive. The peer takes nothing on them once it has our DELETE
+    /// (RFC 7296 §1.4.1).
+    Retire(Vec<ChildId>),
     /// Let these send no more than three times the octets that come for them on their path, or lift that
     /// limit: the peer has not shown yet that it receives there (RFC 4555 §3.7, §5.3).
     Cap {

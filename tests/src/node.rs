@@ -183,6 +183,7 @@ pub(crate) fn translate(action: Action) -> pair::Action {
         Action::Install(sa) => pair::Action::Install(sa),
         Action::Remove(id) => pair::Action::Remove(id),
         Action::Move(moves) => pair::Action::Move(moves),
+        Action::Retire(ids) => pair::Action::Retire(ids),
         Action::Cap { children, on } => pair::Action::Cap(children, on),
     }
 }

@@ -97,6 +97,8 @@ pub enum Action {
     Install(Box<ChildSa>),
     /// take it away
     Remove(ChildId),
+    /// have others send instead of these
+    Retire(Vec<ChildId>),
     /// move all or none
     Move(Vec<ChildMove>),
     /// limit what these send, or lift that
@@ -170,6 +172,10 @@ impl<M: Machine> End<M> {
             Action::Move(moves) => self.plane.move_children(now, &moves),
             Action::Cap(children, on) => {
                 self.plane.cap(now, &children, on);
+                Ok(())
+            }
+            Action::Retire(children) => {
+                self.plane.retire(now, &children);
                 Ok(())
             }
             Action::Remove(child) => {

@@ -22,6 +22,7 @@ pub struct Child {
     pub sa: ChildSa,
     sequence: u32,
     told: bool,
+    retired: bool,
     seen: BTreeSet<u32>,
     /// what it may still send, if that is limited
     allowance: Option<u64>,
@@ -38,6 +39,8 @@ pub enum Change {
     Removed(ChildId),
     /// the plane refused, for this reason
     Refused(String),
+    /// others are to send instead of these
+    Retired(Vec<ChildId>),
     /// these may send only so much, or as much as they like again
     Capped(Vec<ChildId>, bool),
 }
@@ -114,8 +117,14 @@ impl Plane {
         let id = sa.id;
         if result.is_ok() {
             self.used.insert(id);
-            let child =
-                Child { sa, sequence: 0, told: false, seen: BTreeSet::new(), allowance: None };
+            let child = Child {
+                sa,
+                sequence: 0,
+                told: false,
+                retired: false,
+                seen: BTreeSet::new(),
+                allowance: None,
+            };
             self.children.insert(id, child);
         }
         self.note(now, Change::Installed(id), result)
@@ -159,19 +168,33 @@ impl Plane {
         self.log.push((now, Change::Capped(children.to_vec(), on)));
     }
 
+    /// Has others send instead of these.
+    pub fn retire(&mut self, now: Time, children: &[ChildId]) {
+        for id in children {
+            if let Some(child) = self.children.get_mut(id) {
+                child.retired = true;
+            }
+        }
+        self.log.push((now, Change::Retired(children.to_vec())));
+    }
+
     /// Removes a CHILD_SA; no error if it is gone already.
     pub fn remove(&mut self, now: Time, id: ChildId) {
         self.children.remove(&id);
         self.log.push((now, Change::Removed(id)));
     }
 
-    /// A packet with `number` in it by the newest CHILD_SA that does not wait for the one before it to
-    /// go, or `None` if there is none.
+    /// A packet with `number` in it by the newest CHILD_SA that neither waits for the one before it to
+    /// go nor is about to go itself, or by one that is, or `None` if there is none.
     pub fn emit(&mut self, number: u64) -> Option<Datagram> {
-        let has_older =
-            |new: &ChildSa| self.children.range(..new.id).any(|(_, old)| old.sa.reqid == new.reqid);
+        let has_older = |new: &ChildSa| {
+            self.children.range(..new.id).any(|(_, old)| old.sa.reqid == new.reqid && !old.retired)
+        };
         let mut newest = self.children.iter().rev();
-        let sender = newest.find(|(_, child)| !child.sa.waits || !has_older(&child.sa));
+        let sender = newest
+            .clone()
+            .find(|(_, child)| !child.retired && (!child.sa.waits || !has_older(&child.sa)))
+            .or_else(|| newest.next());
         let id = *sender?.0;
         self.emit_by(id, number)
     }

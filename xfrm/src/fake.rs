@@ -23,6 +23,8 @@ pub enum Operation {
     Move(Vec<ChildMove>),
     /// [`DataPlane::remove`]
     Remove(ChildId),
+    /// [`DataPlane::retire`]
+    Retire(Vec<ChildId>),
     /// [`DataPlane::set_trap`]
     SetTrap(Trap),
     /// [`DataPlane::clear_trap`]
@@ -149,6 +151,10 @@ impl DataPlane for FakePlane {
 
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
         Box::pin(ready(self.remove_now(id)))
+    }
+
+    fn retire<'a>(&'a mut self, ids: &'a [ChildId]) -> Answer<'a, ()> {
+        Box::pin(ready(self.begin(Operation::Retire(ids.to_vec())).map(|_| ())))
     }
 
     fn set_trap<'a>(&'a mut self, trap: &'a Trap) -> Answer<'a, ()> {

@@ -207,6 +207,10 @@ pub trait DataPlane: Send {
     /// Removes `id` in both directions; no error if it is gone already.
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()>;
 
+    /// Has other CHILD_SAs with the reqids of `ids` send instead of them, if there are such, also those that wait
+    /// for them to go ([`ChildSa::waits`]). They still receive. No error if one is gone already.
+    fn retire<'a>(&'a mut self, ids: &'a [ChildId]) -> Answer<'a, ()>;
+
     /// Catches the packets of `trap` that no CHILD_SA carries: none of them leaves, and the first one is told by
     /// [`PlaneEvent::Acquire`]. After that nothing is told until the same trap is set again.
     fn set_trap<'a>(&'a mut self, trap: &'a Trap) -> Answer<'a, ()>;

@@ -90,6 +90,7 @@ impl Daemon {
                 let plane = self.plane.remove(*id).await.map_err(|e| refused(&e));
                 routes.and(plane)
             }
+            Action::Retire(ids) => self.plane.retire(ids).await.map_err(|e| refused(&e)),
             Action::Cap { children, on } => {
                 self.plane.cap(children, *on);
                 Ok(())

@@ -567,8 +567,12 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
     let State::Live(live) = &mut sa.state else { return };
     let new: Vec<Child> = live.pending.drain(..).map(|pending| pending.child).collect();
     // Where another IKE_SA has taken over, what is on its way to us still arrives: the CHILD_SAs go when
-    // the peer has answered (RFC 7296 §2.8.3).
+    // the peer has answered (RFC 7296 §2.8.3). What is sent on them after the DELETE would be lost.
     let replaced = live.verdict == Some(CloseReason::Replaced);
+    if replaced && !live.children.is_empty() {
+        let retired = live.children.iter().map(|child| child.id).collect();
+        cx.shared.action(sa.id, Action::Retire(retired));
+    }
     let old = if replaced { Vec::new() } else { std::mem::take(&mut live.children) };
     let children: Vec<(ChildId, u32)> =
         old.into_iter().chain(new).map(|c| (c.id, c.spi_in.0)).collect();

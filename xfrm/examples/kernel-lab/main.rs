@@ -11,6 +11,7 @@ mod interface;
 mod pair;
 mod planned;
 mod reconcile;
+mod retire;
 mod scale;
 mod transport;
 mod trap;
@@ -56,7 +57,7 @@ fn main() -> Result<()> {
         check(!methods.is_empty(), &format!("this kernel moves states by {by}"))?;
     }
     let each = |part: &dyn Fn(Method) -> Result<()>| methods.iter().copied().try_for_each(part);
-    let parts: [(&str, &dyn Fn() -> Result<()>); 20] = [
+    let parts: [(&str, &dyn Fn() -> Result<()>); 21] = [
         ("planned", &|| {
             each(&|method| {
                 [false, true]
@@ -65,6 +66,7 @@ fn main() -> Result<()> {
             })
         }),
         ("rekey", &|| each(&|method| planned::planned(&runtime, method, true, true))),
+        ("retire", &|| each(&|method| retire::retire(&runtime, method))),
         ("silence", &|| planned::silence(&runtime)),
         ("moving", &|| each(&|method| moving(&runtime, method))),
         ("limits", &|| each(&|method| limits(&runtime, method))),

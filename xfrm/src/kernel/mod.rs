@@ -16,6 +16,7 @@ mod moves;
 mod policy;
 mod queueing;
 mod reconcile;
+mod retire;
 mod socket;
 mod sockopt;
 mod state;
@@ -94,6 +95,8 @@ struct Child {
     flows: Vec<Flow>,
     /// it has no outbound state yet; see [`ChildSa::waits`]
     waits: bool,
+    /// it has no outbound state any more; see [`DataPlane::retire`]
+    retired: bool,
 }
 
 /// CHILD_SAs in the kernel's XFRM, in the network namespace of the thread that made the plane.
@@ -189,7 +192,7 @@ impl KernelPlane {
             let text = "transport mode is not used in UDP, as through a NAT";
             return Err(PlaneError::Unsupported(text.into()));
         }
-        let child = Child { sa: sa.clone(), flows: policy::flows(sa)?, waits };
+        let child = Child { sa: sa.clone(), flows: policy::flows(sa)?, waits, retired: false };
         let place = Place::of(sa);
         // Policies name a reqid, so that what sends is whichever outbound state of it is there.
         let sides: &[Side] = if waits { &[Side::In] } else { &[Side::In, Side::Out] };
@@ -264,7 +267,7 @@ impl KernelPlane {
     /// Lets those of this reqid send that wait for one before them, if there is none any more.
     fn release_heirs(&mut self, reqid: u32) -> Result<(), PlaneError> {
         let all = self.children.iter().filter(|(_, child)| child.sa.reqid == reqid);
-        if all.clone().any(|(_, child)| !child.waits) {
+        if all.clone().any(|(_, child)| !child.waits && !child.retired) {
             return Ok(());
         }
         let heirs: Vec<ChildId> = all.map(|(id, _)| *id).collect();
@@ -459,6 +462,13 @@ impl DataPlane for KernelPlane {
     fn remove(&mut self, id: ChildId) -> Answer<'_, ()> {
         Box::pin(async move {
             let result = self.take_out(id);
+            self.after(result)
+        })
+    }
+
+    fn retire<'a>(&'a mut self, ids: &'a [ChildId]) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let result = ids.iter().try_for_each(|id| self.retire_now(*id));
             self.after(result)
         })
     }

@@ -65,6 +65,10 @@ impl KernelPlane {
     pub(super) fn move_all(&mut self, moves: &[ChildMove]) -> Result<MoveReport, PlaneError> {
         let start = Instant::now();
         let (sent, round_trips) = (self.xfrm.sent(), self.xfrm.round_trips());
+        // What is about to go stays where it is: it only takes what is on its way.
+        let stays = |one: &ChildMove| self.children.get(&one.id).is_some_and(|child| child.retired);
+        let moves: Vec<ChildMove> = moves.iter().filter(|one| !stays(one)).cloned().collect();
+        let moves = moves.as_slice();
         for ChildMove { id, path, .. } in moves {
             if !self.children.contains_key(id) {
                 return Err(PlaneError::UnknownChild(*id));

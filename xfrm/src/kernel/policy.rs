@@ -458,6 +458,11 @@ impl Owners {
         self.0.iter().filter_map(|(flow, owners)| Some((flow, *owners.last()?)))
     }
 
+    /// All that want `flow`.
+    pub(super) fn of(&self, flow: &Flow) -> &[ChildId] {
+        self.0.get(flow).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// Whose path and reqid the policy for `flow` is to have.
     pub(super) fn current(&self, flow: &Flow) -> Option<ChildId> {
         self.0.get(flow).and_then(|owners| owners.last()).copied()

@@ -185,6 +185,11 @@ impl DataPlane for UserspacePlane {
         Box::pin(ready(Ok(())))
     }
 
+    fn retire<'a>(&'a mut self, ids: &'a [ChildId]) -> Answer<'a, ()> {
+        self.flow.table.store(self.flow.table.load().retired(ids));
+        Box::pin(ready(Ok(())))
+    }
+
     fn set_trap<'a>(&'a mut self, trap: &'a Trap) -> Answer<'a, ()> {
         self.flow.traps.set(trap);
         Box::pin(ready(Ok(())))

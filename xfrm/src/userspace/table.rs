@@ -21,6 +21,8 @@ use crate::PlaneError;
 pub(super) struct Slot {
     pub(super) sa: Arc<Sa>,
     pub(super) path: Path,
+    /// it is about to go, and none waits for it
+    retired: bool,
 }
 
 /// A pair of selectors that leads outbound packets to an SA.
@@ -29,7 +31,7 @@ struct Entry {
     local: TrafficSelector,
     remote: TrafficSelector,
     id: ChildId,
-    /// the CHILD_SA that it is to succeed is still there
+    /// the CHILD_SA that it is to succeed is still there, or it is itself about to go
     waits: bool,
     slot: Slot,
 }
@@ -94,7 +96,7 @@ impl Table {
             ));
         }
         let mut table = self.clone();
-        let slot = Slot { sa: Arc::new(Sa::new(sa)?), path: sa.path };
+        let slot = Slot { sa: Arc::new(Sa::new(sa)?), path: sa.path, retired: false };
         table.by_id.of(&sa.id).insert(sa.id, slot.clone());
         table.by_spi.of(&sa.spi_in).insert(sa.spi_in, slot);
         table.by_reqid.of(&sa.reqid).entry(sa.reqid).or_default().push(sa.id);
@@ -134,12 +136,28 @@ impl Table {
         Ok(table)
     }
 
+    /// The table in which others send instead of `ids`.
+    pub(super) fn retired(&self, ids: &[ChildId]) -> Table {
+        let mut table = self.clone();
+        for id in ids {
+            let Some(slot) = table.by_id.of(id).get_mut(id) else { continue };
+            slot.retired = true;
+            let slot = slot.clone();
+            let reqid = slot.sa.reqid;
+            table.by_spi.of(&slot.sa.spi_in).insert(slot.sa.spi_in, slot);
+            table.enter(reqid);
+        }
+        table
+    }
+
     /// Enters the selectors of an SA and of its kin anew: which of them waits depends on all of them.
     fn enter(&mut self, reqid: u32) {
         let ids = self.by_reqid.get(&reqid).cloned().unwrap_or_default();
         for &id in &ids {
             let Some(slot) = self.by_id.get(&id).cloned() else { continue };
-            let waits = slot.sa.waits && ids.iter().any(|before| *before < id);
+            let stays = |other: &ChildId| self.by_id.get(other).is_some_and(|slot| !slot.retired);
+            let comes = slot.sa.waits && ids.iter().any(|before| *before < id && stays(before));
+            let waits = slot.retired || comes;
             self.strike(&slot.sa);
             for &local in &slot.sa.ts_local {
                 for &remote in &slot.sa.ts_remote {
@@ -301,6 +319,15 @@ mod tests {
         // Ours, which crossed it, does not wait.
         assert_eq!(choose(&table.with(&successor(3)).unwrap(), &packet), Some(3));
         assert_eq!(choose(&table.without(ChildId(1)), &packet), Some(2));
+        // It still receives when it is about to go, also after a move.
+        let path = Path::new("192.0.2.9:4500".parse().unwrap(), child(1).path.remote);
+        let moved = ChildMove { id: ChildId(1), path, encap: true };
+        for table in
+            [table.retired(&[ChildId(1)]), table.retired(&[ChildId(1)]).moved(&[moved]).unwrap()]
+        {
+            assert_eq!(choose(&table, &packet), Some(2));
+            assert!(table.inbound(child(1).spi_in).is_some());
+        }
     }
 
     #[test]
