@@ -231,6 +231,11 @@ pub(crate) fn on_request(
         let Some(view) = sa.view() else { return Ok(()) };
         on_informational(sa, cx, &view, path, message_id, payloads)
     };
+    // The peer takes nothing more on its CHILD_SAs once it has the answer, so others send before that
+    // (RFC 7296 §1.4.1). Those of a rekeyed IKE_SA are the successor's.
+    if reason == Some(CloseReason::PeerDeleted) && !former::has_successor(sa) {
+        retire_children(sa, cx);
+    }
     let sent = sa.respond(cx, path, exchange, message_id, &response);
     match (sent, reason) {
         (Err(reason), _) => sa.close(cx, reason),
@@ -545,6 +550,15 @@ pub(crate) fn cap_children(sa: &mut Sa, cx: &mut Cx<'_>, on: bool) {
     }
 }
 
+/// Has other CHILD_SAs send instead of those of an IKE_SA that is about to go.
+fn retire_children(sa: &mut Sa, cx: &mut Cx<'_>) {
+    let State::Live(live) = &mut sa.state else { return };
+    if !live.children.is_empty() {
+        let children = live.children.iter().map(|child| child.id).collect();
+        cx.shared.action(sa.id, Action::Retire(children));
+    }
+}
+
 /// Ends the IKE_SA with DELETE (RFC 7296 §1.4.1), said together with `first`. The CHILD_SAs go at
 /// once.
 pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
@@ -569,10 +583,6 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
     // Where another IKE_SA has taken over, what is on its way to us still arrives: the CHILD_SAs go when
     // the peer has answered (RFC 7296 §2.8.3). What is sent on them after the DELETE would be lost.
     let replaced = live.verdict == Some(CloseReason::Replaced);
-    if replaced && !live.children.is_empty() {
-        let retired = live.children.iter().map(|child| child.id).collect();
-        cx.shared.action(sa.id, Action::Retire(retired));
-    }
     let old = if replaced { Vec::new() } else { std::mem::take(&mut live.children) };
     let children: Vec<(ChildId, u32)> =
         old.into_iter().chain(new).map(|c| (c.id, c.spi_in.0)).collect();
@@ -583,6 +593,7 @@ pub(crate) fn delete(sa: &mut Sa, cx: &mut Cx<'_>, first: Vec<Payload>) {
         cx.shared.esp_spis.remove(&spi);
         cx.shared.action(sa.id, Action::Remove(child));
     }
+    retire_children(sa, cx);
     cx.shared.timers.clear(sa.id, Timer::Liveness);
     cx.shared.release(sa.id);
     send_pending_delete(sa, cx);
