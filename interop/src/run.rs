@@ -31,7 +31,8 @@ pub const IN_GUEST: &str = "__in-guest";
 const VERDICT: &str = "verdict.json";
 
 /// Runs these scenarios in their order: those of this machine one after the other, and so many in guests of their own
-/// meanwhile; or all one after the other, if that is none. Gives their verdicts as `told`, one by one as they come.
+/// meanwhile, and beside them as many of those that mostly wait; or all one after the other, if that is none. Gives
+/// their verdicts as `told`, one by one as they come.
 ///
 /// # Errors
 /// `told` failed; no other scenario is begun then.
@@ -41,16 +42,18 @@ pub fn side_by_side(
     out: &Path,
     told: impl Fn(&Verdict) -> Result<()> + Sync,
 ) -> Result<Vec<Verdict>> {
+    let idle = |(_, one): &(usize, Scenario)| guests > 0 && one.waits();
     let in_guest = |(_, one): &(usize, Scenario)| guests > 0 && one.plane().is_in_kernel();
-    let (guest, here): (VecDeque<_>, VecDeque<_>) =
-        scenarios.into_iter().enumerate().partition(in_guest);
-    let lanes = [(Mutex::new(here), 1), (Mutex::new(guest), guests)];
+    let (idle, busy): (VecDeque<_>, VecDeque<_>) =
+        scenarios.into_iter().enumerate().partition(idle);
+    let (guest, here): (VecDeque<_>, VecDeque<_>) = busy.into_iter().partition(in_guest);
+    let lanes = [(Mutex::new(here), 1), (Mutex::new(guest), guests), (Mutex::new(idle), guests)];
     let verdicts = Mutex::new(Vec::new());
     let failed = Mutex::new(None);
     let lane = |queue: &Mutex<VecDeque<(usize, Scenario)>>| {
         let next = || lock(queue).pop_front().filter(|_| lock(&failed).is_none());
         while let Some((number, scenario)) = next() {
-            let verdict = run(scenario, out);
+            let verdict = run(scenario, out, guests > 0 && scenario.waits());
             let mut verdicts = lock(&verdicts);
             if let Err(failure) = told(&verdict) {
                 lock(&failed).get_or_insert(failure);
@@ -75,12 +78,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs one scenario; its evidence goes to a folder of its name in `out`.
-pub fn run(scenario: Scenario, out: &Path) -> Verdict {
+/// Runs one scenario, in a process of its own if it runs `beside` others on this machine; its evidence goes to a folder of its
+/// name in `out`.
+fn run(scenario: Scenario, out: &Path, beside: bool) -> Verdict {
     let start = Instant::now();
     let folder = out.join(scenario.name());
     let mut verdict = Verdict::on(&scenario);
-    match attempt(scenario, &folder, &mut verdict) {
+    match attempt(scenario, &folder, &mut verdict, beside) {
         Ok(()) => match (verdict.passed, oracle::judge(&folder)) {
             (_, Ok(judged)) => verdict.note(judged),
             (true, Err(failure)) => {
@@ -108,7 +112,7 @@ pub fn run(scenario: Scenario, out: &Path) -> Verdict {
     verdict
 }
 
-fn attempt(scenario: Scenario, folder: &Path, verdict: &mut Verdict) -> Result<()> {
+fn attempt(scenario: Scenario, folder: &Path, verdict: &mut Verdict, beside: bool) -> Result<()> {
     let programs = scenario.programs();
     prerequisites::require(&programs, scenario.plane())?;
     let bewick = match programs.contains(&Program::Bewick) {
@@ -119,10 +123,22 @@ fn attempt(scenario: Scenario, folder: &Path, verdict: &mut Verdict) -> Result<(
     aside::make_room(folder)?;
     fs::create_dir_all(folder).context(folder.display())?;
     match scenario.plane() {
+        Plane::Userspace if beside => *verdict = in_process(scenario, folder, bewick)?,
         Plane::Userspace => scenario.judge(folder, verdict),
         Plane::Kernel | Plane::CloudKernel => *verdict = in_guest(scenario, folder, bewick)?,
     }
     Ok(())
+}
+
+/// Namespaces and the like are named after the process.
+fn in_process(scenario: Scenario, folder: &Path, bewick: Option<PathBuf>) -> Result<Verdict> {
+    let mut command = Command::new(std::env::current_exe().context("own path")?);
+    command.current_dir(folder).arg(IN_GUEST).arg(scenario.name()).args(bewick);
+    let done = process::finish(&mut command, lifetime(scenario.plane()))?;
+    Verdict::read(&folder.join(VERDICT)).map_err(|error| {
+        let said = process::one_line(&format!("{} {}", done.stderr, done.stdout));
+        fail!("the scenario gave no verdict ({error}); {}: {said}", done.status)
+    })
 }
 
 fn in_guest(scenario: Scenario, folder: &Path, bewick: Option<PathBuf>) -> Result<Verdict> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::life::{self, Life};
+use crate::life::{self, Life, Topic};
 use crate::peer::{Plane, Program};
 use crate::report::Verdict;
 use crate::roam::{self, Roam};
@@ -46,6 +46,11 @@ impl Scenario {
             Scenario::Roam(roam) => !in_guest || roam.client != roam.gateway,
             Scenario::Life(life) => life.topic.is_quick(in_guest),
         }
+    }
+
+    /// Whether it waits for most of its time: it takes minutes, and hardly any of the processor.
+    pub fn waits(&self) -> bool {
+        matches!(self, Scenario::Life(life) if life.topic == Topic::Deaths)
     }
 
     /// Who handles ESP; the kernel's is the guest's.

@@ -1,12 +1,13 @@
 //! A move while a question of either end is on its way to nowhere: it follows the move, and is answered there
 //! (RFC 4555 §3.5).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::case::Running;
 use super::travel::{arrived, moves_with};
-use crate::capture::{self, CREATE_CHILD_SA, INFORMATIONAL};
+use crate::capture::{self, CREATE_CHILD_SA, INFORMATIONAL, Told};
 use crate::ends::AGREED;
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -18,6 +19,8 @@ use crate::topology::{GATEWAY, Loss, Node};
 /// How long an end may take to ask: bewick's silent path under traffic is asked after a second, and where an
 /// end is told to ask after a second of silence it looks now and then.
 const ASKED: Duration = Duration::from_secs(5);
+/// How soon a question follows the answer to the one before, if it does.
+const FOLLOWS: Duration = Duration::from_millis(100);
 /// How long traffic may stay away: what is outstanding may be sent again only after a while.
 const AWAY: Duration = Duration::from_secs(10);
 
@@ -41,7 +44,8 @@ pub struct Outstanding {
     pub question: Question,
     /// Who has asked.
     pub by: Node,
-    /// Whether the question is lost; else the uplink is lost behind it.
+    /// Whether the question is lost; else the uplink is lost right behind the answer. strongSwan, as a client that
+    /// has not got its answer, asks again on the path that is gone until it gives up, and does not move.
     pub unheard: bool,
 }
 
@@ -100,6 +104,9 @@ impl Outstanding {
                     false => Err(fail!("the {} has not asked", by.name())),
                 })
             });
+            if !unheard {
+                answered(running, asker)?;
+            }
             topology.lose(&lost, Loss::LinkDown)?;
             match (question, unheard) {
                 (_, false) => {}
@@ -127,8 +134,27 @@ impl Outstanding {
     }
 }
 
+/// Waits until all that has been asked from there has its answer, and nothing more follows.
+pub fn answered(running: &Running<'_>, asker: IpAddr) -> Result<()> {
+    let mut before = None;
+    process::eventually(ASKED, || {
+        let told = capture::told_so_far(&running.out)?;
+        let of = |one: &Told| (one.spi_i, one.exchange, one.message_id);
+        let requests = told.iter().filter(|one| one.from == asker && !one.is_response);
+        let requests: BTreeSet<_> = requests.map(of).collect();
+        let responses = told.iter().filter(|one| one.to == asker && one.is_response);
+        let responses: BTreeSet<_> = responses.map(of).collect();
+        let open = requests.difference(&responses).count();
+        if open > 0 || before.replace(requests.len()) != Some(requests.len()) {
+            std::thread::sleep(FOLLOWS);
+            return Err(fail!("{open} requests from {asker} have no answer"));
+        }
+        Ok(())
+    })
+}
+
 /// How many requests of this exchange have come from there so far.
-fn asked(running: &Running<'_>, from: IpAddr, exchange: u8) -> Result<usize> {
+pub fn asked(running: &Running<'_>, from: IpAddr, exchange: u8) -> Result<usize> {
     let asked = capture::asked_so_far(&running.out)?;
     Ok(asked.iter().filter(|one| one.from == from && one.exchange == exchange).count())
 }

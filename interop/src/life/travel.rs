@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::case::Running;
 use super::detour;
-use super::outstanding::Outstanding;
+use super::outstanding::{self, Outstanding};
 use super::transfer::Transfer;
+use crate::capture::CREATE_CHILD_SA;
 use crate::ends::only;
 use crate::fail;
 use crate::failure::{Context, Result};
@@ -71,7 +72,7 @@ pub enum Travel {
         ike: bool,
         /// Who asks.
         by: Node,
-        /// Whether the question is lost too.
+        /// Whether the question is lost too; else the uplink is lost right behind the answer.
         unheard: bool,
         /// Whether it may be put off: an end that gives a CHILD_SA new keys refuses this for the IKE_SA.
         put_off: bool,
@@ -154,6 +155,9 @@ impl Travel {
                     if unheard {
                         topology.silence(&lost)?;
                     }
+                    let asker: IpAddr =
+                        if by.is_client() { lost.seen_as.into() } else { GATEWAY.into() };
+                    let so_far = outstanding::asked(running, asker, CREATE_CHILD_SA)?;
                     let peer = running.ends.at(by);
                     if ike {
                         peer.rekey_ike()?
@@ -163,6 +167,14 @@ impl Travel {
                     if unheard {
                         // The daemon asks a moment after it was told to.
                         std::thread::sleep(Duration::from_millis(100));
+                    } else {
+                        process::eventually(SEEN, || {
+                            match outstanding::asked(running, asker, CREATE_CHILD_SA)? > so_far {
+                                true => Ok(()),
+                                false => Err(fail!("the {} has not asked", by.name())),
+                            }
+                        })?;
+                        outstanding::answered(running, asker)?;
                     }
                     topology.lose(&lost, Loss::LinkDown)?;
                     if unheard { topology.unsilence(&lost) } else { Ok(()) }
