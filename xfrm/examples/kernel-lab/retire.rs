@@ -16,7 +16,8 @@ const GCM: EspSuite = EspSuite::AesGcm16 { key_bits: 128 };
 /// retired it, and what the peer sends on it is taken (RFC 7296 §1.4.1, §2.8.3).
 pub fn retire(runtime: &tokio::runtime::Runtime, method: Method) -> Result<()> {
     println!("-- retire");
-    for (goes, stays, waits) in [(CHILD, OTHER, true), (CHILD, OTHER, false), (OTHER, CHILD, false)]
+    for (goes, stays, waits) in
+        [(CHILD, OTHER, true), (CHILD, OTHER, false), (OTHER, CHILD, false), (OTHER, CHILD, true)]
     {
         let mut pair = Pair::open(runtime, method)?;
         let place = (path(A0, 4500, B0, 4500), false);

@@ -276,7 +276,8 @@ impl KernelPlane {
 
     /// Lets a CHILD_SA send if it waits.
     fn release(&mut self, id: ChildId) -> Result<(), PlaneError> {
-        let Some(child) = self.children.get_mut(&id).filter(|child| child.waits) else {
+        let Some(child) = self.children.get_mut(&id).filter(|child| child.waits && !child.retired)
+        else {
             return Ok(());
         };
         let sa = child.sa.clone();

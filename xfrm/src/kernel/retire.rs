@@ -17,7 +17,7 @@ impl KernelPlane {
             return Ok(());
         };
         // A copy, as what follows needs both it and all of `self`; its keys are zeroed on drop.
-        let (sa, flows) = (child.sa.clone(), child.flows.clone());
+        let (sa, flows, waits) = (child.sa.clone(), child.flows.clone(), child.waits);
         self.release_after(id)?;
         let sends = |other: &ChildId| {
             let child = self.children.get(other).filter(|_| *other != id);
@@ -38,10 +38,12 @@ impl KernelPlane {
             }
         }
         let key = Place::of(&sa).key(&sa, Side::Out);
-        let (_, used) = self.snapshot(key)?;
+        let used = if waits { None } else { Some(self.snapshot(key)?.1) };
         if let Some(child) = self.children.get_mut(&id) {
             child.retired = true;
         }
+        // One that waits has none.
+        let Some(used) = used else { return Ok(()) };
         self.delete_state(key)?;
         self.ledger.lock().close(&key, used);
         Ok(())
