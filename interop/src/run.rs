@@ -78,8 +78,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs one scenario, in a process of its own if it runs `beside` others on this machine; its evidence goes to a folder of its
-/// name in `out`.
+/// Runs one scenario, in a process of its own if it runs `beside` others on this machine; its evidence goes to a folder
+/// of its name in `out`.
 fn run(scenario: Scenario, out: &Path, beside: bool) -> Verdict {
     let start = Instant::now();
     let folder = out.join(scenario.name());

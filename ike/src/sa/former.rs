@@ -87,11 +87,6 @@ pub(crate) fn successor(sa: &Sa) -> Option<&Nonces> {
     })
 }
 
-/// Whether the peer has asked for a successor that stands beside the IKE_SA.
-pub(crate) fn has_successor(sa: &Sa) -> bool {
-    sa.former.iter().any(|former| matches!(former.fate, Fate::Successor { .. }))
-}
-
 /// Takes the peer's successor out of the list.
 pub(crate) fn take_successor(sa: &mut Sa) -> Option<Channel> {
     let at = sa.former.iter().position(|f| matches!(f.fate, Fate::Successor { .. }))?;

@@ -233,7 +233,7 @@ pub(crate) fn on_request(
     };
     // The peer takes nothing more on its CHILD_SAs once it has the answer, so others send before that
     // (RFC 7296 §1.4.1). Those of a rekeyed IKE_SA are the successor's.
-    if reason == Some(CloseReason::PeerDeleted) && !former::has_successor(sa) {
+    if reason == Some(CloseReason::PeerDeleted) && former::successor(sa).is_none() {
         retire_children(sa, cx);
     }
     let sent = sa.respond(cx, path, exchange, message_id, &response);

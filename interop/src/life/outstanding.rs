@@ -14,7 +14,7 @@ use crate::failure::{Context, Result};
 use crate::peer::tunnel::Network;
 use crate::peer::{Program, SaView};
 use crate::process;
-use crate::topology::{GATEWAY, Loss, Node};
+use crate::topology::{GATEWAY, Loss, Node, Uplink};
 
 /// How long an end may take to ask: bewick's silent path under traffic is asked after a second, and where an
 /// end is told to ask after a second of silence it looks now and then.
@@ -82,7 +82,7 @@ impl Outstanding {
             Question::Child => CREATE_CHILD_SA,
             _ => INFORMATIONAL,
         };
-        let asker: IpAddr = if by.is_client() { lost.seen_as.into() } else { GATEWAY.into() };
+        let asker = address_of(by, &lost);
         let asks = |running: &mut Running<'_>| {
             let so_far = asked(running, asker, exchange)?;
             match (question, unheard) {
@@ -98,12 +98,7 @@ impl Outstanding {
                 Question::OldEnd => peer.rekey_children(),
                 Question::Child => peer.ask_for_child(second),
             };
-            let asked = told.and_then(|()| {
-                process::eventually(ASKED, || match asked(running, asker, exchange)? > so_far {
-                    true => Ok(()),
-                    false => Err(fail!("the {} has not asked", by.name())),
-                })
-            });
+            let asked = told.and_then(|()| has_asked(running, by, asker, exchange, so_far));
             if !unheard {
                 answered(running, asker)?;
             }
@@ -132,6 +127,25 @@ impl Outstanding {
         std::thread::sleep(AGREED / 5);
         running.ends.agree(count).map(drop)
     }
+}
+
+/// Where the router sees this end on this uplink.
+pub fn address_of(node: Node, uplink: &Uplink) -> IpAddr {
+    if node.is_client() { uplink.seen_as.into() } else { GATEWAY.into() }
+}
+
+/// Waits until more than `so_far` requests of this exchange have come from there.
+pub fn has_asked(
+    running: &Running<'_>,
+    by: Node,
+    asker: IpAddr,
+    exchange: u8,
+    so_far: usize,
+) -> Result<()> {
+    process::eventually(ASKED, || match asked(running, asker, exchange)? > so_far {
+        true => Ok(()),
+        false => Err(fail!("the {} has not asked", by.name())),
+    })
 }
 
 /// Waits until all that has been asked from there has its answer, and nothing more follows.

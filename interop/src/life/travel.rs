@@ -155,8 +155,7 @@ impl Travel {
                     if unheard {
                         topology.silence(&lost)?;
                     }
-                    let asker: IpAddr =
-                        if by.is_client() { lost.seen_as.into() } else { GATEWAY.into() };
+                    let asker = outstanding::address_of(by, &lost);
                     let so_far = outstanding::asked(running, asker, CREATE_CHILD_SA)?;
                     let peer = running.ends.at(by);
                     if ike {
@@ -168,12 +167,7 @@ impl Travel {
                         // The daemon asks a moment after it was told to.
                         std::thread::sleep(Duration::from_millis(100));
                     } else {
-                        process::eventually(SEEN, || {
-                            match outstanding::asked(running, asker, CREATE_CHILD_SA)? > so_far {
-                                true => Ok(()),
-                                false => Err(fail!("the {} has not asked", by.name())),
-                            }
-                        })?;
+                        outstanding::has_asked(running, by, asker, CREATE_CHILD_SA, so_far)?;
                         outstanding::answered(running, asker)?;
                     }
                     topology.lose(&lost, Loss::LinkDown)?;

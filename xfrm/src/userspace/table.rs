@@ -142,9 +142,7 @@ impl Table {
         for id in ids {
             let Some(slot) = table.by_id.of(id).get_mut(id) else { continue };
             slot.retired = true;
-            let slot = slot.clone();
             let reqid = slot.sa.reqid;
-            table.by_spi.of(&slot.sa.spi_in).insert(slot.sa.spi_in, slot);
             table.enter(reqid);
         }
         table
