@@ -178,7 +178,11 @@ impl Travel {
                     let spis = client.spis != before[0].spis;
                     there(client, gateway) && (put_off || if ike { spis } else { children })
                 };
-                let moved = moves(running, LOST_QUESTION, asks, renewed);
+                // In userspace strongSwan sends from its new address with new keys only, and waits for up to 15 s before
+                // it asks for them again if it was told to wait for the IKE_SA's (TEMPORARY_FAILURE, RFC 7296 §2.25.2).
+                let waits = put_off && !running.stage.life.plane.is_in_kernel();
+                let limit = if waits { MOVED } else { LOST_QUESTION };
+                let moved = moves(running, limit, asks, renewed);
                 topology.restore(&lost)?;
                 moved
             }
