@@ -178,7 +178,7 @@ impl Travel {
                     let spis = client.spis != before[0].spis;
                     there(client, gateway) && (put_off || if ike { spis } else { children })
                 };
-                // In userspace strongSwan sends from its new address with new keys only, and waits for up to 15 s before
+                // In userspace strongSwan sends from its new address with new keys only, and waits for 6 s or 12 before
                 // it asks for them again if it was told to wait for the IKE_SA's (TEMPORARY_FAILURE, RFC 7296 §2.25.2).
                 let waits = put_off && !running.stage.life.plane.is_in_kernel();
                 let limit = if waits { MOVED } else { LOST_QUESTION };
