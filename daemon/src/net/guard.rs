@@ -6,8 +6,8 @@
 //! outer packet where the kernel checks the way back (`OUTER_PRIORITY`): such packets get no further
 //! than here. So does what this machine forwards for others.
 //!
-//! The rules outlive the daemon, and are replaced in one transaction: what is closed is never open in
-//! between. They are a table of nftables, or where the kernel has none a chain of iptables' `mangle`.
+//! The rules outlive the daemon, and are replaced at once: what is closed is never open in between. They
+//! are a table of nftables, or where the kernel has none a chain of iptables' `mangle`.
 
 mod nft;
 mod xtables;

@@ -14,14 +14,23 @@ use crate::{
 /// The table's name, in the family inet.
 pub(in crate::net) const TABLE_NAME: &str = "bewick";
 
+/// The chain's name in it.
+const CHAIN: &str = "leaving";
+
 /// Asks whether [`load`] would work.
 pub(super) async fn probe(exits: &Exits, nets: &BTreeSet<IpNet>) -> Result<(), ToolError> {
     nft(&["-c", "-f", "-"], &text(exits, nets)).await.map(|_| ())
 }
 
-/// Replaces the table.
+/// Puts these rules in the place of those that the table has. A table that others have made something else of is
+/// replaced whole.
 pub(super) async fn load(exits: &Exits, nets: &BTreeSet<IpNet>) -> Result<(), ToolError> {
-    nft(&["-f", "-"], &text(exits, nets)).await.map(|_| ())
+    let text = text(exits, nets);
+    if nft(&["-f", "-"], &text).await.is_ok() {
+        return Ok(());
+    }
+    let anew = format!("add table inet {TABLE_NAME}\ndelete table inet {TABLE_NAME}\n{text}");
+    nft(&["-f", "-"], &anew).await.map(|_| ())
 }
 
 /// Removes the table, if there is one.
@@ -90,52 +99,49 @@ async fn nft(arguments: &[&str], input: &str) -> Result<String, ToolError> {
 ///
 /// All of it stands in postrouting: there the interface is known, and whether the kernel will
 /// encrypt. A packet that it has encrypted comes by again, with our mark.
+///
+/// The rules are replaced within the chain, and name no set, not even `{ a, b }`: of one chain a packet sees either
+/// all rules or all those before them, while between a chain that goes and one that comes, and in a set that
+/// goes while it is looked into, it may see neither.
 fn text(exits: &Exits, nets: &BTreeSet<IpNet>) -> String {
-    let quoted = exits.devices.iter().map(|device| format!(", \"{device}\""));
-    let ours = format!("{{ \"lo\"{} }}", quoted.collect::<String>());
     let mut text = format!(
-        "add table inet {TABLE_NAME}\ndelete table inet {TABLE_NAME}\n\
-             table inet {TABLE_NAME} {{\n"
+        "add table inet {TABLE_NAME}\n\
+             add chain inet {TABLE_NAME} {CHAIN} {{ \
+             type filter hook postrouting priority filter; policy accept; }}\n\
+             flush chain inet {TABLE_NAME} {CHAIN}\n"
     );
-    let sets = [("ipv4", "ip", true), ("ipv6", "ip6", false)];
-    for (family, _, ipv4) in sets {
-        let list: Vec<IpNet> =
-            nets.iter().filter(|net| net.addr().is_ipv4() == ipv4).copied().collect();
-        if list.is_empty() {
-            continue;
-        }
-        // intervals must not overlap
-        let list: Vec<String> = IpNet::aggregate(&list).iter().map(IpNet::to_string).collect();
-        let list = list.join(", ");
-        let _ = writeln!(
-            text,
-            "set {family} {{ type {family}_addr; flags interval; elements = {{ {list} }}; }}"
-        );
+    let mut rule = |rule: &str| {
+        let _ = writeln!(text, "add rule inet {TABLE_NAME} {CHAIN} {rule}");
+    };
+    rule("oifname \"lo\" accept");
+    for device in &exits.devices {
+        rule(&format!("oifname \"{device}\" accept"));
     }
-    let _ = write!(
-        text,
-        "chain leaving {{\n\
-             type filter hook postrouting priority filter; policy accept;\n\
-             oifname {ours} accept\n\
-             meta mark {MARK:#x} accept\n"
-    );
+    rule(&format!("meta mark {MARK:#x} accept"));
     if exits.kernel_esp {
-        text += "rt ipsec exists accept\n";
+        rule("rt ipsec exists accept");
     }
     // A lease that is asked for again (RFC 2131 §4.1, RFC 9915 §7.2), and what the link itself is made
     // of (RFC 4861 §4.1 to 4.4, RFC 3810 §5): ports and types that are for root alone.
-    text += "meta nfproto ipv4 udp sport 68 udp dport 67 accept\n\
-                 ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::1:2 } udp sport 546 udp dport 547 accept\n\
-                 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept\n\
-                 icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } ip6 hoplimit 1 accept\n";
-    for (family, header, ipv4) in sets {
-        if nets.iter().any(|net| net.addr().is_ipv4() == ipv4) {
-            let _ = writeln!(text, "{header} daddr @{family} counter drop");
+    rule("meta nfproto ipv4 udp sport 68 udp dport 67 accept");
+    for to in ["fe80::/10", "ff02::1:2"] {
+        rule(&format!("ip6 saddr fe80::/10 ip6 daddr {to} udp sport 546 udp dport 547 accept"));
+    }
+    for (limit, kinds) in [
+        (255, ["nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert"]),
+        (1, ["mld-listener-report", "mld-listener-done", "mld2-listener-report"]),
+    ] {
+        for kind in kinds {
+            rule(&format!("icmpv6 type {kind} ip6 hoplimit {limit} accept"));
         }
     }
-    text += "}\n}\n";
+    for net in IpNet::aggregate(&nets.iter().copied().collect()) {
+        let header = if net.addr().is_ipv4() { "ip" } else { "ip6" };
+        rule(&format!("{header} daddr {net} counter drop"));
+    }
     text
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,20 +154,21 @@ mod tests {
     fn what_may_leave_comes_before_what_may_not() {
         let exits = Exits { devices: ["bewick0".into()].into(), kernel_esp: true };
         let text = text(&exits, &nets(&["10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32"]));
-        let set = "set ipv4 { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 }; }";
-        assert!(text.contains(set), "{text}");
         let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is not in {text}"));
-        let first = at("ip daddr @ipv4 counter drop");
-        for allowed in ["{ \"lo\", \"bewick0\" } accept", "mark 0xbe1c accept", "rt ipsec exists"] {
+        let first = at("leaving ip daddr 10.0.0.0/8 counter drop");
+        for allowed in
+            ["\"lo\" accept", "\"bewick0\" accept", "mark 0xbe1c accept", "rt ipsec exists"]
+        {
             assert!(at(allowed) < first, "{allowed}");
         }
-        assert!(first < at("ip6 daddr @ipv6 counter drop"));
+        assert!(first < at("leaving ip6 daddr 2001:db8::/32 counter drop"));
+        assert!(!text.contains("10.1.0.0"), "{text}");
     }
 
     #[test]
     fn only_the_kernels_esp_is_asked_for_and_only_the_families_that_are_closed() {
         let exits = Exits { devices: ["bewick0".into()].into(), kernel_esp: false };
         let text = text(&exits, &nets(&["0.0.0.0/0"]));
-        assert!(!text.contains("ipsec") && !text.contains("@ipv6"), "{text}");
+        assert!(!text.contains("ipsec") && !text.contains("leaving ip6 daddr"), "{text}");
     }
 }

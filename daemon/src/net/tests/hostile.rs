@@ -277,6 +277,60 @@ fn in_hostile_network(means: &'static [Means]) {
 }
 
 #[test]
+fn what_is_closed_is_never_open_while_the_rules_change() {
+    in_namespace(|handle| async move {
+        uplink(&handle, "eth0", "10.1.0.7", "10.1.0.1", 100).await;
+        ipv6(&handle, "eth0", "2001:db8:1::7", "2001:db8:1::1", 100).await;
+        for router in ["10.1.0.1", "2001:db8:1::1"] {
+            know(&handle, "eth0", router).await;
+        }
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
+        let all = nets(&["0.0.0.0/0", "::/0"]);
+        let more_than_all = nets(&["0.0.0.0/1", "128.0.0.0/1", "::/0"]);
+        let tap = Tap::open();
+        for means in [&[Means::Nft], &[Means::Xtables]] {
+            let mut guard = Guard::new("bewick0", false, means);
+            guard.set(Clone::clone(&all)).await.unwrap();
+            let senders = HOSTS.map(Sender::start);
+            more(&senders).await;
+            let _ = tap.sent();
+            for _ in 0..60 {
+                guard.set(Clone::clone(&more_than_all)).await.unwrap();
+                guard.let_pass(["ipsec0".to_owned()].into());
+                guard.set(Clone::clone(&all)).await.unwrap();
+                guard.let_pass(Default::default());
+                // another run, which does not know what is there
+                guard = Guard::new("bewick0", false, means);
+            }
+            more(&senders).await;
+            drop(senders);
+            inside_only(&tap, 0, "while the rules change");
+            guard.remove().await.unwrap();
+        }
+        let senders = HOSTS.map(Sender::start);
+        more(&senders).await;
+        assert!(tap.sent().len() >= 10, "the tap sees what leaves in clear");
+    });
+}
+
+#[test]
+fn a_table_that_others_have_made_something_else_of_is_replaced() {
+    in_namespace(|_| async move {
+        program("nft", &["add table inet bewick"]);
+        program("nft", &["add chain inet bewick leaving { type filter hook input priority 5; }"]);
+        assert!(filters().contains("hook input"));
+        let nets = std::collections::BTreeSet::from(["10.0.0.0/8".parse().unwrap()]);
+        let mut guard = Guard::new("bewick0", false, &[Means::Nft]);
+        guard.set(nets).await.unwrap();
+        let filters = filters();
+        assert!(
+            filters.contains("hook postrouting") && !filters.contains("hook input"),
+            "{filters}"
+        );
+    });
+}
+
+#[test]
 fn the_rules_that_let_the_kernels_esp_pass_are_taken_by_either_means() {
     in_namespace(|_| async move {
         let nets = std::collections::BTreeSet::from(["0.0.0.0/0".parse().unwrap()]);
