@@ -195,6 +195,10 @@ fn run_scenarios(
         println!("{}", serde_json::to_string(&summary).context("summary")?);
     }
     let say = |line: String| if json { eprintln!("{line}") } else { println!("{line}") };
+    // Once more together: of a long run the end is what is looked at.
+    for failed in summary.scenarios.iter().filter(|verdict| !verdict.passed) {
+        say(format!("failed: {}", failed.lines()));
+    }
     say(format!("all of it took {:.0} s", begun.elapsed().as_secs_f64()));
     say(format!("{} passed, {} failed", summary.passed, summary.failed));
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
